@@ -1,0 +1,27 @@
+"""fxtie: tensors of a PyTorch model as functions of other tensors of the same model."""
+
+from fxtie import transforms
+from fxtie.bank import Bank
+from fxtie.capture import transform
+from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
+from fxtie.plan import Plan, plan
+from fxtie.report import Report, report
+from fxtie.rules import Rule, Tie
+from fxtie.transforms import same
+
+__all__ = [
+    "Bank",
+    "CaptureError",
+    "FxtieError",
+    "Plan",
+    "PlanError",
+    "Report",
+    "Rule",
+    "RuleError",
+    "Tie",
+    "plan",
+    "report",
+    "same",
+    "transform",
+    "transforms",
+]

@@ -1,0 +1,233 @@
+"""Plan + model -> tied model: copies, derived attributes, and graphs of the forwards.
+
+In: a checked `Plan` and the model. Out: the tied model. Called by users as `fxtie.transform`.
+
+First the model is copied along the paths to its targets and the targets' tensors become derived
+attributes: already a right, if plain, tied model. Then the root's forward is traced, opening only
+the modules on these paths, so that the derivations stand in the graph. A module whose forward can't
+be traced is *kept*: rolled back to one opaque call, and what is inside it is captured by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie import tied
+from fxtie.copying import copy_paths
+from fxtie.errors import CaptureError, FxtieError
+from fxtie.graphs import same_graph
+from fxtie.module_tracer import trace_module
+from fxtie.names import Names, Slot
+from fxtie.plan import Plan, plan
+from fxtie.report import Kept, Report
+from fxtie.rules import Rules
+from fxtie.tied import Derived, Region, Source
+from fxtie.tracing import Stop
+
+
+def transform(
+    model: nn.Module,
+    rules: Rules | Plan,
+    *,
+    compile: bool | dict[str, Any] = False,
+    strict: bool = False,
+) -> Any:
+    """Tie tensors of a model by rules, as a graph.
+
+    Args:
+        model: any module. It is not changed and goes on working.
+        rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
+        compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
+        strict: raise where a forward can't be captured, instead of keeping it as it is.
+
+    Returns:
+        The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule`
+        if the root's forward could be captured; then `graph` and `code` show it. All tensors that
+        are not derived are the model's own objects, and so are the modules that lead to no target.
+
+    Raises:
+        PlanError: if the rules don't fit the model.
+        CaptureError: with `strict=True`, naming the kept modules with file, line and reason.
+
+    Notes:
+        * Derived tensors are no parameters any more and have no key in the state_dict; the other
+          keys keep their names. A checkpoint of the untied model loads.
+        * Training and evaluation are captured both; `.train()` and `.eval()`, of the whole or of a
+          part, choose between them.
+        * Reading `tied.conv_2.weight` gives the derived value.
+
+    Example:
+        >>> import fxtie, torch
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> tied = fxtie.transform(net, fxtie.Rule("2", "0", weight=torch.square))
+        >>> sorted(tied.state_dict())
+        ['0.bias', '0.weight']
+        >>> x = torch.ones(1, 4)
+        >>> expected = net[0](x).relu() @ net[0].weight.square().T + net[0].bias
+        >>> torch.testing.assert_close(tied(x), expected)
+    """
+    checked = rules if isinstance(rules, Plan) else plan(model, rules)
+    result = _Capture(model, checked).run()
+    kept = result.__dict__["_fxtie_report"].kept
+    if strict and kept:
+        listed = "\n".join(f"  {k}" for k in kept)
+        raise CaptureError(f"Modules whose forward can't be captured:\n{listed}")
+    if compile:
+        return torch.compile(result, **(compile if isinstance(compile, dict) else {}))
+    return result
+
+
+class _Capture:
+    """One run of the pass."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.plan = plan
+        self.model = model
+        self.names = Names(model)
+        self.kept: dict[str, Kept] = {}
+        self.regions: list[str] = []
+        self.used: set[int] = set()
+        self.seen: set[nn.Module] = set()
+
+    def run(self) -> nn.Module:
+        root = self.copy()
+        self.capture(root, "")
+        unused = [] if self.kept else [d.name for d in self.derived if id(d) not in self.used]
+        root.__dict__["_fxtie_report"] = Report(
+            self.plan, tuple(self.regions), tuple(self.kept), tuple(unused)
+        )
+        return root
+
+    # -- copies with derived attributes ---------------------------------------------------------
+
+    def copy(self) -> nn.Module:
+        """The tied model, with every forward still as the user wrote it."""
+        slots = [self.slot(tie.target) for tie in self.plan.ties]
+        copies = copy_paths(self.model, [slot.owner for slot in slots])
+        self.on_path = set(copies.values())
+        root = copies[self.model]
+        extra = self.register_modules(root)
+        self.derived: list[Derived] = []
+        for step, slot in zip(self.plan.steps, slots, strict=True):
+            owner = copies[slot.owner]
+            sources = []
+            for name in step.tie.sources:
+                source = extra.get(name) or self.slot(name)
+                owner_now = copies.get(source.owner, source.owner)
+                sources.append(Source(owner_now, source.attr, name))
+            derived = Derived(
+                step.tie.target,
+                step.lowered,
+                tuple(sources),
+                torch.Size(step.spec.shape),
+                stored=step.tie.is_self_derived,
+            )
+            self.derived.append(derived)
+            self.derive(owner, slot.attr, derived)
+        for module in self.on_path:
+            if "_fxtie_derived" in module.__dict__:
+                module.__class__ = tied.tied_class(tied.user_class(module))
+        return root
+
+    def slot(self, name: str) -> Slot:
+        slot = self.names.find(name)
+        if isinstance(slot, str):
+            raise FxtieError(f"The plan was made for another model: {name!r} {slot}")
+        return slot
+
+    def register_modules(self, root: nn.Module) -> dict[str, Slot]:
+        """Give learnable transforms and banks their place under `ties`. Returns their tensors."""
+        if not self.plan.modules:
+            return {}
+        if "ties" not in root._modules:
+            if hasattr(root, "ties"):
+                raise FxtieError(
+                    "The model has an attribute 'ties', which is where fxtie registers learnable "
+                    "transforms. Rename it."
+                )
+            root._modules["ties"] = nn.Module()
+        ties = root._modules["ties"]
+        assert ties is not None
+        for name, module in self.plan.modules.items():
+            ties._modules[name] = module
+        added = Names(ties)
+        return {f"ties.{name}": slot for name in added.tensors if isinstance(slot := added.find(name), Slot)}
+
+    @staticmethod
+    def derive(owner: nn.Module, attr: str, derived: Derived) -> None:
+        """Replace a stored tensor of a path copy by a derived attribute."""
+        members = owner.__dict__
+        members["_fxtie_derived"] = {**members.get("_fxtie_derived", {}), attr: derived}
+        if not derived.stored:
+            owner._parameters.pop(attr, None)
+            owner._buffers.pop(attr, None)
+
+    # -- graphs ---------------------------------------------------------------------------------
+
+    def capture(self, module: nn.Module, name: str) -> None:
+        """Make a path copy a region, or keep it and go on with what is inside."""
+        if module in self.seen:
+            return
+        self.seen.add(module)
+        if _has_forward(module):
+            try:
+                kept_inside = self.make_region(module, name)
+            except Stop as stop:
+                self.kept[name] = Kept.because(name, module, stop)
+            else:
+                self.regions.append(name)
+                for inner_name, inner in kept_inside.items():
+                    self.descend(inner, _join(name, inner_name))
+                return
+        self.descend(module, name)
+
+    def descend(self, module: nn.Module, name: str) -> None:
+        for child_name, child in module.named_children():
+            if child in self.on_path:
+                self.capture(child, _join(name, child_name))
+
+    def make_region(self, module: nn.Module, name: str) -> dict[str, nn.Module]:
+        """Capture a module's forward in both modes. Returns the modules kept inside it."""
+        if names := tied.clashes(module):
+            raise Stop(f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})")
+        if "forward" in module.__dict__:
+            raise Stop("has a forward that was replaced on the instance")
+        borrowed: dict[str, nn.Module] = {}
+        train = trace_module(module, True, self.on_path, borrowed)
+        evaluate = train
+        if train.switches:
+            evaluate = trace_module(module, False, self.on_path, borrowed)
+            if same_graph(train.graph, evaluate.graph):
+                evaluate = train
+        switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
+        modules = dict(module.named_modules())
+        kept_inside = {}
+        for tracer in (train, evaluate):
+            self.used |= tracer.used
+            for inner_name, kept in tracer.kept.items():
+                kept_inside[inner_name] = modules[inner_name]
+                full = _join(name, inner_name)
+                self.kept.setdefault(full, replace(kept, name=full))
+        module.__dict__.update(borrowed)
+        module.__class__ = tied.region_class(tied.user_class(module))
+        assert isinstance(module, Region)
+        module._fxtie_become(
+            {True: train.variant, False: evaluate.variant}
+            if train is not evaluate
+            else dict.fromkeys((True, False), train.variant),
+            switches,
+            tuple(node.target for node in train.graph.find_nodes(op="placeholder")),
+        )
+        return kept_inside
+
+
+def _join(*parts: str) -> str:
+    return ".".join(filter(None, parts))
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward

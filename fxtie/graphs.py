@@ -1,0 +1,83 @@
+"""Small tools on `torch.fx.Graph`: as records for pickling and copying, inlining, comparing.
+
+In: graphs. Out: graphs or plain data. Called by `lowering.py`, `capture.py` and `tied.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """Stands for a node among a record's arguments."""
+
+    name: str
+
+
+Record = tuple[str, str, Any, Any, Any, Any, dict[str, Any]]
+
+
+def graph_to_records(graph: fx.Graph) -> list[Record]:
+    """One plain tuple per node, in order: what pickle and deepcopy can take.
+
+    A `GraphModule` pickles as code that is traced again, which loses `node.meta` and turns
+    recorded factory calls into constants; records keep both.
+    """
+
+    def refer(value: Any) -> Any:
+        return fx.node.map_arg(value, lambda node: _Ref(node.name))
+
+    return [
+        (n.name, n.op, n.target, refer(n.args), refer(n.kwargs), n.type, dict(n.meta))
+        for n in graph.nodes
+    ]
+
+
+def graph_from_records(records: Sequence[Record]) -> fx.Graph:
+    """The graph that `graph_to_records` was given."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def resolve(value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda v: nodes[v.name] if type(v) is _Ref else v)
+
+    for name, op, target, args, kwargs, type_expr, meta in records:
+        node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)
+        node.meta = dict(meta)
+        nodes[name] = node
+    return graph
+
+
+def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
+    """Whether two graphs compute the same, node by node."""
+    if len(a.nodes) != len(b.nodes):
+        return False
+    paired: Mapping[fx.Node, fx.Node] = dict(zip(a.nodes, b.nodes, strict=True))
+
+    def translate(value: Any) -> Any:
+        return fx.node.map_arg(value, lambda node: paired[node])
+
+    return all(
+        (x.op, x.target) == (y.op, y.target)
+        and _equal(translate(x.args), y.args)
+        and _equal(translate(x.kwargs), y.kwargs)
+        for x, y in paired.items()
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    # `1 == True == 1.0` in Python, but not as arguments.
+    if isinstance(a, list | tuple):
+        return (
+            isinstance(b, list | tuple)
+            and len(a) == len(b)
+            and all(map(_equal, a, b))
+        )
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,296 @@
+"""A module's forward -> a graph, with derived tensors lowered as they are read.
+
+In: a path copy (`copying.py`) whose targets are derived attributes, and the set of modules to open.
+Out: a traced graph and what it took for granted. Called by `capture.py`.
+
+Only modules on the way to a target are opened; all others stay one opaque call. An opened module
+that can't be traced is rolled back to such a call, and told as kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Set
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtie import tied
+from fxtie.lowering import Lowered
+from fxtie.names import has_hooks
+from fxtie.report import Kept
+from fxtie.tied import Derived, Source, Variant
+from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, patched, strictly
+
+
+def trace_module(
+    module: nn.Module, training: bool, opened: Set[nn.Module], borrowed: dict[str, nn.Module]
+) -> ModuleTracer:
+    """Trace `module` in one mode.
+
+    Args:
+        module: the root of the region.
+        training: what every `training` flag is taken to be.
+        opened: modules to trace through.
+        borrowed: filled with modules outside of the region that it reads from, by the attribute
+            name under which its graph refers to them.
+
+    Raises:
+        Stop: with the reason, if the module's own forward can't be traced.
+    """
+    tracer = ModuleTracer(training, opened, borrowed)
+    try:
+        with strictly(tracer), tracer.listening():
+            tracer.trace(module)
+    # The user's forward runs on proxies, which no code has to bear: whatever it raises means that
+    # it can't be traced, and it is kept as it is. Faults of its own come up when it really runs.
+    except Exception as error:
+        raise as_stop(error) from error
+    return tracer
+
+
+def as_stop(error: Exception) -> Stop:
+    if isinstance(error, Stop):
+        return error
+    text = str(error).strip().split("\n", 1)[0]
+    return Stop(f"{type(error).__name__}: {text}")
+
+
+class ModuleTracer(Tracer):
+    """The tracer of one region in one mode.
+
+    Attributes:
+        switches: modules whose `training` flag was asked for.
+        kept: opened modules that were rolled back to a call, by name.
+        used: the derived tensors that were read, by id.
+        variant: the graph, with the arguments that it took for granted.
+    """
+
+    def __init__(
+        self, training: bool, opened: Set[nn.Module], borrowed: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.training = training
+        self.opened = opened
+        self.borrowed = borrowed
+        self.switches: dict[nn.Module, None] = {}
+        self.kept: dict[str, Kept] = {}
+        self.used: set[int] = set()
+        self._defaults: dict[str, Any] = {}
+        self._tensor_arguments: set[str] = set()
+        self._reads: dict[Any, Traced] = {}
+        self._derivations: dict[Any, Traced] = {}
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
+        self._tensor_names: dict[int, str] = {}
+        for name, tensor in itertools.chain(
+            root.named_parameters(remove_duplicate=False),
+            root.named_buffers(remove_duplicate=False),
+        ):
+            self._tensor_names.setdefault(id(tensor), name)
+        return super().trace(root, concrete_args)
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.graph, self._defaults, frozenset(self._tensor_arguments))
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it lasts, reads of `training` flags and of derived tensors come here."""
+
+        def read_flag(module: nn.Module) -> Any:
+            if not self.covers(module):
+                return module.__dict__["training"]
+            self.switches[module] = None
+            return self.training
+
+        def write_flag(module: nn.Module, value: bool) -> None:
+            module.__dict__["training"] = value
+
+        with (
+            patched(nn.Module, "training", property(read_flag, write_flag)),
+            patched(tied, "reader", self.derive),
+        ):
+            yield
+
+    # -- inputs ---------------------------------------------------------------------------------
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Optional arguments take their default, so that code may test them. Calls are checked."""
+        root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for i, arg in enumerate(args):
+            if issubclass(type(arg), fx.Proxy) and arg.node.args:
+                self._defaults[arg.node.target] = args[i] = arg.node.args[0]
+        return root_fn, args
+
+    def assumed_type(self, proxy: Traced) -> type:
+        node = proxy.node
+        if node.op == "placeholder" and not str(node.target).startswith("*"):
+            self._tensor_arguments.add(str(node.target))
+            return torch.Tensor
+        return super().assumed_type(proxy)
+
+    # -- modules --------------------------------------------------------------------------------
+
+    def covers(self, module: nn.Module) -> bool:
+        return module in self._paths
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        return self._paths[mod]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self.opened or module_qualified_name in self.kept
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not self.covers(m):
+            return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
+        name = self._paths[m]
+        if not self.is_leaf_module(m, name):
+            undo = self._checkpoint()
+            try:
+                if has_hooks(m):
+                    raise Stop("has hooks")
+                if "forward" in m.__dict__:
+                    raise Stop("has a forward that was replaced on the instance")
+                return super().call_module(m, forward, args, kwargs)
+            except Exception as error:  # as in `trace_module`
+                undo()
+                self.kept[name] = Kept.because(name, m, as_stop(error), error)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _checkpoint(self) -> Callable[[], None]:
+        """A function that takes back everything recorded from now on."""
+        last = next(reversed(self.graph.nodes), None)
+        scope, calls, kept = self.scope, dict(self.num_calls), dict(self.kept)
+        module_stack = self.module_stack.copy()
+
+        def undo() -> None:
+            erased = set()
+            for node in reversed(self.graph.nodes):
+                if node is last:
+                    break
+                self.graph.erase_node(node)
+                erased.add(node)
+            for cache in (self._reads, self._derivations):
+                for key in [key for key, proxy in cache.items() if proxy.node in erased]:
+                    del cache[key]
+            self.scope, self.num_calls, self.module_stack = scope, calls, module_stack
+            self.kept = kept
+
+        return undo
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if stack := node.meta.get("nn_module_stack"):
+            for key, (path, cls) in stack.items():
+                stack[key] = (path, getattr(cls, "_fxtie_class", cls))
+        return node
+
+    # -- tensors --------------------------------------------------------------------------------
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, torch.Tensor):
+            name = self._tensor_names.get(id(attr_val))
+            if name is not None:
+                return self._read(name, name, attr_val.shape)
+        return attr_val
+
+    def _read(self, key: Any, target: str, shape: torch.Size) -> Traced:
+        """A stored tensor: one `get_attr` for all its uses."""
+        if key not in self._reads:
+            node = self.create_node("get_attr", target, (), {})
+            self._reads[key] = TracedTensor(node, self, shape)
+        return self._reads[key]
+
+    def derive(self, derived: Derived) -> Traced:
+        """A derived tensor: its transform, inlined once, just before its first use."""
+        self.used.add(id(derived))
+        sources = [self._read_source(source, derived.stored) for source in derived.sources]
+        # The plan lowers equal transforms of equal shapes once, to one object.
+        key = (id(derived.transform), tuple(source.node for source in sources))
+        if key not in self._derivations:
+            value = self._apply(derived, [source.node for source in sources])
+            self._derivations[key] = TracedTensor(value, self, derived.shape)
+        return self._derivations[key]
+
+    def _read_source(self, source: Source, stored: bool) -> Any:
+        owner, attr = source.owner, source.attr
+        if stored and self.covers(owner):
+            return nn.Module.__getattr__(owner, attr)  # past the derived attribute
+        if self.covers(owner) or attr in getattr(owner, "_fxtie_derived", ()):
+            return getattr(owner, attr)
+        name = self._borrow(owner, source.name.rpartition(".")[0])
+        tensor = owner._parameters.get(attr, owner._buffers.get(attr))
+        if tensor is not None:
+            return self._read((id(owner), attr), f"{name}.{attr}", tensor.shape)
+        # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
+        module = self._read((id(owner), None), name, torch.Size())
+        return self.create_proxy("call_function", getattr, (module, attr), {})
+
+    def _borrow(self, module: nn.Module, name: str) -> str:
+        """The attribute by which the region refers to a module outside of it."""
+        attribute = "_borrowed_" + name.replace(".", "_")
+        while self.borrowed.setdefault(attribute, module) is not module:
+            attribute += "_"
+        return attribute
+
+    def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+        transform = derived.transform
+        name = derived.name.replace(".", "_")
+        if isinstance(transform, Lowered):
+            return self._inline(transform.graph, derived, sources)
+        if isinstance(transform, nn.Module):
+            path = self._paths.get(transform) or self._borrow(transform, name)
+            node = self.create_node("call_module", path, tuple(sources), {}, name)
+        else:
+            node = self.create_node("call_function", transform, tuple(sources), {}, name)
+        node.meta["tie"] = derived.name
+        return node
+
+    def _inline(self, graph: fx.Graph, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+        env: dict[fx.Node, fx.Node] = {}
+        free = iter(sources)
+        (result,) = graph.output_node().args
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(free)
+            elif node.op != "output":
+                name = derived.name.replace(".", "_") if node is result else None
+                args = fx.node.map_arg(node.args, env.__getitem__)
+                kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
+                copied = self.create_node(node.op, node.target, args, kwargs, name)
+                copied.meta["tie"] = derived.name
+                env[node] = copied
+        assert isinstance(result, fx.Node)
+        return env[result]
+
+    # -- arguments ------------------------------------------------------------------------------
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
+            if name is None:
+                if isinstance(a, nn.Parameter):
+                    raise Stop("uses a parameter that is not part of it")
+                # A constant from outside of the model, kept as a plain attribute as it was.
+                name = f"_tensor_constant{len(self.tensor_attrs)}"
+                self.tensor_attrs[a] = name
+                self.root.__dict__[name] = a
+            return self._read(name, name, a.shape).node
+        if isinstance(a, nn.Module):
+            if not self.covers(a):
+                raise Stop(f"passes on a module that is not part of it ({type(a).__name__})")
+            return self.create_node("get_attr", self._paths[a], (), {})
+        if isinstance(a, dict) and type(a) is not dict:
+            # Its class matters to the caller: OrderedDict, or the output classes of transformers.
+            if dataclasses.is_dataclass(a):
+                fields = {key: self.create_arg(value) for key, value in a.items()}
+                return self.create_node("call_function", type(a), (), fields)
+            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
+        return super().create_arg(a)
+
+

@@ -1,0 +1,136 @@
+"""What the pass did: regions, kept modules and why, parameters before and after.
+
+In: the plan and what the capture noted. Out: `Report`. Called by users as `fxtie.report(tied)`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+from torch import nn
+
+from fxtie.errors import FxtieError
+from fxtie.tracing import is_machinery
+
+if TYPE_CHECKING:
+    from fxtie.plan import Plan
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A module whose forward stayed as it is, since a graph could not say it.
+
+    Attributes:
+        name: its dotted name; empty for the root.
+        type: its class.
+        reason: what stopped the trace.
+        file: the file of the statement that did, if it is known.
+        line: its line, 0 if not known.
+    """
+
+    name: str
+    type: str
+    reason: str
+    file: str = ""
+    line: int = 0
+
+    @classmethod
+    def because(
+        cls, name: str, module: nn.Module, stop: Exception, error: BaseException | None = None
+    ) -> Kept:
+        """A kept module, with the innermost line of the user's that led to `error`."""
+        error = error or stop.__cause__ or stop
+        file, line = "", 0
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if not is_machinery(frame.f_globals.get("__name__", "")):
+                file, line = frame.f_code.co_filename, number
+        return cls(name, type(module).__name__, str(stop), file, line)
+
+    def __str__(self) -> str:
+        where = f" ({self.file}:{self.line})" if self.file else ""
+        return f"{self.name or 'the root'}: {self.type} {self.reason}{where}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the pass did. `print` shows a table, `summary()` one line.
+
+    Attributes:
+        plan: the plan that was carried out.
+        region_names: modules whose forward was captured as a graph; the root's name is empty.
+        kept: modules whose forward could not be.
+        unused: targets that no forward reads; their parameters are gone all the same.
+    """
+
+    plan: Plan
+    region_names: tuple[str, ...]
+    kept: tuple[Kept, ...]
+    unused: tuple[str, ...] = ()
+
+    @property
+    def ties(self) -> int:
+        """Number of ties."""
+        return len(self.plan.steps)
+
+    @property
+    def regions(self) -> int:
+        """Number of modules captured as one graph each."""
+        return len(self.region_names)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Number of parameters before and after."""
+        return self.plan.parameters, self.plan.parameters_after
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes of the parameters that are gone, less those of learnable transforms."""
+        gone = sum(step.saved * step.spec.dtype.itemsize for step in self.plan.steps)
+        learned = (p for m in self.plan.modules.values() for p in m.parameters())
+        return gone - sum(p.numel() * p.element_size() for p in learned)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        from fxtie.plan import count, parameter_change
+
+        parts = [
+            parameter_change(self.plan),
+            count(self.ties, "tie"),
+            count(self.regions, "region"),
+            f"{len(self.kept)} kept",
+        ]
+        if self.unused:
+            parts.append(f"{len(self.unused)} unused")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        rows = [(name or "(root)", "region", "captured as one graph") for name in self.region_names]
+        rows += [(k.name or "(root)", "kept", f"{k.reason}\n{k.file}:{k.line}") for k in self.kept]
+        rows += [(name, "unused", "read by no forward") for name in self.unused]
+        table = tabulate(rows, ("module", "form", "remark"), disable_numparse=True)
+        return f"{self.summary()}\n{self.bytes_saved:,} bytes of parameters saved\n{table}"
+
+
+def report(tied: nn.Module) -> Report:
+    """What `fxtie.transform` did to make `tied`.
+
+    Args:
+        tied: the result of `transform`, compiled or not.
+
+    Raises:
+        FxtieError: if it is not a tied model.
+
+    Example:
+        >>> import fxtie
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> fxtie.report(fxtie.transform(net, fxtie.Rule("2", "0"))).summary()
+        'parameters 40 -> 20 (50.0%), 2 ties, 1 region, 0 kept'
+    """
+    tied = getattr(tied, "_orig_mod", tied)
+    found = tied.__dict__.get("_fxtie_report") if isinstance(tied, nn.Module) else None
+    if not isinstance(found, Report):
+        raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
+    return found

@@ -1,0 +1,229 @@
+"""A torch.fx tracer that refuses what a graph could not say.
+
+In: Python code that runs on proxies. Out: nodes in a `torch.fx.Graph`, or a `Stop` with the reason.
+Stock tracing bakes some things in without a word: constants made without a proxy, random numbers,
+writes to modules, grad-mode contexts, type tests. Here each of them is either recorded as a node or
+stops the trace. Called by `lowering.py` (transforms) and `capture.py` (modules).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+
+
+class Stop(Exception):
+    """What the code does next cannot be said by a graph."""
+
+
+class Traced(fx.Proxy):
+    """A proxy whose type tests are answered by its tracer instead of being wrong in silence."""
+
+    # `isinstance(x, torch.Tensor)` looks at `type(x)` first and at `x.__class__` next.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        if is_machinery(sys._getframe(1).f_globals.get("__name__", "")):
+            return Traced
+        tracer: Tracer = object.__getattribute__(self, "tracer")
+        return tracer.assumed_type(self)
+
+
+class TracedTensor(Traced):
+    """A proxy of a tensor of known shape, on which code may then branch.
+
+    Its dtype and device are not known: both may change later.
+    """
+
+    def __init__(self, node: fx.Node, tracer: Tracer, shape: torch.Size) -> None:
+        super().__init__(node, tracer)
+        self._shape = shape
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._shape if dim is None else self._shape[dim]
+
+    def dim(self) -> int:
+        return len(self._shape)
+
+    def numel(self) -> int:
+        return self._shape.numel()
+
+
+class Tracer(fx.Tracer):
+    """`torch.fx.Tracer` with `Traced` proxies. See the file's docstring."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Traced(node, self)
+
+    def assumed_type(self, proxy: Traced) -> type:
+        """What `isinstance` sees of a proxy in the traced code."""
+        if issubclass(type(proxy), TracedTensor):
+            return torch.Tensor
+        raise Stop(f"tests the type of a traced value ({proxy.node.name})")
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether a module is part of what is traced: a write to it is a side effect."""
+        return False
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        frame = user_frame(sys._getframe(1))
+        if frame is not None:
+            summary = traceback.extract_stack(frame, limit=1)
+            node.meta["stack_trace"] = "".join(summary.format()).strip()
+        return node
+
+
+class _Recorder(TorchFunctionMode):
+    """Records torch calls that no proxy takes part in, which would be folded to constants."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _METADATA or _has_proxy(args) or _has_proxy(kwargs):
+            return func(*args, **kwargs)
+        if is_tensor_method_or_property(func):
+            return self.tracer.create_proxy("call_method", name, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
+_METADATA = frozenset(
+    {"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride", "__len__"}
+)
+
+
+def _has_proxy(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return any(map(_has_proxy, value))
+    if type(value) is dict:
+        return any(map(_has_proxy, value.values()))
+    return issubclass(type(value), fx.Proxy)
+
+
+# Contexts and modes that code enters or asks for, and of which a graph keeps no trace.
+_MODES: tuple[tuple[Any, str, str], ...] = (
+    (torch.no_grad, "__enter__", "enters torch.no_grad"),
+    (torch.enable_grad, "__enter__", "enters torch.enable_grad"),
+    (torch.set_grad_enabled, "__init__", "calls torch.set_grad_enabled"),
+    (torch.inference_mode, "__enter__", "enters torch.inference_mode"),
+    (torch.autocast, "__enter__", "enters torch.autocast"),
+    (torch, "is_grad_enabled", "asks torch.is_grad_enabled()"),
+    (torch, "is_inference_mode_enabled", "asks torch.is_inference_mode_enabled()"),
+    (torch, "is_autocast_enabled", "asks torch.is_autocast_enabled()"),
+    (torch, "is_autocast_cpu_enabled", "asks torch.is_autocast_cpu_enabled()"),
+    (torch, "get_autocast_dtype", "asks torch.get_autocast_dtype()"),
+)
+
+
+@contextlib.contextmanager
+def strictly(tracer: Tracer) -> Iterator[None]:
+    """While it lasts, code that a graph cannot speak of raises `Stop` instead of being baked in."""
+
+    def stop(reason: str) -> Callable[..., Any]:
+        def raise_stop(*args: Any, **kwargs: Any) -> Any:
+            raise Stop(reason)
+
+        return raise_stop
+
+    set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
+
+    def write(module: nn.Module, name: str, value: Any) -> None:
+        if tracer.covers(module):
+            raise Stop(f"writes to its module (self.{name})")
+        set_attribute(module, name, value)
+
+    def delete(module: nn.Module, name: str) -> None:
+        if tracer.covers(module):
+            raise Stop(f"deletes from its module (self.{name})")
+        delete_attribute(module, name)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, reason in _MODES:
+            stack.enter_context(patched(owner, name, stop(reason)))
+        stack.enter_context(patched(nn.Module, "__setattr__", write))
+        stack.enter_context(patched(nn.Module, "__delattr__", delete))
+        stack.enter_context(_Recorder(tracer))
+        before = _random_states()
+        yield
+        if _random_states() != before:
+            _restore_random_states(before)
+            raise Stop("draws random numbers from Python's or numpy's generator")
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return (random.getstate(),)
+    kind, keys, *position = numpy.random.get_state()
+    return random.getstate(), (kind, keys.tobytes(), *position)
+
+
+def _restore_random_states(states: tuple[Any, ...]) -> None:
+    random.setstate(states[0])
+    if len(states) > 1:
+        numpy = sys.modules["numpy"]
+        kind, keys, *position = states[1]
+        numpy.random.set_state((kind, numpy.frombuffer(keys, dtype="uint32"), *position))
+
+
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of the user's own code below the trace, else of torch's own layers."""
+    layer = None
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == fx.Tracer.__module__ and frame.f_code.co_name == "trace":
+            return layer
+        if not is_machinery(module):
+            if not module.startswith("torch."):
+                return frame
+            layer = layer or frame
+        frame = frame.f_back
+    return layer
+
+
+def is_machinery(module: str) -> bool:
+    """Whether a module is machinery: of torch (its layers apart), of fxtie, of contexts."""
+    package = module.split(".", 1)[0]
+    if package == "torch":
+        return not module.startswith("torch.nn.modules")
+    return package in ("fxtie", "contextlib", "functools")
