@@ -98,7 +98,7 @@ class _Capture:
         self.capture(root, "")
         unused = [] if self.kept else [d.name for d in self.derived if id(d) not in self.used]
         root.__dict__["_fxtie_report"] = Report(
-            self.plan, tuple(self.regions), tuple(self.kept), tuple(unused)
+            self.plan, tuple(self.regions), tuple(self.kept.values()), tuple(unused)
         )
         return root
 
@@ -149,9 +149,10 @@ class _Capture:
                     "The model has an attribute 'ties', which is where fxtie registers learnable "
                     "transforms. Rename it."
                 )
-            root._modules["ties"] = nn.Module()
+            root._modules["ties"] = tied.Ties()
         ties = root._modules["ties"]
         assert ties is not None
+        self.on_path.add(ties)
         for name, module in self.plan.modules.items():
             ties._modules[name] = module
         added = Names(ties)
@@ -162,9 +163,13 @@ class _Capture:
         """Replace a stored tensor of a path copy by a derived attribute."""
         members = owner.__dict__
         members["_fxtie_derived"] = {**members.get("_fxtie_derived", {}), attr: derived}
-        if not derived.stored:
-            owner._parameters.pop(attr, None)
-            owner._buffers.pop(attr, None)
+        if derived.stored:
+            return
+        dropped = (owner._parameters.pop(attr, None), owner._buffers.pop(attr, None))
+        for value in members.values():
+            # Code that reads the tensor from a list of its own must not find the old one there.
+            if type(value) is list:
+                value[:] = [None if any(v is d for d in dropped) else v for v in value]
 
     # -- graphs ---------------------------------------------------------------------------------
 
@@ -194,8 +199,6 @@ class _Capture:
         """Capture a module's forward in both modes. Returns the modules kept inside it."""
         if names := tied.clashes(module):
             raise Stop(f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})")
-        if "forward" in module.__dict__:
-            raise Stop("has a forward that was replaced on the instance")
         borrowed: dict[str, nn.Module] = {}
         train = trace_module(module, True, self.on_path, borrowed)
         evaluate = train

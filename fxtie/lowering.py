@@ -7,8 +7,9 @@ that can't be traced stays a call of the user's function. Called by `plan.py`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.rules import Transform, transform_name
-from fxtie.tracing import Stop, TracedTensor, Tracer, strictly
+from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, strictly
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,15 @@ class Opaque:
     """A transform that a graph can only call: its code branches on values, say.
 
     It has the attributes by which torch.fx names a function in generated code.
+
+    Args:
+        function: the user's callable.
+        reason: why it can't be traced.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], reason: str) -> None:
         self.function = function
+        self.reason = reason
         name = transform_name(function)
         self.__name__ = self.__qualname__ = "".join(c if c.isalnum() else "_" for c in name)
         self.__module__ = "fxtie_transforms"
@@ -95,36 +101,43 @@ class Opaque:
         return transform_name(self.function)
 
     def __reduce__(self) -> Any:
-        return Opaque, (self.function,)
+        return Opaque, (self.function, self.reason)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Opaque:
-        return Opaque(copy.deepcopy(self.function, memo))
+        return Opaque(copy.deepcopy(self.function, memo), self.reason)
 
 
-def lower(transform: Transform, sources: Sequence[torch.Tensor]) -> Lowered | Opaque | nn.Module:
+def lower(
+    transform: Transform, sources: Sequence[torch.Tensor], mode: FakeTensorMode
+) -> Lowered | Opaque | nn.Module:
     """The transform as a graph if it can be traced; modules stay modules.
 
     Args:
         transform: the user's callable.
-        sources: tensors of the shapes that it will get.
+        sources: fake tensors of the shapes that it will get.
+        mode: the mode that they belong to.
     """
     if isinstance(transform, nn.Module):
         return transform
-    tracer = _TransformTracer(sources)
+    tracer = _TransformTracer(sources, mode)
     try:
         with strictly(tracer):
             graph = tracer.trace_function(transform)
     # Whatever a user's function raises on proxies only means that it can't be traced: it has run
     # on fake tensors before, so its real faults have been told already.
-    except Exception:
-        return Opaque(transform)
+    except Exception as error:
+        return Opaque(transform, f"{type(error).__name__}: {error}")
     return Lowered(graph, transform_name(transform))
 
 
 class _TransformTracer(Tracer):
-    def __init__(self, sources: Sequence[torch.Tensor]) -> None:
+    """Traces a transform with the shape of every value known: transforms may read shapes."""
+
+    def __init__(self, sources: Sequence[torch.Tensor], mode: FakeTensorMode) -> None:
         super().__init__()
         self.sources = sources
+        self.mode = mode
+        self.values: dict[fx.Node, Any] = {}
 
     def trace_function(self, transform: Transform) -> fx.Graph:
         self.graph = fx.Graph()
@@ -134,15 +147,41 @@ class _TransformTracer(Tracer):
         proxies = []
         for i, source in enumerate(self.sources):
             node = self.create_node("placeholder", f"source_{i}", (), {})
+            self.values[node] = source
             proxies.append(TracedTensor(node, self, source.shape))
         result = transform(*proxies)
-        if not issubclass(type(result), fx.Proxy):
-            raise Stop("makes its result without its sources")
         self.create_node("output", "output", (self.create_arg(result),), {})
         return self.graph
+
+    def proxy(self, node: fx.Node) -> Traced:
+        value = self.values[node] = self._run(node)
+        if isinstance(value, torch.Tensor):
+            return TracedTensor(node, self, value.shape)
+        return Traced(node, self)
+
+    def _run(self, node: fx.Node) -> Any:
+        args = fx.node.map_arg(node.args, self.values.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
+        with torch._C.DisableTorchFunction(), self.mode, self._looking_ahead():
+            if node.op == "call_method":
+                receiver, *rest = args
+                return getattr(receiver, str(node.target))(*rest, **kwargs)
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _looking_ahead(self) -> Iterator[None]:
+        self.looks_ahead = True
+        try:
+            yield
+        finally:
+            self.looks_ahead = False
 
     def create_arg(self, a: Any) -> Any:
         # A tensor that the function closes over would become an attribute of a root; there is none.
         if isinstance(a, torch.Tensor | nn.Module):
             raise Stop("uses a tensor that is not one of its sources")
         return super().create_arg(a)
+
+    def call_module(self, m: nn.Module, *args: Any) -> Any:
+        raise Stop("calls a module")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import operator
+import sys
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch
 from torch import fx, nn
 
 from fxtie import tied
+from fxtie.branches import checked_outcome
+from fxtie.inference import is_tensor
 from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
 from fxtie.report import Kept
@@ -83,6 +87,7 @@ class ModuleTracer(Tracer):
         self._tensor_arguments: set[str] = set()
         self._reads: dict[Any, Traced] = {}
         self._derivations: dict[Any, Traced] = {}
+        self._moot: list[fx.Node] = []
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
@@ -92,7 +97,10 @@ class ModuleTracer(Tracer):
             root.named_buffers(remove_duplicate=False),
         ):
             self._tensor_names.setdefault(id(tensor), name)
-        return super().trace(root, concrete_args)
+        with _unchanged(root):
+            super().trace(root, concrete_args)
+        self._erase_moot()
+        return self.graph
 
     @property
     def variant(self) -> Variant:
@@ -132,7 +140,35 @@ class ModuleTracer(Tracer):
         if node.op == "placeholder" and not str(node.target).startswith("*"):
             self._tensor_arguments.add(str(node.target))
             return torch.Tensor
+        if is_tensor(node, self.root):
+            return torch.Tensor
         return super().assumed_type(proxy)
+
+    def to_bool(self, obj: Any) -> bool:
+        """Code may branch on a traced value where it only checks something."""
+        frame = sys._getframe(2)
+        of_torch = frame.f_globals.get("__name__", "").startswith("torch.nn.modules")
+        outcome = checked_outcome(frame, direct=not of_torch)
+        if outcome is None:
+            return super().to_bool(obj)  # type: ignore[no-any-return]
+        if of_torch:
+            # A rank check ahead of a functional, which checks for itself.
+            self._moot.append(obj.node)
+        else:
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            held = obj if outcome else self.create_proxy("call_function", operator.not_, (obj,), {})
+            self.create_proxy("call_function", torch._assert, (held, f"check at {where}"), {})
+        return outcome
+
+    def _erase_moot(self) -> None:
+        """Erase what only fed a dropped check."""
+        erased = set()
+        while self._moot:
+            node = self._moot.pop()
+            if node.op in ("call_function", "call_method") and not (node.users or node in erased):
+                self._moot += node.all_input_nodes
+                self.graph.erase_node(node)
+                erased.add(node)
 
     # -- modules --------------------------------------------------------------------------------
 
@@ -154,13 +190,21 @@ class ModuleTracer(Tracer):
             try:
                 if has_hooks(m):
                     raise Stop("has hooks")
-                if "forward" in m.__dict__:
-                    raise Stop("has a forward that was replaced on the instance")
-                return super().call_module(m, forward, args, kwargs)
+                return super().call_module(m, self._own_forward(m), args, kwargs)
             except Exception as error:  # as in `trace_module`
                 undo()
                 self.kept[name] = Kept.because(name, m, as_stop(error), error)
         return super().call_module(m, forward, args, kwargs)
+
+    @staticmethod
+    def _own_forward(module: nn.Module) -> Callable[..., Any]:
+        """The forward that the user wrote, watched for writes into the module's containers."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with _unchanged(module):
+                return tied.user_class(module).forward(module, *args, **kwargs)
+
+        return forward
 
     def _checkpoint(self) -> Callable[[], None]:
         """A function that takes back everything recorded from now on."""
@@ -294,3 +338,38 @@ class ModuleTracer(Tracer):
         return super().create_arg(a)
 
 
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Stop if a forward is not the class's own, or puts something into its module's containers."""
+    if "forward" in module.__dict__:
+        raise Stop("has a forward that was replaced on the instance")
+    before = _containers(module)
+    try:
+        yield
+    finally:
+        after = _containers(module)
+        changed = [name for name in after if not _same_items(after[name], before[name])]
+        module.__dict__.update({name: before[name] for name in changed})
+    if changed:
+        raise Stop(f"changes its module (self.{changed[0]})")
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    """Shallow copies of the plain containers that a module holds."""
+    return {
+        name: value.copy()
+        for name, value in module.__dict__.items()
+        if type(value) in (list, dict, set) and name not in _OF_NN_MODULE
+    }
+
+
+_OF_NN_MODULE = frozenset(nn.Module().__dict__)
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or len(a) != len(b):
+        return False
+    items = zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else [(a, b)]
+    return all(x is y for pair in items for x, y in zip(*pair, strict=True))

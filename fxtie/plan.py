@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fxtie.errors import PlanError, closest
 from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
@@ -36,6 +37,13 @@ class Step:
     spec: Spec
     saved: int
     lowered: Lowered | Opaque | nn.Module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A lambda can't be pickled; what was made of it can."""
+        state = dict(self.__dict__)
+        if "<" in getattr(self.tie.transform, "__qualname__", ""):
+            state["tie"] = replace(self.tie, transform=self.lowered)
+        return state
 
 
 @dataclass(frozen=True)
@@ -410,7 +418,7 @@ class _Planner:
 
     @staticmethod
     def bind(tie: Tie, spec: Spec, mode: Any) -> Any:
-        """The transform itself, or what it makes of the target's shape (see transforms.Adaptive)."""
+        """The transform itself, or what it makes of the target's shape (see transforms.FitsTarget)."""
         adapt = getattr(tie.transform, "for_target", None)
         return tie.transform if adapt is None else adapt(spec.fake(mode))
 
@@ -420,8 +428,12 @@ class _Planner:
     ) -> tuple[Lowered | Opaque | nn.Module, str | None]:
         """Run the transform once on fake tensors. Returns it lowered, and a fault if it has one."""
         fakes = [source.fake(mode) for source in sources]
-        with mode:
-            result = tie.transform(*fakes)
+        try:
+            with mode:
+                result = tie.transform(*fakes)
+        except DataDependentOutputException as error:
+            # It branches on values, which fakes have not: its shape shows when it runs.
+            return Opaque(tie.transform, str(error)), None
         name = transform_name(tie.transform)
         fault = None
         if not isinstance(result, torch.Tensor):
@@ -443,8 +455,8 @@ class _Planner:
                 f"{target.device}. Add .to({str(target.device)!r}) to the transform."
             )
         if fault is not None:
-            return Opaque(tie.transform), fault
-        return lower(tie.transform, fakes), None
+            return Opaque(tie.transform, fault), fault
+        return lower(tie.transform, fakes, mode), None
 
 
 def _hashable(transform: Any) -> Any:

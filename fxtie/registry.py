@@ -169,10 +169,10 @@ def from_spec(spec: Spec) -> Callable[..., Any]:
         >>> import fxtie.transforms
         >>> from_spec({"transform": "scale", "s": 0.5})
         scale(0.5)
-        >>> from_spec("flipp")
+        >>> from_spec({"transform": "scale", "by": 0.5})
         Traceback (most recent call last):
         ...
-        fxtie.errors.RuleError: There is no transform named 'flipp'. Closest names: 'flip'.
+        fxtie.errors.RuleError: The transform 'scale' has no argument 'by'. It takes 's'.
     """
     try:
         return _build(spec)
@@ -184,8 +184,10 @@ def _build(spec: Spec) -> Callable[..., Any]:
     name, given = _split(spec)
     entry = _by_name.get(name)
     if entry is None:
-        hint = closest(name, _by_name) or f" {_REMEDY}"
-        raise RuleError(f"There is no transform named {name!r}.{hint}")
+        raise RuleError(
+            f"There is no transform named {name!r}.{closest(name, _by_name)} If it is your own, "
+            f"import the module that registers it first."
+        )
     if not entry.makes:
         if given:
             raise RuleError(
@@ -275,13 +277,13 @@ def _read(value: Any, hint: Any, where: str, nested: Callable[[Spec], Any]) -> A
     if hint is Any and not isinstance(value, dict):
         return value
     if origin in (Union, types.UnionType):
+        choices = [choice for choice in args if choice is not type(None)]
         for choice in args:
             try:
                 return _read(value, choice, where, nested)
-            except RuleError as error:
-                last = error
-        if len([choice for choice in args if choice is not type(None)]) == 1 and value is not None:
-            raise last
+            except RuleError:
+                if [choice] == choices:  # of `X | None` the fault of X says more
+                    raise
     elif origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value

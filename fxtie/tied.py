@@ -116,7 +116,13 @@ class TiedModule(nn.Module):
         return _new_like, (type(self)._fxtie_class, isinstance(self, Region)), self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
+        state = dict(users() if users else self.__dict__)
+        for name, value in state.items():
+            if type(value) is list and any(map(_is_computed, value)):
+                # nn.LSTM lists its weights, derived ones too, and does so again when they change.
+                state[name] = [torch.empty(0) if _is_computed(v) else v for v in value]
+        return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = _new_like(type(self)._fxtie_class, isinstance(self, Region))
@@ -128,6 +134,18 @@ class TiedModule(nn.Module):
         new = _new_like(type(self)._fxtie_class, isinstance(self, Region))
         new.__setstate__(self.__getstate__())
         return new
+
+
+class Ties(nn.Module):
+    """What a tied model has more than the original: learnable transforms and banks, by name."""
+
+    def forward(self, x: Any) -> Any:
+        """Hand on the input: the forward of an nn.Sequential calls every child that it has."""
+        return x
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 @dataclass

@@ -68,7 +68,10 @@ class TracedTensor(Traced):
 class Tracer(fx.Tracer):
     """`torch.fx.Tracer` with `Traced` proxies. See the file's docstring."""
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
+    looks_ahead = False
+    """Whether torch is at work for the tracer itself, and may do what traced code may not."""
+
+    def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
 
     def assumed_type(self, proxy: Traced) -> type:
@@ -145,8 +148,10 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
 def strictly(tracer: Tracer) -> Iterator[None]:
     """While it lasts, code that a graph cannot speak of raises `Stop` instead of being baked in."""
 
-    def stop(reason: str) -> Callable[..., Any]:
+    def stop(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
         def raise_stop(*args: Any, **kwargs: Any) -> Any:
+            if tracer.looks_ahead:
+                return original(*args, **kwargs)
             raise Stop(reason)
 
         return raise_stop
@@ -165,7 +170,7 @@ def strictly(tracer: Tracer) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for owner, name, reason in _MODES:
-            stack.enter_context(patched(owner, name, stop(reason)))
+            stack.enter_context(patched(owner, name, stop(getattr(owner, name), reason)))
         stack.enter_context(patched(nn.Module, "__setattr__", write))
         stack.enter_context(patched(nn.Module, "__delattr__", delete))
         stack.enter_context(_Recorder(tracer))

@@ -74,7 +74,8 @@ class _Named:
 
     def __repr__(self) -> str:
         parts = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        for field in sorted(fields, key=lambda field: field.kw_only is True):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 parts.append(repr(value))
@@ -535,23 +536,28 @@ class resize(_Shaped):
             return source
         if 0 in have or 0 in shape:
             raise ValueError(f"{self._from(source)}: there is nothing to interpolate between.")
-        if len(shape) == 1:
-            return self._interpolate(source[None, None], shape)[0, 0]
-        if have[2:] != shape[2:]:
-            source = self._interpolate(source, shape[2:])
-        if have[:2] != shape[:2]:
+        channels = shape[:2] if have[:2] != shape[:2] else None
+        kernel = shape[2:] if have[2:] != shape[2:] else None
+        for size in (channels, kernel):
+            if size and (len(size) > 3 or (self.mode == "cubic" and len(size) != 2)):
+                takes = "2 dimensions" if self.mode == "cubic" else "1 to 3 dimensions"
+                remedy = "tile()" if len(size) > 3 else "resize('linear')"
+                raise ValueError(
+                    f"{self._from(source)}: {self.mode!r} interpolates over {takes} at once, not "
+                    f"over {len(size)}. Use {remedy}."
+                )
+        if kernel:
+            source = self._interpolate(source, kernel)
+        if channels and len(shape) == 1:
+            source = self._interpolate(source[None, None], channels)[0, 0]
+        elif channels:
             image = source.reshape(1, *have[:2], -1).movedim(-1, 1)
-            source = self._interpolate(image, shape[:2]).movedim(1, -1).reshape(shape)
+            source = self._interpolate(image, channels).movedim(1, -1).reshape(shape)
         return source
 
     def _interpolate(self, source: Tensor, size: _Shape) -> Tensor:
-        mode = _LINEAR.get(len(size), "") if self.mode == "linear" else self.mode
-        if len(size) > 3 or (mode == "cubic" and len(size) != 2):
-            raise ValueError(
-                f"resize({self.mode!r}) can't interpolate over {len(size)} dimensions at once "
-                f"(to sizes {size}). " + ("Use 'linear'." if len(size) < 4 else "Use tile().")
-            )
-        return F.interpolate(source, size=size, mode="bicubic" if mode == "cubic" else mode)
+        mode = {"linear": _LINEAR.get(len(size), ""), "cubic": "bicubic"}.get(self.mode, self.mode)
+        return F.interpolate(source, size=size, mode=mode)
 
 
 # --- One after the other ----------------------------------------------------------------------
@@ -762,7 +768,8 @@ class LowRank(_Learned):
         nn.init.zeros_(self.B)
 
     def forward(self, source: Tensor) -> Tensor:
-        return source + (self.B @ self.A).reshape(self._check(source))
+        shape = self._check(source)
+        return source + (self.B @ self.A).reshape(shape)
 
     def extra_repr(self) -> str:
         return str(self.rank)

@@ -1,0 +1,70 @@
+"""Which traced values are surely tensors.
+
+In: a node of a graph that is being traced. Out: whether its value can be nothing but one tensor,
+whatever the inputs are. Called by `module_tracer.py`, to answer `isinstance` in traced code.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import torch
+from torch import fx, nn
+
+# Layers that give one tensor for whatever they accept. Their subclasses may not.
+_LAYERS = frozenset(
+    layer
+    for module in (
+        nn.modules.activation,
+        nn.modules.batchnorm,
+        nn.modules.conv,
+        nn.modules.dropout,
+        nn.modules.flatten,
+        nn.modules.instancenorm,
+        nn.modules.linear,
+        nn.modules.normalization,
+        nn.modules.padding,
+        nn.modules.pixelshuffle,
+        nn.modules.sparse,
+        nn.modules.upsampling,
+    )
+    for layer in vars(module).values()
+    if isinstance(layer, type) and issubclass(layer, nn.Module)
+) - {nn.MultiheadAttention, nn.Identity}
+
+_ARITHMETIC = frozenset(
+    {operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul}
+    | {operator.neg, operator.iadd, operator.isub, operator.imul, operator.itruediv}
+)
+
+
+def is_tensor(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the value of `node`, in a graph of `root`, is surely a tensor."""
+    if node.op == "call_module":
+        return _layer_gives_tensor(root.get_submodule(str(node.target)), node, root)
+    if node.op == "call_method":
+        return _op_gives_tensor(str(node.target))
+    if node.op == "call_function":
+        if node.target in _ARITHMETIC:
+            return any(is_tensor(n, root) for n in node.all_input_nodes)
+        name = getattr(node.target, "__name__", "")
+        return getattr(node.target, "__module__", None) != "_operator" and _op_gives_tensor(name)
+    return node.op == "get_attr"
+
+
+def _layer_gives_tensor(layer: nn.Module, node: fx.Node, root: nn.Module) -> bool:
+    if type(layer) is nn.Sequential and len(layer):
+        return _layer_gives_tensor(layer[-1], node, root)
+    if type(layer) is nn.Identity:
+        return bool(node.args) and isinstance(node.args[0], fx.Node) and is_tensor(node.args[0], root)
+    return type(layer) in _LAYERS
+
+
+@functools.lru_cache(maxsize=1024)
+def _op_gives_tensor(name: str) -> bool:
+    """Whether every overload of an aten operator returns one tensor."""
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return bool(schemas) and all(
+        len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" for schema in schemas
+    )
