@@ -97,6 +97,8 @@ def _place(instructions: list[dis.Instruction], i: int) -> object:
 
 @functools.lru_cache(maxsize=256)
 def _instructions(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    instructions = [
+        i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")
+    ]
     at = {instruction.offset: n for n, instruction in enumerate(instructions)}
     return instructions, at

@@ -156,7 +156,11 @@ class _Capture:
         for name, module in self.plan.modules.items():
             ties._modules[name] = module
         added = Names(ties)
-        return {f"ties.{name}": slot for name in added.tensors if isinstance(slot := added.find(name), Slot)}
+        return {
+            f"ties.{name}": slot
+            for name in added.tensors
+            if isinstance(slot := added.find(name), Slot)
+        }
 
     @staticmethod
     def derive(owner: nn.Module, attr: str, derived: Derived) -> None:
@@ -198,7 +202,9 @@ class _Capture:
     def make_region(self, module: nn.Module, name: str) -> dict[str, nn.Module]:
         """Capture a module's forward in both modes. Returns the modules kept inside it."""
         if names := tied.clashes(module):
-            raise Stop(f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})")
+            raise Stop(
+                f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
+            )
         borrowed: dict[str, nn.Module] = {}
         train = trace_module(module, True, self.on_path, borrowed)
         evaluate = train

@@ -22,7 +22,7 @@ from fxtie.tied import Derived, Source, user_class
 
 
 def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
-    """Shallow copies of `changed` and of what leads to them, by original. The root is one of them."""
+    """Shallow copies of the root, of `changed` and of what leads to them, by original."""
     parents: dict[nn.Module, list[nn.Module]] = {root: []}
     pending = [root]
     while pending:
@@ -80,7 +80,9 @@ def _rewired(value: Any, swap: Callable[[nn.Module], nn.Module]) -> Any:
         return types.MethodType(value.__func__, _rewired(value.__self__, swap))
     if kind is functools.partial:
         args = _rewired(value.args, swap)
-        return functools.partial(_rewired(value.func, swap), *args, **_rewired(value.keywords, swap))
+        return functools.partial(
+            _rewired(value.func, swap), *args, **_rewired(value.keywords, swap)
+        )
     if kind is Source:
         return replace(value, owner=swap(value.owner))
     if kind is Derived:

@@ -11,6 +11,10 @@ from typing import Any
 
 from torch import fx
 
+# The declared types of these two know only nodes and constants.
+map_arg: Any = fx.node.map_arg
+map_aggregate: Any = fx.node.map_aggregate
+
 
 @dataclass(frozen=True)
 class _Ref:
@@ -30,7 +34,7 @@ def graph_to_records(graph: fx.Graph) -> list[Record]:
     """
 
     def refer(value: Any) -> Any:
-        return fx.node.map_arg(value, lambda node: _Ref(node.name))
+        return map_arg(value, lambda node: _Ref(node.name))
 
     return [
         (n.name, n.op, n.target, refer(n.args), refer(n.kwargs), n.type, dict(n.meta))
@@ -44,7 +48,7 @@ def graph_from_records(records: Sequence[Record]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
 
     def resolve(value: Any) -> Any:
-        return fx.node.map_aggregate(value, lambda v: nodes[v.name] if type(v) is _Ref else v)
+        return map_aggregate(value, lambda v: nodes[v.name] if type(v) is _Ref else v)
 
     for name, op, target, args, kwargs, type_expr, meta in records:
         node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)
@@ -60,7 +64,7 @@ def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
     paired: Mapping[fx.Node, fx.Node] = dict(zip(a.nodes, b.nodes, strict=True))
 
     def translate(value: Any) -> Any:
-        return fx.node.map_arg(value, lambda node: paired[node])
+        return map_arg(value, paired.__getitem__)
 
     return all(
         (x.op, x.target) == (y.op, y.target)
@@ -73,11 +77,7 @@ def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
 def _equal(a: Any, b: Any) -> bool:
     # `1 == True == 1.0` in Python, but not as arguments.
     if isinstance(a, list | tuple):
-        return (
-            isinstance(b, list | tuple)
-            and len(a) == len(b)
-            and all(map(_equal, a, b))
-        )
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     return type(a) is type(b) and bool(a == b)

@@ -57,7 +57,9 @@ def _layer_gives_tensor(layer: nn.Module, node: fx.Node, root: nn.Module) -> boo
     if type(layer) is nn.Sequential and len(layer):
         return _layer_gives_tensor(layer[-1], node, root)
     if type(layer) is nn.Identity:
-        return bool(node.args) and isinstance(node.args[0], fx.Node) and is_tensor(node.args[0], root)
+        return (
+            bool(node.args) and isinstance(node.args[0], fx.Node) and is_tensor(node.args[0], root)
+        )
     return type(layer) in _LAYERS
 
 

@@ -150,7 +150,7 @@ class ModuleTracer(Tracer):
         of_torch = frame.f_globals.get("__name__", "").startswith("torch.nn.modules")
         outcome = checked_outcome(frame, direct=not of_torch)
         if outcome is None:
-            return super().to_bool(obj)  # type: ignore[no-any-return]
+            return super().to_bool(obj)
         if of_torch:
             # A rank check ahead of a functional, which checks for itself.
             self._moot.append(obj.node)
@@ -263,14 +263,16 @@ class ModuleTracer(Tracer):
 
     def _read_source(self, source: Source, stored: bool) -> Any:
         owner, attr = source.owner, source.attr
-        if stored and self.covers(owner):
-            return nn.Module.__getattr__(owner, attr)  # past the derived attribute
-        if self.covers(owner) or attr in getattr(owner, "_fxtie_derived", ()):
+        if not stored and (self.covers(owner) or attr in getattr(owner, "_fxtie_derived", ())):
             return getattr(owner, attr)
-        name = self._borrow(owner, source.name.rpartition(".")[0])
+        name = self._paths.get(owner)
+        if name is None:
+            name = self._borrow(owner, source.name.rpartition(".")[0])
         tensor = owner._parameters.get(attr, owner._buffers.get(attr))
         if tensor is not None:
-            return self._read((id(owner), attr), f"{name}.{attr}", tensor.shape)
+            past = "_stored" if stored else ""  # past the derived attribute
+            target = ".".join(filter(None, (name, past, attr)))
+            return self._read((id(owner), attr), target, tensor.shape)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
         module = self._read((id(owner), None), name, torch.Size())
         return self.create_proxy("call_function", getattr, (module, attr), {})
@@ -336,8 +338,6 @@ class ModuleTracer(Tracer):
                 return self.create_node("call_function", type(a), (), fields)
             return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
         return super().create_arg(a)
-
-
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, None) for name in _HOOKS)
 
 
+SlotKey: TypeAlias = tuple[int, str]
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where a tensor lives: the attribute of a module."""
@@ -42,7 +46,7 @@ class Slot:
     name: str
 
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> SlotKey:
         """Identity: the same slot under another name has the same key."""
         return id(self.owner), self.attr
 
@@ -68,8 +72,9 @@ class Slot:
         faults = []
         if self.is_parametrized:
             faults.append(
-                f"the target {self.name!r} is parametrized. Remove the parametrization "
-                f"(torch.nn.utils.parametrize.remove_parametrizations), or put it into the transform."
+                f"the target {self.name!r} is parametrized. Remove the parametrization (with "
+                f"torch.nn.utils.parametrize.remove_parametrizations), or put it into the "
+                f"transform."
             )
         elif self.tensor._backward_hooks or getattr(
             self.tensor, "_post_accumulate_grad_hooks", None
@@ -129,8 +134,8 @@ class Names:
         slot = self._slots.get(name)
         if slot is None:
             return self._why_missing(name)
-        if is_lazy(slot.owner._parameters.get(slot.attr)) or is_lazy(
-            slot.owner._buffers.get(slot.attr)
+        if is_lazy(slot.owner.__dict__["_parameters"].get(slot.attr)) or is_lazy(
+            slot.owner.__dict__["_buffers"].get(slot.attr)
         ):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
         return slot
@@ -149,15 +154,15 @@ class Names:
             )
         return f"is not a tensor of the model.{closest(name, self._slots)}"
 
-    def savings(self, targets: Iterable[Slot]) -> dict[tuple[int, str], int]:
+    def savings(self, targets: Iterable[Slot]) -> dict[SlotKey, int]:
         """Parameters that go when the targets do: a Parameter that is held elsewhere stays."""
-        holders: dict[int, set[tuple[int, str]]] = {}
+        holders: dict[int, set[SlotKey]] = {}
         for slot in self._slots.values():
             parameter = slot.owner._parameters.get(slot.attr)
             if parameter is not None:
                 holders.setdefault(id(parameter), set()).add(slot.key)
         dropped = {slot.key: slot for slot in targets}
-        saved: dict[tuple[int, str], int] = {}
+        saved: dict[SlotKey, int] = {}
         for key, slot in dropped.items():
             parameter = slot.owner._parameters.get(slot.attr)
             if parameter is None:

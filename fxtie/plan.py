@@ -6,7 +6,6 @@ model. Nothing of the model's forward runs. Called by users and by `capture.tran
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,11 +14,11 @@ from tabulate import tabulate
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from fxtie.errors import PlanError, closest
+from fxtie.errors import PlanError
 from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
-from fxtie.names import Names, Slot
-from fxtie.rules import Match, Rule, Rules, Tie, as_rules, transform_name
-from fxtie.transforms import same
+from fxtie.names import Slot, SlotKey
+from fxtie.resolve import Resolved, Resolver
+from fxtie.rules import Rules, Tie, as_rules, transform_name
 
 
 @dataclass(frozen=True)
@@ -140,207 +139,42 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"The model is a torch.nn.Module, not {type(model).__name__}: {model!r}.")
-    return _Planner(model).plan(as_rules(rules))
+    resolver = Resolver(model)
+    for rule in as_rules(rules):
+        resolver.resolve(rule)
+    planner = _Planner(resolver)
+    planner.raise_faults()
+    ordered = planner.order()
+    planner.raise_faults()
+    steps = planner.check(ordered)
+    planner.raise_faults()
+    parameters = sum(p.numel() for p in model.parameters())
+    return Plan(tuple(steps), resolver.modules, parameters)
 
 
 class _Planner:
-    """Collects ties, extra modules and faults while the rules are gone through."""
+    """Orders resolved ties and tries their transforms out."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.names = Names(model)
-        self.faults: list[str] = []
+    def __init__(self, resolver: Resolver) -> None:
+        self.resolver = resolver
+        self.names = resolver.names
+        self.resolved = resolver.resolved
+        self.faults = resolver.faults
         self.cause: BaseException | None = None
-        self.targets: dict[tuple[int, str], tuple[Tie, Slot, str]] = {}
-        self.modules: dict[str, nn.Module] = {}
-
-    def plan(self, rules: tuple[Rule | Tie, ...]) -> Plan:
-        for rule in rules:
-            if isinstance(rule, Tie):
-                self.add(rule, f"{rule}")
-            else:
-                self.expand(rule)
-        self.raise_faults()
-        ordered = self.order()
-        self.raise_faults()
-        steps = self.check(ordered)
-        self.raise_faults()
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return Plan(tuple(steps), self.modules, parameters)
 
     def raise_faults(self) -> None:
         if self.faults:
             raise PlanError(self.faults) from self.cause
 
-    # -- a rule -> ties -------------------------------------------------------------------------
-
-    def expand(self, rule: Rule) -> None:
-        matched = list(self.matches(rule))
-        if rule.bank is not None:
-            self.names.add_bank(rule.bank, self.register(rule.bank, "bank"))
-        expanded = 0
-        found = 0
-        for name, match in matched:
-            sources = self.fill_sources(rule, name, match)
-            if sources is None:
-                found += 1
-                continue
-            if name in sources and not (rule.source_follows_match or rule.target.is_literal):
-                continue  # a pattern that matches its own source
-            found += 1
-            before = len(self.faults)
-            if name in self.names.modules:
-                expanded += self.expand_modules(rule, name, sources)
-            else:
-                transform = rule.transforms["weight"]
-                if transform is None:
-                    self.faults.append(f"{rule}: weight=None leaves {name!r} as it is.")
-                else:
-                    expanded += self.add(Tie(name, self.bank_sources(rule, sources), transform), f"{rule}")
-            expanded += len(self.faults) - before  # told already
-        if not matched:
-            self.faults.append(
-                f"{rule} matches nothing: no module or tensor is called {str(rule.target)!r}."
-                + closest(str(rule.target), [*self.names.modules, *self.names.tensors])
-            )
-        elif not found:
-            self.faults.append(f"{rule} matches nothing but its own source.")
-        elif not expanded and not self.faults:
-            self.faults.append(f"{rule} ties nothing: every tensor would be derived from itself as it is.")
-        if rule.count is not None and found != rule.count:
-            listed = ", ".join(name for name, _ in matched[:10]) or "none"
-            self.faults.append(
-                f"{rule} must match {rule.count} targets and matches {found}: {listed}."
-            )
-
-    def matches(self, rule: Rule) -> Iterator[tuple[str, Match]]:
-        """Modules that the target pattern matches, else tensors."""
-        wanted = {name for name, transform in rule.transforms.items() if transform is not None}
-        found = False
-        for name, module in self.names.modules.items():
-            match = rule.target.match(name, module)
-            if match is None or self.excluded(rule, name, module):
-                continue
-            # A pattern passes by what has no tensor of the rule, containers above all.
-            if rule.target.is_literal or wanted & set(self.names.tensors_of(module)):
-                found = True
-                yield name, match
-        if not found:
-            for name in self.names.tensors:
-                match = rule.target.match(name)
-                if match is not None and not self.excluded(rule, name, None):
-                    yield name, match
-
-    @staticmethod
-    def excluded(rule: Rule, name: str, module: nn.Module | None) -> bool:
-        return any(pattern.match(name, module) is not None for pattern in rule.exclude)
-
-    def fill_sources(self, rule: Rule, name: str, match: Match) -> tuple[str, ...] | None:
-        try:
-            return tuple(match.fill(source) for source in rule.sources)
-        except (LookupError, ValueError) as error:
-            self.faults.append(
-                f"{rule}: the source asks for a group that {str(rule.target)!r} has not "
-                f"({error}). Groups are numbered from {{0}}, one per wildcard."
-            )
-            return None
-
-    def bank_sources(self, rule: Rule, sources: tuple[str, ...]) -> tuple[str, ...]:
-        return sources if rule.bank is None else self.names.bank_names[id(rule.bank)]
-
-    def expand_modules(self, rule: Rule, target: str, sources: tuple[str, ...]) -> int:
-        """Ties of a target module's tensors. Returns how many there are."""
-        missing = [name for name in sources if name not in self.names.modules]
-        if missing:
-            self.faults += [f"{rule}: {self.no_module(name)}" for name in missing]
-            return 0
-        own = self.names.tensors_of(self.names.modules[target])
-        added = 0
-        for name, transform in rule.transforms.items():
-            if transform is None:
-                continue
-            if name not in own:
-                if name in rule.named_tensors or (name == "weight" and rule.target.is_literal and not (set(own) & set(rule.transforms))):
-                    self.faults.append(self.no_tensor(rule, target, name, own))
-                continue
-            for source in sources:
-                if name not in self.names.tensors_of(self.names.modules[source]):
-                    hint = f" Write {name}=None to leave {target!r} its own." if name != "weight" else ""
-                    self.faults.append(
-                        f"{rule}: the target {target!r} has a {name}, the source {source!r} has not.{hint}"
-                    )
-                    break
-            else:
-                prefix = [f"{source}.{name}" if source else name for source in sources]
-                full = f"{target}.{name}" if target else name
-                if transform is same and tuple(prefix) == (full,):
-                    continue  # a tensor as itself is no tie
-                added += self.add(Tie(full, self.bank_sources(rule, tuple(prefix)), transform), f"{rule}")
-        return added
-
-    def no_module(self, name: str) -> str:
-        hint = closest(name, self.names.modules)
-        if name in self.names.tensors:
-            hint = " It is a tensor: then the target is a tensor's name too."
-        return f"there is no source module {name!r}.{hint}"
-
-    @staticmethod
-    def no_tensor(rule: Rule, target: str, name: str, own: list[str]) -> str:
-        if own:
-            hint = f" It has {', '.join(own)}: name them by keyword ({own[0]}=fxtie.same)."
-        else:
-            hint = f" To tie what is inside it, write {target + '.**'!r} with {{0}} in the source."
-        return f"{rule}: the target {target!r} has no {name} of its own.{hint}"
-
-    # -- ties: each target once, each name there ------------------------------------------------
-
-    def add(self, tie: Tie, origin: str) -> int:
-        """Take a tie in, under its target's identity. Returns 1 if it is a good one."""
-        before = len(self.faults)
-        target = self.slot(tie.target, origin, "target")
-        for source in tie.sources:
-            self.slot(source, origin, "source")
-        if target is None or len(self.faults) > before:
-            return 0
-        self.faults += [f"{origin}: {fault}" for fault in target.faults_as_target()]
-        if target.key in self.targets:
-            first, _, first_origin = self.targets[target.key]
-            also = f" (the same tensor as {first.target!r})" if first.target != tie.target else ""
-            self.faults.append(
-                f"Two rules for one tensor: {tie.target!r}{also} is the target of "
-                f"{first_origin} and of {origin}."
-            )
-            return 0
-        self.targets[target.key] = (tie, target, origin)
-        return 1
-
-    def slot(self, name: str, origin: str, role: str) -> Slot | None:
-        found = self.names.find(name)
-        if isinstance(found, str):
-            self.faults.append(f"{origin}: the {role} {name!r} {found}")
-            return None
-        return found
-
-    def register(self, module: nn.Module, name: str) -> str:
-        """The name under `ties` of a learnable transform or bank; one name per module."""
-        for known, other in self.modules.items():
-            if other is module:
-                return known
-        unique, n = name, 2
-        while unique in self.modules:
-            unique, n = f"{name}_{n}", n + 1
-        self.modules[unique] = module
-        return unique
-
     # -- order ----------------------------------------------------------------------------------
 
-    def order(self) -> list[tuple[Tie, Slot, str]]:
+    def order(self) -> list[Resolved]:
         """Depth first over the sources; iterative, since chains may be long."""
-        ordered: list[tuple[Tie, Slot, str]] = []
-        done: set[tuple[int, str]] = set()
-        for start in self.targets:
-            path: list[tuple[int, str]] = []
-            on_path: set[tuple[int, str]] = set()
+        ordered: list[Resolved] = []
+        done: set[SlotKey] = set()
+        for start in self.resolved:
+            path: list[SlotKey] = []
+            on_path: set[SlotKey] = set()
             pending = [(start, False)]
             while pending:
                 key, left = pending.pop()
@@ -348,9 +182,9 @@ class _Planner:
                     path.pop()
                     on_path.discard(key)
                     done.add(key)
-                    ordered.append(self.targets[key])
+                    ordered.append(self.resolved[key])
                     continue
-                if key in done or key not in self.targets:
+                if key in done or key not in self.resolved:
                     continue
                 if key in on_path:
                     self.report_cycle([*path[path.index(key) :], key])
@@ -358,18 +192,18 @@ class _Planner:
                 path.append(key)
                 on_path.add(key)
                 pending.append((key, True))
-                tie = self.targets[key][0]
+                tie = self.resolved[key].tie
                 if not tie.is_self_derived:
                     pending += [(self.key(name), False) for name in reversed(tie.sources)]
         return ordered
 
-    def key(self, name: str) -> tuple[int, str]:
+    def key(self, name: str) -> SlotKey:
         found = self.names.find(name)
         assert isinstance(found, Slot)  # `add` has told of the others
         return found.key
 
-    def report_cycle(self, keys: list[tuple[int, str]]) -> None:
-        names = [self.targets[key][0].target for key in keys]
+    def report_cycle(self, keys: list[SlotKey]) -> None:
+        names = [self.resolved[key].tie.target for key in keys]
         self.faults.append(
             "The rules form a cycle, each derived from the next: "
             + " <- ".join(names)
@@ -378,11 +212,11 @@ class _Planner:
 
     # -- transforms, on fake tensors ------------------------------------------------------------
 
-    def check(self, ordered: list[tuple[Tie, Slot, str]]) -> list[Step]:
+    def check(self, ordered: list[Resolved]) -> list[Step]:
         mode = fake_mode()
-        specs: dict[tuple[int, str], Spec] = {}
+        specs: dict[SlotKey, Spec] = {}
         examined: dict[Any, tuple[Lowered | Opaque | nn.Module, str | None]] = {}
-        dropped = (slot for tie, slot, _ in self.targets.values() if not tie.is_self_derived)
+        dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
         saved = self.names.savings(dropped)
 
         def spec_of(name: str) -> Spec:
@@ -410,15 +244,15 @@ class _Planner:
                 continue
             lowered, fault = examined[key]
             if fault is not None:
-                self.faults.append(f"{origin}: {fault.format(target=repr(tie.target))}")
+                self.faults.append(f"{origin}: " + fault.replace("<target>", repr(tie.target)))
             if isinstance(tie.transform, nn.Module):
-                self.register(tie.transform, tie.target.replace(".", "_"))
+                self.resolver.register(tie.transform, tie.target.replace(".", "_"))
             steps.append(Step(tie, spec, saved.get(target.key, 0), lowered))
         return steps
 
     @staticmethod
     def bind(tie: Tie, spec: Spec, mode: Any) -> Any:
-        """The transform itself, or what it makes of the target's shape (see transforms.FitsTarget)."""
+        """The transform, fitted to its target where it wants that (`transforms.FitsTarget`)."""
         adapt = getattr(tie.transform, "for_target", None)
         return tie.transform if adapt is None else adapt(spec.fake(mode))
 
@@ -434,29 +268,34 @@ class _Planner:
         except DataDependentOutputException as error:
             # It branches on values, which fakes have not: its shape shows when it runs.
             return Opaque(tie.transform, str(error)), None
-        name = transform_name(tie.transform)
-        fault = None
-        if not isinstance(result, torch.Tensor):
-            fault = f"the transform {name} of {{target}} returns {type(result).__name__}, not a tensor."
-        elif tuple(result.shape) != target.shape:
-            fault = (
-                f"the transform {name} gives shape {tuple(result.shape)} from "
-                f"{', '.join(str(s.shape) for s in sources)}, but {{target}} has {target.shape}. "
-                f"fxtie.transforms.tile(), crop(), pad() and resize() adapt to the target's shape."
-            )
-        elif result.dtype != target.dtype:
-            fault = (
-                f"the transform {name} gives {result.dtype}, but {{target}} is {target.dtype}. "
-                f"Add .to({target.dtype}) to the transform."
-            )
-        elif result.device != target.device and "meta" not in (result.device.type, target.device.type):
-            fault = (
-                f"the transform {name} gives a tensor on {result.device}, but {{target}} is on "
-                f"{target.device}. Add .to({str(target.device)!r}) to the transform."
-            )
+        fault = _misfit(transform_name(tie.transform), result, sources, target)
         if fault is not None:
             return Opaque(tie.transform, fault), fault
         return lower(tie.transform, fakes, mode), None
+
+
+def _misfit(name: str, result: Any, sources: list[Spec], target: Spec) -> str | None:
+    """Why the result of a transform can't stand for `<target>`, if it can't."""
+    if not isinstance(result, torch.Tensor):
+        return f"the transform {name} of <target> returns {type(result).__name__}, not a tensor."
+    if tuple(result.shape) != target.shape:
+        return (
+            f"the transform {name} gives shape {tuple(result.shape)} from "
+            f"{', '.join(str(s.shape) for s in sources) or 'nothing'}, but <target> has "
+            f"{target.shape}. fxtie.transforms.tile(), crop(), pad() and resize() adapt to the "
+            f"target's shape."
+        )
+    if result.dtype != target.dtype:
+        return (
+            f"the transform {name} gives {result.dtype}, but <target> is {target.dtype}. "
+            f"Add .to({target.dtype}) to the transform."
+        )
+    if result.device != target.device:
+        return (
+            f"the transform {name} gives a tensor on {result.device}, but <target> is on "
+            f"{target.device}. Add .to({str(target.device)!r}) to the transform."
+        )
+    return None
 
 
 def _hashable(transform: Any) -> Any:

@@ -64,7 +64,9 @@ class Pattern:
             try:
                 self._regex = re.compile(pattern[3:])
             except re.error as error:
-                raise RuleError(f"The regular expression in {pattern!r} is wrong: {error}.") from error
+                raise RuleError(
+                    f"The regular expression in {pattern!r} is wrong: {error}."
+                ) from error
         else:
             self.is_literal = "*" not in pattern
             self._regex = re.compile(_glob_to_regex(pattern))
@@ -117,7 +119,9 @@ class Tie:
         else:
             object.__setattr__(self, "sources", tuple(self.sources))
         if not callable(self.transform):
-            raise RuleError(f"The transform of {self.target!r} is not callable: {self.transform!r}.")
+            raise RuleError(
+                f"The transform of {self.target!r} is not callable: {self.transform!r}."
+            )
 
     @property
     def is_self_derived(self) -> bool:
@@ -182,7 +186,9 @@ class Rule:
         elif isinstance(exclude, str) or callable(exclude):
             exclude = (exclude,)
         self.exclude = tuple(map(Pattern, exclude))
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (
+            isinstance(count, bool) or not isinstance(count, int) or count < 1
+        ):
             raise RuleError(f"count= of the rule for {self.target} is a positive int: {count!r}.")
         self.count = count
 
@@ -229,11 +235,15 @@ def as_rules(rules: Rules) -> tuple[Rule | Tie, ...]:
     if isinstance(rules, Rule | Tie):
         return (rules,)
     if isinstance(rules, str) or not isinstance(rules, Iterable):
-        raise RuleError(f"Rules are fxtie.Rule or fxtie.Tie, not {type(rules).__name__}: {rules!r}.")
+        raise RuleError(
+            f"Rules are fxtie.Rule or fxtie.Tie, not {type(rules).__name__}: {rules!r}."
+        )
     listed = tuple(rules)
     for rule in listed:
         if not isinstance(rule, Rule | Tie):
-            raise RuleError(f"Rules are fxtie.Rule or fxtie.Tie, not {type(rule).__name__}: {rule!r}.")
+            raise RuleError(
+                f"Rules are fxtie.Rule or fxtie.Tie, not {type(rule).__name__}: {rule!r}."
+            )
     if not listed:
         raise RuleError("There are no rules: the list is empty.")
     return listed

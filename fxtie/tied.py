@@ -63,10 +63,18 @@ class Derived:
         return self.transform(*map(self.read, self.sources))
 
     def read(self, source: Source) -> Any:
-        if self.stored:
-            # Past the derived attribute, to nn.Module's own look-up of parameters and buffers.
-            return nn.Module.__getattr__(source.owner, source.attr)
-        return getattr(source.owner, source.attr)
+        owner = Stored(source.owner) if self.stored else source.owner
+        return getattr(owner, source.attr)
+
+
+class Stored:
+    """A module's stored tensors, read past its derived attributes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return nn.Module.__getattr__(self.module, name)
 
 
 reader: Callable[[Derived], Any] = Derived.compute
@@ -90,6 +98,11 @@ class TiedModule(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Classes made here are none of the user's: keep them out of the user's registries."""
+
+    @property
+    def _stored(self) -> Stored:
+        """By which graphs refer to the stored value of a self-derived tensor."""
+        return Stored(self)
 
     def __getattr__(self, name: str) -> Any:
         derived = self._fxtie_derived.get(name)
@@ -292,10 +305,8 @@ class Region(TiedModule, fx.GraphModule):
             for records, defaults, tensors in state["_fxtie_variants"]
         ]
         state["_fxtie_variants"] = {True: variants[0], False: variants[-1]}
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.recompile()
-
-    __reduce__ = object.__reduce__
 
 
 def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -329,7 +340,8 @@ def tied_class(cls: type[nn.Module]) -> type[TiedModule]:
 
 def region_class(cls: type[nn.Module]) -> type[Region]:
     """A class for one region: its forward is its own."""
-    return _subclass(Region, cls)
+    created: type[Region] = _subclass(Region, cls)
+    return created
 
 
 def _subclass(base: type, cls: type[nn.Module]) -> Any:

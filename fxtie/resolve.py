@@ -1,0 +1,239 @@
+"""Rules + names -> ties: what the patterns match, and what is wrong with it.
+
+In: rules and a model. Out: ties by target, with the slots of the targets; faults as sentences.
+Called by `plan.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from fxtie.errors import closest
+from fxtie.names import Names, Slot, SlotKey
+from fxtie.rules import Match, Rule, Tie
+from fxtie.transforms import same
+
+
+class Resolved(NamedTuple):
+    """A tie whose names are there.
+
+    Attributes:
+        tie: the fact.
+        target: the slot of its target.
+        origin: the rule that it came from, as text.
+    """
+
+    tie: Tie
+    target: Slot
+    origin: str
+
+
+class Resolver:
+    """Goes through rules, collecting ties, modules to register, and every fault.
+
+    Attributes:
+        names: the model's names, and those of the banks.
+        resolved: ties by the identity of their targets.
+        modules: learnable transforms and banks, by the name under `ties`.
+        faults: one sentence each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = Names(model)
+        self.faults: list[str] = []
+        self.resolved: dict[SlotKey, Resolved] = {}
+        self.modules: dict[str, nn.Module] = {}
+
+    def resolve(self, rule: Rule | Tie) -> None:
+        """Take in one rule."""
+        if isinstance(rule, Tie):
+            self.add(rule, str(rule))
+        else:
+            self.expand(rule)
+
+    # -- a rule -> ties -------------------------------------------------------------------------
+
+    def expand(self, rule: Rule) -> None:
+        matched = list(self.matches(rule))
+        if rule.bank is not None:
+            self.names.add_bank(rule.bank, self.register(rule.bank, "bank"))
+        expanded = 0
+        found = 0
+        for name, match in matched:
+            sources = self.fill_sources(rule, name, match)
+            if sources is None:
+                found += 1
+                continue
+            if self.is_one_of(name, sources) and not (
+                rule.source_follows_match or rule.target.is_literal
+            ):
+                continue  # a pattern that matches its own source
+            found += 1
+            before = len(self.faults)
+            if name in self.names.modules:
+                expanded += self.expand_modules(rule, name, sources)
+            else:
+                transform = rule.transforms["weight"]
+                if transform is None:
+                    self.faults.append(f"{rule}: weight=None leaves {name!r} as it is.")
+                else:
+                    expanded += self.add(
+                        Tie(name, self.bank_sources(rule, sources), transform), f"{rule}"
+                    )
+            expanded += len(self.faults) - before  # told already
+        if not matched:
+            self.faults.append(
+                f"{rule} matches nothing: no module or tensor is called {str(rule.target)!r}."
+                + closest(str(rule.target), [*self.names.modules, *self.names.tensors])
+            )
+        elif not found:
+            self.faults.append(f"{rule} matches nothing but its own source.")
+        elif not expanded and not self.faults:
+            self.faults.append(
+                f"{rule} ties nothing: every tensor would be derived from itself as it is."
+            )
+        if rule.count is not None and found != rule.count:
+            listed = ", ".join(name for name, _ in matched[:10]) or "none"
+            self.faults.append(
+                f"{rule} must match {rule.count} targets and matches {found}: {listed}."
+            )
+
+    def matches(self, rule: Rule) -> Iterator[tuple[str, Match]]:
+        """Modules that the target pattern matches, else tensors."""
+        wanted = {name for name, transform in rule.transforms.items() if transform is not None}
+        found = False
+        for name, module in self.names.modules.items():
+            match = rule.target.match(name, module)
+            if match is None or self.excluded(rule, name, module):
+                continue
+            # A pattern passes by what has no tensor of the rule, containers above all.
+            if rule.target.is_literal or wanted & set(self.names.tensors_of(module)):
+                found = True
+                yield name, match
+        if not found:
+            for name in self.names.tensors:
+                match = rule.target.match(name)
+                if match is not None and not self.excluded(rule, name, None):
+                    yield name, match
+
+    def is_one_of(self, name: str, others: tuple[str, ...]) -> bool:
+        """Whether a name, or another name of the same module, is among others."""
+        module = self.names.modules.get(name)
+        return name in others or (
+            module is not None and any(self.names.modules.get(o) is module for o in others)
+        )
+
+    @staticmethod
+    def excluded(rule: Rule, name: str, module: nn.Module | None) -> bool:
+        return any(pattern.match(name, module) is not None for pattern in rule.exclude)
+
+    def fill_sources(self, rule: Rule, name: str, match: Match) -> tuple[str, ...] | None:
+        try:
+            return tuple(match.fill(source) for source in rule.sources)
+        except (LookupError, ValueError) as error:
+            self.faults.append(
+                f"{rule}: the source asks for a group that {str(rule.target)!r} has not "
+                f"({error}). Groups are numbered from {{0}}, one per wildcard."
+            )
+            return None
+
+    def bank_sources(self, rule: Rule, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return sources if rule.bank is None else self.names.bank_names[id(rule.bank)]
+
+    def expand_modules(self, rule: Rule, target: str, sources: tuple[str, ...]) -> int:
+        """Ties of a target module's tensors. Returns how many there are."""
+        missing = [name for name in sources if name not in self.names.modules]
+        if missing:
+            self.faults += [f"{rule}: {self.no_module(name)}" for name in missing]
+            return 0
+        own = self.names.tensors_of(self.names.modules[target])
+        added = 0
+        for name, transform in rule.transforms.items():
+            if transform is None:
+                continue
+            if name not in own:
+                if name in rule.named_tensors or (
+                    name == "weight"
+                    and rule.target.is_literal
+                    and not (set(own) & set(rule.transforms))
+                ):
+                    self.faults.append(self.no_tensor(rule, target, name, own))
+                continue
+            for source in sources:
+                if name not in self.names.tensors_of(self.names.modules[source]):
+                    self.faults.append(
+                        f"{rule}: the target {target!r} has a {name}, the source {source!r} has "
+                        f"not. Write {name}=None to leave {target!r} its own."
+                    )
+                    break
+            else:
+                prefix = [f"{source}.{name}" if source else name for source in sources]
+                full = f"{target}.{name}" if target else name
+                if transform is same and tuple(prefix) == (full,):
+                    continue  # a tensor as itself is no tie
+                added += self.add(
+                    Tie(full, self.bank_sources(rule, tuple(prefix)), transform), f"{rule}"
+                )
+        return added
+
+    def no_module(self, name: str) -> str:
+        hint = closest(name, self.names.modules)
+        if name in self.names.tensors:
+            hint = " It is a tensor: then the target is a tensor's name too."
+        return f"there is no source module {name!r}.{hint}"
+
+    @staticmethod
+    def no_tensor(rule: Rule, target: str, name: str, own: list[str]) -> str:
+        if own:
+            hint = f" It has {', '.join(own)}: name them by keyword ({own[0]}=fxtie.same)."
+        else:
+            hint = f" To tie what is inside it, write {target + '.**'!r} with {{0}} in the source."
+        return f"{rule}: the target {target!r} has no {name} of its own.{hint}"
+
+    # -- ties: each target once, each name there ------------------------------------------------
+
+    def add(self, tie: Tie, origin: str) -> int:
+        """Take a tie in, under its target's identity. Returns 1 if it is a good one."""
+        before = len(self.faults)
+        target = self.slot(tie.target, origin, "target")
+        sources = [self.slot(source, origin, "source") for source in tie.sources]
+        if target is None or len(self.faults) > before:
+            return 0
+        if [source and source.key for source in sources] == [target.key]:
+            tie = replace(tie, sources=(tie.target,))  # self-derived, whatever its names
+        self.faults += [f"{origin}: {fault}" for fault in target.faults_as_target()]
+        if target.key in self.resolved:
+            first = self.resolved[target.key]
+            if first.origin == origin and first.tie.sources == tie.sources:
+                return 0  # a module of two names, both matched
+            alias = first.tie.target != tie.target
+            also = f" (another name of {first.tie.target!r})" if alias else ""
+            self.faults.append(
+                f"Two rules for one tensor: {tie.target!r}{also} is the target of "
+                f"{first.origin} and of {origin}."
+            )
+            return 0
+        self.resolved[target.key] = Resolved(tie, target, origin)
+        return 1
+
+    def slot(self, name: str, origin: str, role: str) -> Slot | None:
+        found = self.names.find(name)
+        if isinstance(found, str):
+            self.faults.append(f"{origin}: the {role} {name!r} {found}")
+            return None
+        return found
+
+    def register(self, module: nn.Module, name: str) -> str:
+        """The name under `ties` of a learnable transform or bank; one name per module."""
+        for known, other in self.modules.items():
+            if other is module:
+                return known
+        unique, n = name, 2
+        while unique in self.modules:
+            unique, n = f"{name}_{n}", n + 1
+        self.modules[unique] = module
+        return unique
