@@ -57,8 +57,7 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
         return other
 
     for value in module.__dict__.values():
-        if value:
-            _rewired(value, note)
+        _rewired(value, note)
     yield from found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -39,28 +40,33 @@ _ARITHMETIC = frozenset(
 )
 
 
-def is_tensor(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the value of `node`, in a graph of `root`, is surely a tensor."""
+def is_tensor(node: fx.Node, root: nn.Module, assume: Callable[[fx.Node], bool]) -> bool:
+    """Whether the value of `node`, in a graph of `root`, is surely a tensor.
+
+    Args:
+        assume: says of an argument of the graph whether to take it for a tensor.
+    """
+    if node.op == "placeholder":
+        return assume(node)
     if node.op == "call_module":
-        return _layer_gives_tensor(root.get_submodule(str(node.target)), node, root)
+        layer = _last(root.get_submodule(str(node.target)))
+        if type(layer) is nn.Identity and isinstance(node.args[0], fx.Node):
+            return is_tensor(node.args[0], root, assume)
+        return type(layer) in _LAYERS
     if node.op == "call_method":
         return _op_gives_tensor(str(node.target))
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
-            return any(is_tensor(n, root) for n in node.all_input_nodes)
+            return any(is_tensor(n, root, assume) for n in node.all_input_nodes)
         name = getattr(node.target, "__name__", "")
         return getattr(node.target, "__module__", None) != "_operator" and _op_gives_tensor(name)
     return node.op == "get_attr"
 
 
-def _layer_gives_tensor(layer: nn.Module, node: fx.Node, root: nn.Module) -> bool:
-    if type(layer) is nn.Sequential and len(layer):
-        return _layer_gives_tensor(layer[-1], node, root)
-    if type(layer) is nn.Identity:
-        return (
-            bool(node.args) and isinstance(node.args[0], fx.Node) and is_tensor(node.args[0], root)
-        )
-    return type(layer) in _LAYERS
+def _last(layer: nn.Module) -> nn.Module:
+    while type(layer) is nn.Sequential and len(layer):
+        layer = layer[-1]
+    return layer
 
 
 @functools.lru_cache(maxsize=1024)

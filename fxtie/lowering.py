@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.rules import Transform, transform_name
-from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, strictly
+from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, strictly, without_random_numbers
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def lower(
         return transform
     tracer = _TransformTracer(sources, mode)
     try:
-        with strictly(tracer):
+        with strictly(tracer), without_random_numbers():
             graph = tracer.trace_function(transform)
     # Whatever a user's function raises on proxies only means that it can't be traced: it has run
     # on fake tensors before, so its real faults have been told already.

@@ -27,7 +27,15 @@ from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
 from fxtie.report import Kept
 from fxtie.tied import Derived, Source, Variant
-from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, patched, strictly
+from fxtie.tracing import (
+    Stop,
+    Traced,
+    TracedTensor,
+    Tracer,
+    patched,
+    strictly,
+    without_random_numbers,
+)
 
 
 def trace_module(
@@ -136,11 +144,13 @@ class ModuleTracer(Tracer):
         return root_fn, args
 
     def assumed_type(self, proxy: Traced) -> type:
-        node = proxy.node
-        if node.op == "placeholder" and not str(node.target).startswith("*"):
-            self._tensor_arguments.add(str(node.target))
-            return torch.Tensor
-        if is_tensor(node, self.root):
+        def assume(argument: fx.Node) -> bool:
+            name = str(argument.target)
+            if not name.startswith("*"):
+                self._tensor_arguments.add(name)
+            return name in self._tensor_arguments
+
+        if is_tensor(proxy.node, self.root, assume):
             return torch.Tensor
         return super().assumed_type(proxy)
 
@@ -224,6 +234,7 @@ class ModuleTracer(Tracer):
                     del cache[key]
             self.scope, self.num_calls, self.module_stack = scope, calls, module_stack
             self.kept = kept
+            self._moot = [node for node in self._moot if node not in erased]
 
         return undo
 
@@ -347,7 +358,8 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         raise Stop("has a forward that was replaced on the instance")
     before = _containers(module)
     try:
-        yield
+        with without_random_numbers():
+            yield
     finally:
         after = _containers(module)
         changed = [name for name in after if not _same_items(after[name], before[name])]

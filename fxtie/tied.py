@@ -111,8 +111,8 @@ class TiedModule(nn.Module):
         return reader(derived)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._fxtie_derived:
-            derived = self._fxtie_derived[name]
+        derived = self._fxtie_derived.get(name)
+        if derived is not None and not derived.stored:
             raise FxtieError(
                 f"{derived.name!r} is derived and cannot be set. Set its sources, or make a plain "
                 f"model of it first (fxtie.materialize)."

@@ -174,11 +174,7 @@ def strictly(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(patched(nn.Module, "__setattr__", write))
         stack.enter_context(patched(nn.Module, "__delattr__", delete))
         stack.enter_context(_Recorder(tracer))
-        before = _random_states()
         yield
-        if _random_states() != before:
-            _restore_random_states(before)
-            raise Stop("draws random numbers from Python's or numpy's generator")
 
 
 @contextlib.contextmanager
@@ -193,6 +189,16 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def without_random_numbers() -> Iterator[None]:
+    """Stop if code draws numbers that a trace would turn into constants."""
+    before = _random_states()
+    yield
+    if _random_states() != before:
+        _restore_random_states(before)
+        raise Stop("draws random numbers from Python's or numpy's generator")
 
 
 def _random_states() -> tuple[Any, ...]:
