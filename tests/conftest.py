@@ -1,0 +1,21 @@
+"""What every test starts from: one thread, a fixed seed, the devices that there are."""
+
+import pytest
+import torch
+from vision import import_torchvision
+
+torch.set_num_threads(1)  # the tests run side by side
+import_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Each device; CUDA is skipped, visibly, where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
