@@ -3,6 +3,7 @@
 from fxtie import transforms
 from fxtie.bank import Bank
 from fxtie.capture import transform
+from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
 from fxtie.plan import Plan, plan
 from fxtie.report import Report, report
@@ -13,12 +14,14 @@ __all__ = [
     "Bank",
     "CaptureError",
     "FxtieError",
+    "GraphDiff",
     "Plan",
     "PlanError",
     "Report",
     "Rule",
     "RuleError",
     "Tie",
+    "diff",
     "plan",
     "report",
     "same",

@@ -10,11 +10,12 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxtie import tied
 from fxtie.copying import copy_paths
@@ -232,6 +233,26 @@ class _Capture:
             tuple(node.target for node in train.graph.find_nodes(op="placeholder")),
         )
         return kept_inside
+
+
+def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx.Graph, fx.Graph]]:
+    """For each region of a tied model: its name, its graph untied, and its graph.
+
+    The untied graph is traced in the same way, with the targets left as opaque calls.
+    """
+    report: Report = result.__dict__["_fxtie_report"]
+    names = Names(model)
+    owners = [slot.owner for name in report.targets if isinstance(slot := names.find(name), Slot)]
+    copies = copy_paths(model, owners)
+    opened = set(copies.values()) - {copies[owner] for owner in owners}
+    for name in report.region_names:
+        module, region = copies[model].get_submodule(name), result.get_submodule(name)
+        assert isinstance(region, Region)
+        try:
+            tracer = trace_module(module, region.training, opened | {module}, {})
+        except Stop as stop:
+            raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
+        yield name, tracer.graph, region.graph
 
 
 def _join(*parts: str) -> str:

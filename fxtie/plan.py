@@ -19,6 +19,7 @@ from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
 from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
+from fxtie.show.text import human_count
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,7 @@ def parameter_change(plan: Plan) -> str:
     """`parameters 25.6M -> 14.2M (55.6%)`."""
     before, after = plan.parameters, plan.parameters_after
     share = f" ({after / before:.1%})" if before else ""
-    return f"parameters {_human(before)} -> {_human(after)}{share}"
-
-
-def _human(n: int) -> str:
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.1f}{suffix}"
-    return str(n)
+    return f"parameters {human_count(before)} -> {human_count(after)}{share}"
 
 
 def plan(model: nn.Module, rules: Rules) -> Plan:

@@ -76,6 +76,11 @@ class Report:
         return len(self.plan.steps)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The derived tensors' names."""
+        return tuple(step.tie.target for step in self.plan.steps)
+
+    @property
     def regions(self) -> int:
         """Number of modules captured as one graph each."""
         return len(self.region_names)

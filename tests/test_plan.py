@@ -113,7 +113,7 @@ def test_shared_modules_are_one_target():
     layer = nn.Linear(4, 4)
     net = nn.Sequential(nn.Linear(4, 4), layer, layer)
     assert len(fxtie.plan(net, Rule("*", "0")).ties) == 2
-    with pytest.raises(fxtie.PlanError, match="another name of '1.weight'"):
+    with pytest.raises(fxtie.PlanError, match=r"another name of '1\.weight'"):
         fxtie.plan(net, [Rule("1.weight", "0.weight"), Tie("2.weight", "0.weight")])
 
 
@@ -224,7 +224,12 @@ def test_faults_are_told_and_the_model_is_unchanged(case):
 
 
 def test_all_faults_come_at_once():
-    rules = [Rule("1", "zero"), Rule("two", "0"), Rule("2", "0", torch.sum), Rule("3.weight", "0.bias")]
+    rules = [
+        Rule("1", "zero"),
+        Rule("two", "0"),
+        Rule("2", "0", torch.sum),
+        Rule("3.weight", "0.bias"),
+    ]
     with pytest.raises(fxtie.PlanError) as info:
         fxtie.plan(chain_net(), rules[:2])
     assert len(info.value.faults) == 2
@@ -241,5 +246,5 @@ def test_the_traceback_of_a_transform_is_kept():
 
 def test_closest_names_are_offered():
     net = nn.ModuleDict({"conv_1": nn.Conv2d(1, 1, 1), "conv_2": nn.Conv2d(1, 1, 1)})
-    with pytest.raises(fxtie.PlanError, match="Closest names: .*'conv_2'"):
+    with pytest.raises(fxtie.PlanError, match=r"Closest names: .*'conv_2'"):
         fxtie.plan(net, Rule("conv2", "conv_1"))

@@ -1,4 +1,4 @@
-"""The pass on what a user brings: every layer type, geometry and form of model, against the oracle."""
+"""The pass on every layer type, geometry and form of model, against the oracle."""
 
 import copy
 import gc

@@ -1,0 +1,1 @@
+"""How plans, reports and diffs look: as text."""
