@@ -18,8 +18,9 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
-from fxtie.rules import Transform, transform_name
+from fxtie.rules import transform_name
 from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, strictly, without_random_numbers
+from fxtie.transforms import Transform
 
 
 @dataclass(frozen=True)

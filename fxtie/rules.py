@@ -10,16 +10,13 @@ import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from fxtie.bank import Bank
 from fxtie.errors import RuleError
-from fxtie.transforms import same
-
-Transform: TypeAlias = Callable[..., Any]
-"""Any differentiable callable `f(*sources) -> tensor`, or an `nn.Module`."""
+from fxtie.transforms import Transform, same
 
 TargetPattern: TypeAlias = str | Callable[[str, nn.Module], bool]
 SourcePattern: TypeAlias = str | Sequence[str] | Bank | None

@@ -15,7 +15,6 @@ shape of a source need proxies whose `.shape` is known, as fxtie's are.
 from __future__ import annotations
 
 import builtins
-import copy
 import dataclasses
 import math
 import operator
@@ -27,6 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxtie.arguments import integer, number
+from fxtie.learned import ChannelScale as ChannelScale
+from fxtie.learned import LowRank as LowRank
+from fxtie.learned import Mix as Mix
 from fxtie.registry import register
 
 Transform: TypeAlias = Callable[..., Any]
@@ -145,7 +148,7 @@ class scale(_Named):
     s: float
 
     def __post_init__(self) -> None:
-        _set(self, s=_number(self.s, "scale(s)"))
+        _set(self, s=number(self.s, "scale(s)"))
 
     def __call__(self, source: Tensor) -> Tensor:
         return source * self.s
@@ -186,7 +189,7 @@ class standardize(_Named):
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _set(self, eps=_number(self.eps, "standardize(eps)"))
+        _set(self, eps=number(self.eps, "standardize(eps)"))
         if self.eps <= 0:
             raise ValueError(f"standardize(eps): eps is positive, not {self.eps}.")
 
@@ -246,7 +249,7 @@ class flip(_Named):
     def __init__(self, *dims: int) -> None:
         if not dims:
             raise ValueError("flip() needs the dimensions to flip: flip(-2, -1) turns a kernel.")
-        _set(self, dims=tuple(_integer(dim, "flip(*dims)") for dim in dims))
+        _set(self, dims=tuple(integer(dim, "flip(*dims)") for dim in dims))
 
     def __call__(self, source: Tensor) -> Tensor:
         return source.flip(self.dims)
@@ -274,7 +277,7 @@ class rot90(_Named):
     k: int
 
     def __post_init__(self) -> None:
-        _set(self, k=_integer(self.k, "rot90(k)"))
+        _set(self, k=integer(self.k, "rot90(k)"))
 
     def __call__(self, source: Tensor) -> Tensor:
         return torch.rot90(source, self.k, (-2, -1))
@@ -299,12 +302,12 @@ class repeat_interleave(_Named):
     dim: int
 
     def __post_init__(self) -> None:
-        repeats = _integer(self.repeats, "repeat_interleave(repeats, dim)")
+        repeats = integer(self.repeats, "repeat_interleave(repeats, dim)")
         if repeats < 1:
             raise ValueError(
                 f"repeat_interleave(repeats, dim): repeats is positive, not {repeats}."
             )
-        _set(self, repeats=repeats, dim=_integer(self.dim, "repeat_interleave(repeats, dim)"))
+        _set(self, repeats=repeats, dim=integer(self.dim, "repeat_interleave(repeats, dim)"))
 
     def __call__(self, source: Tensor) -> Tensor:
         return torch.repeat_interleave(source, self.repeats, self.dim)
@@ -331,7 +334,7 @@ class slice(_Named):
 
     def __post_init__(self) -> None:
         for field in ("dim", "start", "stop"):
-            _set(self, **{field: _integer(getattr(self, field), "slice(dim, start, stop)")})
+            _set(self, **{field: integer(getattr(self, field), "slice(dim, start, stop)")})
         if not 0 <= self.start < self.stop:
             raise ValueError(f"{self!r}: 0 <= start < stop is needed.")
 
@@ -380,7 +383,7 @@ class _Shaped(_Named):
     def __post_init__(self) -> None:
         if self.shape is not None:
             where = f"{type(self).__name__}(shape=...)"
-            _set(self, shape=tuple(_integer(size, where) for size in self.shape))
+            _set(self, shape=tuple(integer(size, where) for size in self.shape))
 
     def for_target(self: _Self, target: Tensor) -> _Self:
         """The same transform with `shape` set, unless it was set by hand."""
@@ -483,7 +486,7 @@ class pad(_Shaped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set(self, value=_number(self.value, "pad(value)"))
+        _set(self, value=number(self.value, "pad(value)"))
 
     def _fit(self, source: Tensor, shape: _Shape) -> Tensor:
         missing = [want - have for have, want in zip(source.shape, shape, strict=True)]
@@ -655,211 +658,6 @@ def chain(*transforms: Transform) -> Transform:
     return _Chain(tuple(flat))
 
 
-# --- Learned ----------------------------------------------------------------------------------
-
-
-class _Learned(nn.Module):
-    """Base of the modules whose parameters depend on the target: none until they are fitted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shape: _Shape | None = None
-
-    def for_target(self, target: Tensor) -> nn.Module:
-        """A copy with parameters of its own, in the target's dtype and on its device.
-
-        A fitted one returns itself, so `t = LowRank(4).for_target(weight)` in several rules is
-        learned once for all of them.
-
-        Raises:
-            ValueError: if it can't fit the target, or is fitted to one of another shape.
-        """
-        shape = tuple(target.shape)
-        if self.shape is not None and self.shape != shape:
-            raise ValueError(
-                f"{self!r} is fitted to a target of shape {self.shape} and can't take one of shape "
-                f"{shape}. Give each rule a new {type(self).__name__}."
-            )
-        if self.shape is not None:
-            return self
-        if not (target.is_floating_point() or target.is_complex()):
-            raise ValueError(f"{self!r} can't learn for a target of dtype {target.dtype}.")
-        fitted = copy.deepcopy(self)
-        fitted.shape = shape
-        for name, size in fitted._sizes(shape).items():
-            # Not empty_like: the target may be a fake tensor, and a parameter must not be.
-            value = torch.empty(size, dtype=target.dtype, device=target.device)
-            fitted.register_parameter(name, nn.Parameter(value))
-        fitted.reset_parameters()
-        return fitted
-
-    def _sizes(self, shape: _Shape) -> dict[str, _Shape]:
-        """The parameters for a target of this shape."""
-        raise NotImplementedError
-
-    def reset_parameters(self) -> None:
-        raise NotImplementedError
-
-    def _check(self, source: Tensor) -> _Shape:
-        """The shape it is fitted to, if the source has it."""
-        if self.shape is None:
-            raise ValueError(
-                f"{self!r} has no parameters yet: use what for_target(target) returns, as planning "
-                f"does."
-            )
-        if tuple(source.shape) != self.shape:
-            raise ValueError(
-                f"{self!r} is fitted to the shape {self.shape} but its source has "
-                f"{tuple(source.shape)}. Bring the source to the target's shape first: "
-                f"chain(tile(), {self!r}), or crop(), pad(), resize()."
-            )
-        return self.shape
-
-
-@register("LowRank")
-class LowRank(_Learned):
-    """The source plus a learned matrix of low rank: `source + B @ A`.
-
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. For a target
-    of shape `(out, ...)` and `n` elements, `B` is `(out, rank)` and `A` is `(rank, n / out)`; their
-    product is viewed as the target. `B` starts at 0, so the derived tensor starts at the source;
-    `A` starts Kaiming-uniform with `a=sqrt(5)`, as `nn.Linear` does.
-
-    Shape of the source: the target's. Each target gets an `A` and a `B` of its own (see
-    `for_target`), in its dtype and on its device.
-
-    Args:
-        rank: from 1 to the smaller side of the matrix `(out, n / out)`.
-
-    Raises:
-        ValueError: in `for_target`, for a vector or a rank that is too large.
-
-    >>> fitted = LowRank(2).for_target(torch.empty(8, 4, 3, 3))
-    >>> {name: tuple(p.shape) for name, p in fitted.named_parameters()}
-    {'A': (2, 36), 'B': (8, 2)}
-    """
-
-    A: nn.Parameter
-    B: nn.Parameter
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = _integer(rank, "LowRank(rank)")
-        if self.rank < 1:
-            raise ValueError(f"LowRank(rank): rank is positive, not {rank}.")
-
-    def _sizes(self, shape: _Shape) -> dict[str, _Shape]:
-        if len(shape) < 2:
-            raise ValueError(
-                f"{self!r} needs a target of two or more dimensions, not one of shape {shape}. Use "
-                f"another transform for the bias."
-            )
-        out, rest = shape[0], math.prod(shape[1:])
-        if self.rank > min(out, rest):
-            raise ValueError(
-                f"{self!r}: a target of shape {shape} is a matrix of {out} x {rest}, whose rank is "
-                f"at most {min(out, rest)}."
-            )
-        return {"A": (self.rank, rest), "B": (out, self.rank)}
-
-    def reset_parameters(self) -> None:
-        """Back to the start, in place: `A` drawn anew, `B` zero."""
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
-
-    def forward(self, source: Tensor) -> Tensor:
-        shape = self._check(source)
-        return source + (self.B @ self.A).reshape(shape)
-
-    def extra_repr(self) -> str:
-        return str(self.rank)
-
-
-@register("ChannelScale")
-class ChannelScale(_Learned):
-    """The source with one learned factor per output channel, starting at 1.
-
-    Shape of the source: the target's. Each target gets factors of its own, `scale` of shape
-    `(out,)`, in its dtype and on its device.
-
-    Args:
-        dim: the dimension of the channels. 0 is the output of Linear and Conv, 1 that of
-            ConvTranspose (with groups: within each group).
-
-    Raises:
-        ValueError: in `for_target`, if the target has no such dimension.
-
-    >>> fitted = ChannelScale().for_target(torch.empty(2, 3))
-    >>> fitted.scale.data = torch.tensor([1.0, 10.0])
-    >>> fitted(torch.ones(2, 3)).tolist()
-    [[1.0, 1.0, 1.0], [10.0, 10.0, 10.0]]
-    """
-
-    scale: nn.Parameter
-
-    def __init__(self, dim: int = 0) -> None:
-        super().__init__()
-        self.dim = _integer(dim, "ChannelScale(dim)")
-
-    def _sizes(self, shape: _Shape) -> dict[str, _Shape]:
-        if not -len(shape) <= self.dim < len(shape):
-            raise ValueError(f"{self!r}: a target of shape {shape} has no dimension {self.dim}.")
-        return {"scale": (shape[self.dim],)}
-
-    def reset_parameters(self) -> None:
-        """Back to the start, in place: all 1."""
-        nn.init.ones_(self.scale)
-
-    def forward(self, source: Tensor) -> Tensor:
-        ones = [1] * len(self._check(source))
-        ones[self.dim] = -1
-        return source * self.scale.reshape(ones)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}" if self.dim else ""
-
-
-@register("Mix")
-class Mix(nn.Module):
-    """A learned mixture of `n` sources of one shape: the sum of `weights[i] * sources[i]`.
-
-    Starts at their mean. One `Mix` is one set of weights: give each rule its own to mix the same
-    templates differently.
-
-    Args:
-        n: number of sources.
-
-    >>> mix = Mix(2)
-    >>> mix(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])).tolist()
-    [2.0, 4.0]
-    >>> mix.weights.shape
-    torch.Size([2])
-    """
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.n = _integer(n, "Mix(n)")
-        if self.n < 1:
-            raise ValueError(f"Mix(n): n is positive, not {n}.")
-        self.weights = nn.Parameter(torch.empty(self.n))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Back to the start, in place: all `1 / n`."""
-        nn.init.constant_(self.weights, 1 / self.n)
-
-    def forward(self, *sources: Tensor) -> Tensor:
-        if len(sources) != self.n:
-            raise ValueError(f"{self!r} takes {self.n} sources, not {len(sources)}.")
-        # Scalars don't promote: float32 weights leave bfloat16 sources bfloat16.
-        return _stack(self, [self.weights[i] * source for i, source in enumerate(sources)]).sum(
-            dim=0
-        )
-
-    def extra_repr(self) -> str:
-        return str(self.n)
-
-
 # --- Helpers ----------------------------------------------------------------------------------
 
 
@@ -893,18 +691,3 @@ def _set(frozen: object, **fields: Any) -> None:
     """Sets fields of a frozen dataclass while it is made."""
     for name, value in fields.items():
         object.__setattr__(frozen, name, value)
-
-
-def _integer(value: Any, where: str) -> int:
-    try:
-        return int(operator.index(value))
-    except TypeError:
-        raise ValueError(f"{where} takes integers, not {value!r}.") from None
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool | Tensor) or not isinstance(value, int | float):
-        raise ValueError(f"{where} takes a number, not {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{where} takes a finite number, not {value!r}.")
-    return float(value)

@@ -280,7 +280,7 @@ def test_resize_takes_torch_mode_names(written: str, family: str) -> None:
 def test_transforms_keep_the_dtype() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         x = torch.rand(4, 4, 3, 3, dtype=torch.float32).to(dtype)
-        for f in (square, abs, neg, scale(0.5), standardize(), mean(), sum(), Mix(1)):
+        for f in (square, abs, neg, scale(0.5), standardize(), mean(), sum(), Mix(1).for_target(x)):
             assert f(x).dtype == dtype, (f, dtype)
 
 
@@ -401,7 +401,7 @@ def test_every_target_of_a_learned_transform_fits_or_says_why_not(
         (lambda: chain(tile(), square, pad()), r"tile\(\) and pad\(\)"),
         (lambda: LowRank(0), "positive"),
         (lambda: Mix(0), "positive"),
-        (lambda: Mix(2)(torch.ones(1)), r"Mix\(2\) takes 2"),
+        (lambda: Mix(2).for_target(torch.ones(1))(torch.ones(1)), r"Mix\(2\) takes 2"),
         (lambda: LowRank(2)(torch.ones(2, 2)), "for_target"),
         (lambda: LowRank(1).for_target(torch.ones(2, 2, dtype=torch.int64)), "int64"),
         (lambda: LowRank(3).for_target(torch.empty(2, 9)), "at most 2"),
@@ -425,7 +425,7 @@ def test_slice_beyond_the_end_is_an_error_and_not_shorter() -> None:
 def test_for_target_is_the_documented_protocol() -> None:
     assert all(isinstance(f, FitsTarget) for f in (tile(), crop(), pad(), resize("area")))
     assert all(isinstance(f, FitsTarget) for f in (LowRank(1), ChannelScale(), chain(neg)))
-    assert not any(isinstance(f, FitsTarget) for f in (same, scale(2), mean(), Mix(2)))
+    assert not any(isinstance(f, FitsTarget) for f in (same, scale(2), mean()))
 
 
 def test_a_shape_given_by_hand_wins() -> None:
@@ -439,7 +439,7 @@ def test_chain_gives_the_target_to_those_that_adapt() -> None:
 
 
 def test_chain_without_one_that_adapts_stays_itself() -> None:
-    for f in (chain(square, neg), chain(Mix(2), neg)):
+    for f in (chain(square, neg), chain(Mix(2).for_target(torch.empty(3)), neg)):
         assert f.for_target(torch.empty(3)) is f
 
 
@@ -450,7 +450,7 @@ def test_chain_lays_chains_flat() -> None:
 
 
 def test_chain_of_modules_is_a_module_with_their_parameters() -> None:
-    mix = Mix(2)
+    mix = Mix(2).for_target(torch.empty(4, 3))
     f = chain(mix, square, tile(), LowRank(1), ChannelScale())
     assert isinstance(f, nn.Module)
     fitted = f.for_target(torch.empty(4, 3))
@@ -482,7 +482,7 @@ LEARNED = {
     "LowRank": (lambda: LowRank(2).for_target(torch.empty(4, 3, 2, 2)), 1),
     "ChannelScale": (lambda: ChannelScale().for_target(torch.empty(4, 3, 2, 2)), 1),
     "ChannelScale-1": (lambda: ChannelScale(1).for_target(torch.empty(4, 3, 2, 2)), 1),
-    "Mix": (lambda: Mix(3), 3),
+    "Mix": (lambda: Mix(3).for_target(torch.empty(4, 3, 2, 2)), 3),
     "chain": (
         lambda: chain(Mix(2), neg, LowRank(1), ChannelScale(-1)).for_target(
             torch.empty(4, 3, 2, 2)
@@ -545,7 +545,7 @@ def test_learned_values() -> None:
         nn.init.normal_(factors.scale, generator=generator)
         moved = torch.movedim(w, dim, -1) * factors.scale
         torch.testing.assert_close(factors(w), torch.movedim(moved, -1, dim))
-    mix = Mix(2)
+    mix = Mix(2).for_target(w)
     mix.weights.data = torch.tensor([2.0, -0.5])
     torch.testing.assert_close(mix(w, w.square()), 2 * w - 0.5 * w * w)
 
@@ -554,7 +554,7 @@ def test_learned_transforms_start_at_the_source() -> None:
     w, v = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.equal(LowRank(2).for_target(w)(w), w)
     assert torch.equal(ChannelScale().for_target(w)(w), w)
-    torch.testing.assert_close(Mix(2)(w, v), (w + v) / 2)
+    torch.testing.assert_close(Mix(2).for_target(w)(w, v), (w + v) / 2)
 
 
 def test_reset_parameters_goes_back_to_the_start_in_place() -> None:

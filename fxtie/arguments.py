@@ -1,0 +1,28 @@
+"""Checks of what users pass to constructors.
+
+In: any value. Out: the value as the type that was asked for, or a ValueError that says where.
+Called by `transforms.py` and `learned.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from torch import Tensor
+
+
+def integer(value: Any, where: str) -> int:
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise ValueError(f"{where} takes integers, not {value!r}.") from None
+
+
+def number(value: Any, where: str) -> float:
+    if isinstance(value, bool | Tensor) or not isinstance(value, int | float):
+        raise ValueError(f"{where} takes a number, not {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{where} takes a finite number, not {value!r}.")
+    return float(value)
