@@ -221,7 +221,7 @@ class Mix(_Learned):
         if len(sources) != self.n:
             raise ValueError(f"{self!r} takes {self.n} sources, not {len(sources)}.")
         self._fitted_shape()
-        weighted = [weight * source for weight, source in zip(self.weights, sources, strict=True)]
+        weighted = [self.weights[i] * source for i, source in enumerate(sources)]
         return torch.stack(weighted).sum(dim=0)
 
     def extra_repr(self) -> str:
