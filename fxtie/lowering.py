@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,10 @@ class Lowered:
     def __init__(self, graph: fx.Graph, name: str) -> None:
         self.graph = graph
         self.name = name
-        self._run = fx.GraphModule(nn.Module(), graph)
+
+    @functools.cached_property
+    def _run(self) -> fx.GraphModule:
+        return fx.GraphModule(nn.Module(), self.graph)
 
     def __call__(self, *sources: torch.Tensor) -> torch.Tensor:
         return self._run(*sources)  # type: ignore[no-any-return]
@@ -178,11 +182,11 @@ class _TransformTracer(Tracer):
         finally:
             self.looks_ahead = False
 
-    def create_arg(self, a: Any) -> Any:
+    def create_other_arg(self, a: Any) -> Any:
         # A tensor that the function closes over would become an attribute of a root; there is none.
         if isinstance(a, torch.Tensor | nn.Module):
             raise Stop("uses a tensor that is not one of its sources")
-        return super().create_arg(a)
+        return super().create_other_arg(a)
 
     def call_module(self, m: nn.Module, *args: Any) -> Any:
         raise Stop("calls a module")

@@ -327,7 +327,7 @@ class ModuleTracer(Tracer):
 
     # -- arguments ------------------------------------------------------------------------------
 
-    def create_arg(self, a: Any) -> Any:
+    def create_other_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Tensor):
             name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
@@ -347,8 +347,10 @@ class ModuleTracer(Tracer):
             if dataclasses.is_dataclass(a):
                 fields = {key: self.create_arg(value) for key, value in a.items()}
                 return self.create_node("call_function", type(a), (), fields)
-            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
-        return super().create_arg(a)
+            return self.create_node(
+                "call_function", type(a), (super().create_other_arg(dict(a)),), {}
+            )
+        return super().create_other_arg(a)
 
 
 @contextlib.contextmanager
@@ -356,6 +358,9 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     """Stop if a forward is not the class's own, or puts something into its module's containers."""
     if "forward" in module.__dict__:
         raise Stop("has a forward that was replaced on the instance")
+    if tied.user_class(module).__module__.startswith("torch.nn."):
+        yield  # torch's own layers do no such thing
+        return
     before = _containers(module)
     try:
         with without_random_numbers():

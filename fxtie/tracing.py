@@ -9,9 +9,9 @@ stops the trace. Called by `lowering.py` (transforms) and `capture.py` (modules)
 from __future__ import annotations
 
 import contextlib
+import linecache
 import random
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -88,9 +88,28 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         frame = user_frame(sys._getframe(1))
         if frame is not None:
-            summary = traceback.extract_stack(frame, limit=1)
-            node.meta["stack_trace"] = "".join(summary.format()).strip()
+            file, line, name = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+            source = linecache.getline(file, line).strip()
+            node.meta["stack_trace"] = f'File "{file}", line {line}, in {name}\n    {source}'
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        # Ahead of torch.fx's own long list of types: most arguments are one of these.
+        kind = type(a)
+        if kind in _CONSTANTS:
+            return a
+        if kind is Traced or kind is TracedTensor:
+            return a.node
+        if kind is tuple or kind is list:
+            return kind(map(self.create_arg, a))
+        return self.create_other_arg(a)
+
+    def create_other_arg(self, a: Any) -> Any:
+        """`create_arg` of what is neither a constant nor a proxy nor a plain sequence."""
+        return super().create_arg(a)
+
+
+_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 
 class _Recorder(TorchFunctionMode):
