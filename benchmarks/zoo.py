@@ -95,7 +95,10 @@ def build(name: str) -> tuple[Any, tuple[Any, ...]]:
         import timm
 
         model = timm.create_model(short)
-        size = model.pretrained_cfg.get("input_size", (3, 224, 224))
+        config = model.pretrained_cfg
+        size = config.get("input_size", (3, 224, 224))
+        if not config.get("fixed_input_size", True):
+            size = config.get("min_input_size") or (3, 96, 96)
         return model, (torch.randn(2, *size),)
     options: dict[str, Any] = {"weights": None}
     module = torchvision.models.get_model_builder(short).__module__
@@ -116,10 +119,9 @@ def build(name: str) -> tuple[Any, tuple[Any, ...]]:
         return model, (torch.randn(1, 3, 16 if "mvit" in short else 8, size, size),)
     if "segmentation" in module:
         return model, (torch.randn(2, 3, 128, 128),)
-    sizes = {"inception_v3": 299, "vit_h_14": 224}
-    batch = 1 if any(w in short for w in ("vit_h", "vit_l", "128gf", "vgg")) else 2
-    size = sizes.get(short, 224)
-    return model, (torch.randn(batch, 3, size, size),)
+    fixed = short.startswith(("vit", "maxvit"))
+    size = 299 if short == "inception_v3" else 224 if fixed else 96
+    return model, (torch.randn(2, 3, size, size),)
 
 
 def detection_targets(images: list[Any]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 
 from fxtie import tied
 from fxtie.branches import checked_outcome
@@ -65,10 +66,14 @@ def trace_module(
 
 
 def as_stop(error: Exception) -> Stop:
+    """What stopped a trace, in a few words."""
     if isinstance(error, Stop):
         return error
     text = str(error).strip().split("\n", 1)[0]
-    return Stop(f"{type(error).__name__}: {text}")
+    if isinstance(error, TraceError):
+        iterates = "iterated" in text
+        return Stop("iterates over a traced value" if iterates else "branches on a traced value")
+    return Stop(f"fails on traced values with {type(error).__name__}: {text}")
 
 
 class ModuleTracer(Tracer):
