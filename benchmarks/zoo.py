@@ -97,8 +97,8 @@ def build(name: str) -> tuple[Any, tuple[Any, ...]]:
         model = timm.create_model(short)
         config = model.pretrained_cfg
         size = config.get("input_size", (3, 224, 224))
-        if not config.get("fixed_input_size", True):
-            size = config.get("min_input_size") or (3, 96, 96)
+        if not config.get("fixed_input_size", False):
+            size = config.get("min_input_size") or (3, 128, 128)
         return model, (torch.randn(2, *size),)
     options: dict[str, Any] = {"weights": None}
     module = torchvision.models.get_model_builder(short).__module__
