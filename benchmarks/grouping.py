@@ -30,6 +30,8 @@ def enliven(model: nn.Module) -> None:
                 mean = parameter.mean().abs() if parameter.dim() == 1 else 0.0
                 spread = 0.1 if parameter.dim() == 1 else 0.02
                 parameter.copy_(torch.randn_like(parameter) * spread + mean)
+            elif parameter.numel() == 1 and parameter == 0:
+                parameter.fill_(0.5)  # the gate of a residual branch
 
 
 def tie_groups(model: nn.Module, *, only_pair: bool = False) -> list[fxtie.Tie]:
