@@ -3,6 +3,7 @@
 from fxtie import transforms
 from fxtie.bank import Bank
 from fxtie.capture import transform
+from fxtie.convert import initialize, materialize, untied_state_dict
 from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
 from fxtie.plan import Plan, plan
@@ -22,9 +23,12 @@ __all__ = [
     "RuleError",
     "Tie",
     "diff",
+    "initialize",
+    "materialize",
     "plan",
     "report",
     "same",
     "transform",
     "transforms",
+    "untied_state_dict",
 ]

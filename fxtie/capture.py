@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie import tied
 from fxtie.copying import copy_paths
 from fxtie.errors import CaptureError, FxtieError
 from fxtie.graphs import same_graph
 from fxtie.module_tracer import trace_module
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
+from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
-from fxtie.tied import Derived, Region, Source
+from fxtie.tied import Derived, Source, TiedModule, Ties, become
 from fxtie.tracing import Stop
 
 
@@ -111,13 +111,13 @@ class _Capture:
         copies = copy_paths(self.model, [slot.owner for slot in slots])
         self.on_path = set(copies.values())
         root = copies[self.model]
-        extra = self.register_modules(root)
+        self.register_modules(root)
         self.derived: list[Derived] = []
         for step, slot in zip(self.plan.steps, slots, strict=True):
             owner = copies[slot.owner]
             sources = []
             for name in step.tie.sources:
-                source = extra.get(name) or self.slot(name)
+                source = self.slot(name)
                 owner_now = copies.get(source.owner, source.owner)
                 sources.append(Source(owner_now, source.attr, name))
             derived = Derived(
@@ -125,13 +125,14 @@ class _Capture:
                 step.lowered,
                 tuple(sources),
                 torch.Size(step.spec.shape),
+                _requires_grad(slot),
                 stored=step.tie.is_self_derived,
             )
             self.derived.append(derived)
             self.derive(owner, slot.attr, derived)
         for module in self.on_path:
-            if "_fxtie_derived" in module.__dict__:
-                module.__class__ = tied.tied_class(tied.user_class(module))
+            if module is root or "_fxtie_derived" in module.__dict__:
+                become(module, TiedModule)
         return root
 
     def slot(self, name: str) -> Slot:
@@ -140,33 +141,31 @@ class _Capture:
             raise FxtieError(f"The plan was made for another model: {name!r} {slot}")
         return slot
 
-    def register_modules(self, root: nn.Module) -> dict[str, Slot]:
-        """Give learnable transforms and banks their place under `ties`. Returns their tensors."""
+    def register_modules(self, root: nn.Module) -> None:
+        """Give learnable transforms and banks their place under `ties`."""
         if not self.plan.modules:
-            return {}
-        if "ties" not in root._modules:
-            if hasattr(root, "ties"):
-                raise FxtieError(
-                    "The model has an attribute 'ties', which is where fxtie registers learnable "
-                    "transforms. Rename it."
-                )
-            root._modules["ties"] = tied.Ties()
-        ties = root._modules["ties"]
-        assert ties is not None
+            return
+        ties = Ties()
+        before = root._modules.get("ties")
+        if isinstance(before, Ties):  # the model was tied before
+            ties._modules.update(before._modules)
+        elif hasattr(root, "ties"):
+            raise FxtieError(
+                "The model has an attribute 'ties', which is where fxtie registers learnable "
+                "transforms. Rename it."
+            )
+        root._modules["ties"] = ties
         self.on_path.add(ties)
         for name, module in self.plan.modules.items():
             ties._modules[name] = module
-        added = Names(ties)
-        return {
-            f"ties.{name}": slot
-            for name in added.tensors
-            if isinstance(slot := added.find(name), Slot)
-        }
+            self.names.add_module(f"ties.{name}", module)
 
     @staticmethod
     def derive(owner: nn.Module, attr: str, derived: Derived) -> None:
         """Replace a stored tensor of a path copy by a derived attribute."""
         members = owner.__dict__
+        # `materialize` puts the tensor back in its place.
+        members.setdefault("_fxtie_order", (tuple(owner._parameters), tuple(owner._buffers)))
         members["_fxtie_derived"] = {**members.get("_fxtie_derived", {}), attr: derived}
         if derived.stored:
             return
@@ -202,7 +201,7 @@ class _Capture:
 
     def make_region(self, module: nn.Module, name: str) -> dict[str, nn.Module]:
         """Capture a module's forward in both modes. Returns the modules kept inside it."""
-        if names := tied.clashes(module):
+        if names := clashes(module):
             raise Stop(
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
@@ -222,15 +221,15 @@ class _Capture:
                 kept_inside[inner_name] = modules[inner_name]
                 full = _join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
-        module.__dict__.update(borrowed)
-        module.__class__ = tied.region_class(tied.user_class(module))
+        become(module, Region)
         assert isinstance(module, Region)
-        module._fxtie_become(
+        module._fxtie_capture(
             {True: train.variant, False: evaluate.variant}
             if train is not evaluate
             else dict.fromkeys((True, False), train.variant),
             switches,
             tuple(node.target for node in train.graph.find_nodes(op="placeholder")),
+            borrowed,
         )
         return kept_inside
 
@@ -253,6 +252,11 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph
+
+
+def _requires_grad(slot: Slot) -> bool | None:
+    parameter = slot.owner._parameters.get(slot.attr)
+    return None if parameter is None else parameter.requires_grad
 
 
 def _join(*parts: str) -> str:

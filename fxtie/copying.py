@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from fxtie.tied import Derived, Source, user_class
+from fxtie.tied import Derived, Source, user_class, user_members
 
 
 def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -44,7 +44,8 @@ def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module,
         return copies.get(module, module)
 
     for module, new in copies.items():
-        new.__dict__.update({name: _rewired(v, swap) for name, v in module.__dict__.items()})
+        members = user_members(module)
+        new.__dict__.update({name: _rewired(value, swap) for name, value in members.items()})
     return copies
 
 

@@ -26,8 +26,9 @@ from fxtie.branches import checked_outcome
 from fxtie.inference import is_tensor
 from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
+from fxtie.region import Variant
 from fxtie.report import Kept
-from fxtie.tied import Derived, Source, Variant
+from fxtie.tied import Derived, Source
 from fxtie.tracing import (
     Stop,
     Traced,

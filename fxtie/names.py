@@ -123,11 +123,16 @@ class Names:
             names += module.parametrizations.keys()  # type: ignore[operator,union-attr]
         return names
 
+    def add_module(self, prefix: str, module: nn.Module) -> None:
+        """Let the tensors of a module outside of the model be found below `prefix`."""
+        for name, inner in module.named_modules(remove_duplicate=False):
+            self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
+
     def add_bank(self, bank: Bank, name: str) -> None:
         """Let a bank's templates be found as `ties.<name>.templates.<i>`."""
-        prefix = f"ties.{name}.templates"
-        self._add_slots(prefix, bank.templates)
-        self.bank_names[id(bank)] = tuple(f"{prefix}.{i}" for i in range(len(bank.templates)))
+        self.add_module(f"ties.{name}", bank)
+        templates = range(len(bank.templates))
+        self.bank_names[id(bank)] = tuple(f"ties.{name}.templates.{i}" for i in templates)
 
     def find(self, name: str) -> Slot | str:
         """The slot of a tensor name, or the end of a sentence that says why there is none."""

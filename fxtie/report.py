@@ -6,7 +6,8 @@ In: the plan and what the capture noted. Out: `Report`. Called by users as `fxti
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -63,12 +64,15 @@ class Report:
         region_names: modules whose forward was captured as a graph; the root's name is empty.
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
+        distances: after a checkpoint of the untied model was loaded, how far its tensors were from
+            the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
     """
 
     plan: Plan
     region_names: tuple[str, ...]
     kept: tuple[Kept, ...]
     unused: tuple[str, ...] = ()
+    distances: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ties(self) -> int:
@@ -115,6 +119,10 @@ class Report:
         rows = [(name or "(root)", "region", "captured as one graph") for name in self.region_names]
         rows += [(k.name or "(root)", "kept", f"{k.reason}\n{k.file}:{k.line}") for k in self.kept]
         rows += [(name, "unused", "read by no forward") for name in self.unused]
+        rows += [
+            (name, "derived", f"{distance:.1%} away from the checkpoint's value")
+            for name, distance in self.distances.items()
+        ]
         table = tabulate(rows, ("module", "form", "remark"), disable_numparse=True)
         return f"{self.summary()}\n{self.bytes_saved:,} bytes of parameters saved\n{table}"
 
@@ -138,4 +146,4 @@ def report(tied: nn.Module) -> Report:
     found = tied.__dict__.get("_fxtie_report") if isinstance(tied, nn.Module) else None
     if not isinstance(found, Report):
         raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
-    return found
+    return replace(found, distances=tied.__dict__.get("_fxtie_distances", {}))

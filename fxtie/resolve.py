@@ -47,6 +47,8 @@ class Resolver:
         self.faults: list[str] = []
         self.resolved: dict[SlotKey, Resolved] = {}
         self.modules: dict[str, nn.Module] = {}
+        # Names below `ties` of a model that was tied before.
+        self.taken = set(dict(model.named_children()).get("ties", nn.Module())._modules)
 
     def resolve(self, rule: Rule | Tie) -> None:
         """Take in one rule."""
@@ -233,7 +235,7 @@ class Resolver:
             if other is module:
                 return known
         unique, n = name, 2
-        while unique in self.modules:
+        while unique in self.modules or unique in self.taken:
             unique, n = f"{name}_{n}", n + 1
         self.modules[unique] = module
         return unique

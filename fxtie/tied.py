@@ -1,31 +1,26 @@
-"""The tied model at run time: derived tensors as attributes, captured forwards as methods.
+"""The tied model at run time: derived tensors as attributes.
 
-In: copies of the modules on the way to a target (`copying.py`) and graphs of their forwards
-(`capture.py`). Out: modules of the user's own class which read derived tensors where the original
-reads stored ones. Two mechanisms make all of it:
+In: copies of the modules on the way to a target (`copying.py`). Out: modules of the user's own
+class which read derived tensors where the original reads stored ones. Called by `capture.py`.
 
-* `TiedModule`: reading the attribute of a dropped tensor computes it. A model made of these alone
-  is right, whatever its forwards do, with no graph at all.
-* `Region`: a `TiedModule` that is a `torch.fx.GraphModule` as well. Its forward is generated from a
-  graph in which the derivations stand inline. Calls that the graph was not captured for (another
-  mix of training flags, an optional argument that is given) run the class's own forward, which is
-  right by the first mechanism.
+Reading the attribute of a dropped tensor computes it. A model made of such modules is right,
+whatever its forwards do, with no graph at all; `region.py` adds the graphs.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxtie.errors import FxtieError
-from fxtie.graphs import graph_from_records, graph_to_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +45,7 @@ class Derived:
         transform: callable on the source tensors (lowered), or a learnable module.
         sources: what it gets.
         shape: the shape it gives.
+        requires_grad: of the Parameter that it stands for; None if it stands for a buffer.
         stored: the target's own stored value is the source (a self-derived tensor).
     """
 
@@ -57,6 +53,7 @@ class Derived:
     transform: Callable[..., torch.Tensor]
     sources: tuple[Source, ...]
     shape: torch.Size
+    requires_grad: bool | None = True
     stored: bool = False
 
     def compute(self) -> torch.Tensor:
@@ -89,6 +86,7 @@ class TiedModule(nn.Module):
     a checkpoint that has keys for them loads.
     """
 
+    _fxtie_base: ClassVar[type[TiedModule]]
     _fxtie_class: ClassVar[type[nn.Module]]
     _fxtie_derived: Mapping[str, Derived] = types.MappingProxyType({})
 
@@ -98,6 +96,13 @@ class TiedModule(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Classes made here are none of the user's: keep them out of the user's registries."""
+
+    @classmethod
+    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[TiedModule]:
+        """The class of tied modules of the user's class: one for all of them."""
+        if user_cls not in _tied_classes:
+            _tied_classes[user_cls] = subclass(cls, user_cls)
+        return _tied_classes[user_cls]
 
     @property
     def _stored(self) -> Stored:
@@ -125,8 +130,24 @@ class TiedModule(nn.Module):
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`; also takes checkpoints of the untied model.
+
+        How far their values of the derived tensors are from the derived ones is in
+        `fxtie.report(tied).distances` afterwards.
+        """
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        distances = {}
+        for prefix, module in self.named_modules():
+            for attr, derived in getattr(module, "_fxtie_derived", {}).items():
+                given = state_dict.get(f"{prefix}.{attr}" if prefix else attr)
+                if given is not None and not derived.stored:
+                    distances[derived.name] = relative_distance(derived.compute(), given)
+        self.__dict__["_fxtie_distances"] = distances
+        return result
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_like, (type(self)._fxtie_class, isinstance(self, Region)), self.__getstate__()
+        return _new_like, (self._fxtie_base, self._fxtie_class), self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
         users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
@@ -138,13 +159,13 @@ class TiedModule(nn.Module):
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        new = _new_like(type(self)._fxtie_class, isinstance(self, Region))
+        new = _new_like(self._fxtie_base, self._fxtie_class)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def __copy__(self) -> Any:
-        new = _new_like(type(self)._fxtie_class, isinstance(self, Region))
+        new = _new_like(self._fxtie_base, self._fxtie_class)
         new.__setstate__(self.__getstate__())
         return new
 
@@ -157,170 +178,16 @@ class Ties(nn.Module):
         return x
 
 
+@torch.no_grad()
+def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """`|value - reference| / |reference|`, in the Euclidean norm."""
+    reference = reference.to(value)
+    distance, norm = (value - reference).norm().item(), reference.norm().item()
+    return distance / norm if norm else (math.inf if distance else 0.0)
+
+
 def _is_computed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_leaf
-
-
-@dataclass
-class Variant:
-    """One captured forward.
-
-    Attributes:
-        graph: the graph.
-        defaults: arguments for which the trace took their default values.
-        tensors: arguments which the trace took for tensors because the code asked.
-        forward: the function generated from the graph.
-        code: its source text.
-    """
-
-    graph: fx.Graph
-    defaults: dict[str, Any] = field(default_factory=dict)
-    tensors: frozenset[str] = frozenset()
-    forward: Callable[..., Any] | None = None
-    code: str = ""
-
-    def accepts(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the trace holds for these arguments."""
-        for name, value in arguments.items():
-            if name in self.defaults:
-                default = self.defaults[name]
-                same = value is default
-                if not same and not isinstance(value, torch.Tensor):
-                    same = type(value) is type(default) and bool(value == default)
-                if not same:
-                    return False
-            elif value is None or (name in self.tensors and not isinstance(value, torch.Tensor)):
-                return False
-        return True
-
-
-class Region(TiedModule, fx.GraphModule):
-    """A tied module whose forward was captured as a graph, for training and for evaluation.
-
-    `graph` and `code` are those of the current mode. Where both modes have one graph, there is one
-    `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
-    asked for, `_fxtie_arguments` the names of the forward's arguments.
-    """
-
-    _fxtie_variants: dict[bool, Variant]
-    _fxtie_switches: tuple[nn.Module, ...]
-    _fxtie_arguments: tuple[str, ...]
-    _fxtie_compiling: Variant | None = None
-
-    def _fxtie_become(
-        self,
-        variants: dict[bool, Variant],
-        switches: tuple[nn.Module, ...],
-        arguments: tuple[str, ...],
-    ) -> None:
-        """Turn a path copy, in place, into a region."""
-        self._fxtie_variants = variants
-        self._fxtie_switches = switches
-        self._fxtie_arguments = arguments
-        # What torch.fx expects of every GraphModule.
-        self.meta: dict[str, Any] = {}
-        self._tracer_cls = None
-        self._tracer_extras: dict[str, Any] = {}
-        self._replace_hooks: list[Any] = []
-        self._create_node_hooks: list[Any] = []
-        self._erase_node_hooks: list[Any] = []
-        self._deepcopy_hooks: list[Any] = []
-        self.shape_env = None
-        self.recompile()
-
-    @property
-    def _fxtie_variant(self) -> Variant:
-        return self._fxtie_compiling or self._fxtie_variants[self.training]
-
-    # torch.fx reads and writes these two; they belong to the variant of the current mode.
-    @property
-    def _graph(self) -> fx.Graph:
-        return self._fxtie_variant.graph
-
-    @_graph.setter
-    def _graph(self, graph: fx.Graph) -> None:
-        self._fxtie_variant.graph = graph
-
-    @property
-    def _code(self) -> str:
-        return self._fxtie_variant.code
-
-    @_code.setter
-    def _code(self, code: str) -> None:
-        self._fxtie_variant.code = code
-
-    def recompile(self) -> Any:
-        """Generate the forwards again, after an edit of `graph`."""
-        result = None
-        variants = {id(variant): variant for variant in self._fxtie_variants.values()}
-        for variant in variants.values():
-            variant.graph.owning_module = self
-            self.__dict__["_fxtie_compiling"] = variant
-            try:
-                code = super().recompile()
-            finally:
-                del self.__dict__["_fxtie_compiling"]
-            variant.forward = vars(type(self))["forward"]
-            if variant is self._fxtie_variant:
-                result = code
-        if not self._fxtie_is_plain():
-            type(self).forward = _dispatch(type(self)._fxtie_class.forward)
-        return result
-
-    def _fxtie_is_plain(self) -> bool:
-        """Whether one graph serves every call, so that its forward needs no dispatch."""
-        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
-        return (
-            train is evaluate
-            and not self._fxtie_switches
-            and not train.tensors
-            and len(self._fxtie_arguments) <= 1
-        )
-
-    def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
-        """The variant that was captured for such a call, if any."""
-        training = self.training
-        for module in self._fxtie_switches:
-            if module.training is not training:
-                return None
-        variant = self._fxtie_variants[training]
-        arguments = {**dict(zip(self._fxtie_arguments, args, strict=False)), **kwargs}
-        return variant if variant.accepts(arguments) else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        for name in ("_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
-            state.pop(name, None)
-        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
-        state["_fxtie_variants"] = [
-            (graph_to_records(variant.graph), variant.defaults, variant.tensors)
-            for variant in ((train,) if train is evaluate else (train, evaluate))
-        ]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        variants = [
-            Variant(graph_from_records(records), defaults, tensors)
-            for records, defaults, tensors in state["_fxtie_variants"]
-        ]
-        state["_fxtie_variants"] = {True: variants[0], False: variants[-1]}
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.recompile()
-
-
-def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that runs the variant captured for the call, else the user's own code."""
-
-    def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
-        variant = self._fxtie_select(args, kwargs)
-        if variant is None:
-            return user_forward(self, *args, **kwargs)
-        assert variant.forward is not None
-        return variant.forward(self, *args, **kwargs)
-
-    forward.__wrapped__ = user_forward  # type: ignore[attr-defined]  # its signature
-    return forward
 
 
 _tied_classes: weakref.WeakKeyDictionary[type, type[TiedModule]] = weakref.WeakKeyDictionary()
@@ -331,41 +198,31 @@ def user_class(module: nn.Module) -> type[nn.Module]:
     return type(module)._fxtie_class if isinstance(module, TiedModule) else type(module)
 
 
-def tied_class(cls: type[nn.Module]) -> type[TiedModule]:
-    """The class of tied modules of the user's class."""
-    if cls not in _tied_classes:
-        _tied_classes[cls] = _subclass(TiedModule, cls)
-    return _tied_classes[cls]
-
-
-def region_class(cls: type[nn.Module]) -> type[Region]:
-    """A class for one region: its forward is its own."""
-    created: type[Region] = _subclass(Region, cls)
-    return created
-
-
-def _subclass(base: type, cls: type[nn.Module]) -> Any:
+def subclass(base: type[TiedModule], cls: type[nn.Module]) -> type[Any]:
+    """A class that looks like `cls` and behaves like `base`."""
     bases = (base,) if cls is nn.Module else (base, cls)
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
+        "_fxtie_base": base,
         "_fxtie_class": cls,
     }
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
 
 
-def _new_like(cls: type[nn.Module], is_region: bool) -> Any:
-    return object.__new__(region_class(cls) if is_region else tied_class(cls))
+def _new_like(base: type[TiedModule], cls: type[nn.Module]) -> Any:
+    return object.__new__(base._fxtie_of(cls))
 
 
-def clashes(module: nn.Module) -> list[str]:
-    """Names that a user's module has and torch.fx.GraphModule needs for itself."""
-    cls = user_class(module)
-    taken = set(vars(fx.GraphModule)) - set(vars(nn.Module)) - {"__module__", "__doc__"}
-    taken = {name for name in taken if not name.startswith("__")} | {"meta"}
-    if issubclass(cls, fx.GraphModule):
-        return []
-    used = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
-    used |= {name for base in cls.__mro__ if base is not nn.Module for name in vars(base)}
-    return sorted(taken & used)
+def become(module: nn.Module, base: type[TiedModule]) -> None:
+    """Turn a path copy, in place, into a tied module of its own class."""
+    module.__class__ = base._fxtie_of(user_class(module))
+
+
+def user_members(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes, less those that capturing it as a region has added."""
+    members = dict(module.__dict__)
+    for name in members.get("_fxtie_added", ()):
+        members.pop(name, None)
+    return members

@@ -1,0 +1,203 @@
+"""Captured forwards: a tied module that is a `torch.fx.GraphModule` as well.
+
+In: a path copy and the graphs of its forward. Out: a module of the user's class whose forward is
+generated from a graph in which the derivations stand inline. Called by `capture.py`.
+
+Calls that the graph was not captured for (another mix of training flags, an optional argument that
+is given) run the class's own forward on the copy, which reads derived attributes (`tied.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.tied import TiedModule, subclass, user_class
+
+
+@dataclass
+class Variant:
+    """One captured forward.
+
+    Attributes:
+        graph: the graph.
+        defaults: arguments for which the trace took their default values.
+        tensors: arguments which the trace took for tensors because the code asked.
+        forward: the function generated from the graph.
+        code: its source text.
+    """
+
+    graph: fx.Graph
+    defaults: dict[str, Any] = field(default_factory=dict)
+    tensors: frozenset[str] = frozenset()
+    forward: Callable[..., Any] | None = None
+    code: str = ""
+
+    def accepts(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the trace holds for these arguments."""
+        for name, value in arguments.items():
+            if name in self.defaults:
+                default = self.defaults[name]
+                same = value is default
+                if not same and not isinstance(value, torch.Tensor):
+                    same = type(value) is type(default) and bool(value == default)
+                if not same:
+                    return False
+            elif value is None or (name in self.tensors and not isinstance(value, torch.Tensor)):
+                return False
+        return True
+
+
+class Region(TiedModule, fx.GraphModule):
+    """A tied module whose forward was captured as a graph, for training and for evaluation.
+
+    `graph` and `code` are those of the current mode. Where both modes have one graph, there is one
+    `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
+    asked for, `_fxtie_arguments` the names of the forward's arguments.
+    """
+
+    _fxtie_variants: dict[bool, Variant]
+    _fxtie_switches: tuple[nn.Module, ...]
+    _fxtie_arguments: tuple[str, ...]
+    _fxtie_compiling: Variant | None = None
+
+    @classmethod
+    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[TiedModule]:
+        """A class for one region alone: its forward is its own."""
+        return subclass(cls, user_cls)
+
+    def _fxtie_capture(
+        self,
+        variants: dict[bool, Variant],
+        switches: tuple[nn.Module, ...],
+        arguments: tuple[str, ...],
+        borrowed: dict[str, nn.Module],
+    ) -> None:
+        """Take in what was captured."""
+        before = set(self.__dict__)
+        self.__dict__.update(borrowed)  # past nn.Module, which would register them
+        self._fxtie_variants = variants
+        self._fxtie_switches = switches
+        self._fxtie_arguments = arguments
+        # What torch.fx expects of every GraphModule.
+        self.meta: dict[str, Any] = {}
+        self._tracer_cls = None
+        self._tracer_extras: dict[str, Any] = {}
+        self._replace_hooks: list[Any] = []
+        self._create_node_hooks: list[Any] = []
+        self._erase_node_hooks: list[Any] = []
+        self._deepcopy_hooks: list[Any] = []
+        self.shape_env = None
+        self.recompile()
+        self._fxtie_added = (*(set(self.__dict__) - before), "_fxtie_added")
+
+    @property
+    def _fxtie_variant(self) -> Variant:
+        return self._fxtie_compiling or self._fxtie_variants[self.training]
+
+    # torch.fx reads and writes these two; they belong to the variant of the current mode.
+    @property
+    def _graph(self) -> fx.Graph:
+        return self._fxtie_variant.graph
+
+    @_graph.setter
+    def _graph(self, graph: fx.Graph) -> None:
+        self._fxtie_variant.graph = graph
+
+    @property
+    def _code(self) -> str:
+        return self._fxtie_variant.code
+
+    @_code.setter
+    def _code(self, code: str) -> None:
+        self._fxtie_variant.code = code
+
+    def recompile(self) -> Any:
+        """Generate the forwards again, after an edit of `graph`."""
+        result = None
+        variants = {id(variant): variant for variant in self._fxtie_variants.values()}
+        for variant in variants.values():
+            variant.graph.owning_module = self
+            self.__dict__["_fxtie_compiling"] = variant
+            try:
+                code = super().recompile()
+            finally:
+                del self.__dict__["_fxtie_compiling"]
+            variant.forward = vars(type(self))["forward"]
+            if variant is self._fxtie_variant:
+                result = code
+        if not self._fxtie_is_plain():
+            type(self).forward = _dispatch(type(self)._fxtie_class.forward)
+        return result
+
+    def _fxtie_is_plain(self) -> bool:
+        """Whether one graph serves every call, so that its forward needs no dispatch."""
+        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
+        return (
+            train is evaluate
+            and not self._fxtie_switches
+            and not train.tensors
+            and len(self._fxtie_arguments) <= 1
+        )
+
+    def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
+        """The variant that was captured for such a call, if any."""
+        training = self.training
+        for module in self._fxtie_switches:
+            if module.training is not training:
+                return None
+        variant = self._fxtie_variants[training]
+        arguments = {**dict(zip(self._fxtie_arguments, args, strict=False)), **kwargs}
+        return variant if variant.accepts(arguments) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        for name in ("_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
+            state.pop(name, None)
+        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
+        state["_fxtie_variants"] = [
+            (graph_to_records(variant.graph), variant.defaults, variant.tensors)
+            for variant in ((train,) if train is evaluate else (train, evaluate))
+        ]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        variants = [
+            Variant(graph_from_records(records), defaults, tensors)
+            for records, defaults, tensors in state["_fxtie_variants"]
+        ]
+        state["_fxtie_variants"] = {True: variants[0], False: variants[-1]}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.recompile()
+
+
+def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that runs the variant captured for the call, else the user's own code."""
+
+    def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
+        variant = self._fxtie_select(args, kwargs)
+        if variant is None:
+            return user_forward(self, *args, **kwargs)
+        assert variant.forward is not None
+        return variant.forward(self, *args, **kwargs)
+
+    forward.__wrapped__ = user_forward  # type: ignore[attr-defined]  # its signature
+    return forward
+
+
+def clashes(module: nn.Module) -> list[str]:
+    """Names that a user's module has and torch.fx.GraphModule needs for itself."""
+    cls = user_class(module)
+    taken = set(vars(fx.GraphModule)) - set(vars(nn.Module)) - {"__module__", "__doc__"}
+    taken = {name for name in taken if not name.startswith("__")} | {"meta"}
+    if issubclass(cls, fx.GraphModule):
+        return []
+    used = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
+    used |= {name for base in cls.__mro__ if base is not nn.Module for name in vars(base)}
+    return sorted(taken & used)
