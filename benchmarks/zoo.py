@@ -60,7 +60,7 @@ def measure(name: str) -> dict[str, Any]:
     from grouping import tie_groups
     from oracle import compare
     from torch import fx
-    from zoo_models import make, smallest_size
+    from zoo_models import calibrate, make, smallest_size
 
     import fxtie
 
@@ -81,6 +81,7 @@ def measure(name: str) -> dict[str, Any]:
         row["symbolic_trace_error"] = f"{type(error).__name__}: {error}"[:200]
     for which in ("all", "pair"):
         ties = tie_groups(model, only_pair=which == "pair")
+        calibrate(specimen, size, ties)
         fxtie.transform(model, ties)  # the first run imports and fills caches
         start = time.perf_counter()
         tied = fxtie.transform(model, ties)

@@ -156,3 +156,18 @@ def smallest_size(specimen: Specimen) -> int:
             continue
         return size
     return last
+
+
+def calibrate(specimen: Specimen, size: int, ties: list[Any]) -> None:
+    """Give batch norms the statistics of one batch, in place: in eval nothing then explodes."""
+    from oracle import oracle_run
+
+    model = specimen.model.train()
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        oracle_run(model, ties, *specimen.inputs(size, True))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
