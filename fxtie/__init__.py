@@ -10,6 +10,7 @@ from fxtie.plan import Plan, plan
 from fxtie.report import Report, report
 from fxtie.rules import Rule, Tie
 from fxtie.transforms import same
+from fxtie.verify import VerificationError, verify
 
 __all__ = [
     "Bank",
@@ -22,6 +23,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "Tie",
+    "VerificationError",
     "diff",
     "initialize",
     "materialize",
@@ -31,4 +33,5 @@ __all__ = [
     "transform",
     "transforms",
     "untied_state_dict",
+    "verify",
 ]
