@@ -6,6 +6,7 @@ from fxtie.capture import transform
 from fxtie.convert import initialize, materialize, untied_state_dict
 from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
+from fxtie.once import derive_once
 from fxtie.plan import Plan, plan
 from fxtie.report import Report, report
 from fxtie.rules import Rule, Tie
@@ -24,6 +25,7 @@ __all__ = [
     "RuleError",
     "Tie",
     "VerificationError",
+    "derive_once",
     "diff",
     "initialize",
     "materialize",

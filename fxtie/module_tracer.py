@@ -275,6 +275,8 @@ class ModuleTracer(Tracer):
         key = (id(derived.transform), tuple(source.node for source in sources))
         if key not in self._derivations:
             value = self._apply(derived, [source.node for source in sources])
+            if value.meta.get("tie") == derived.name:
+                value.meta["derived"] = derived.name  # the result, not a step on the way to it
             self._derivations[key] = TracedTensor(value, self, derived.shape)
         return self._derivations[key]
 

@@ -38,6 +38,24 @@ class Variant:
     forward: Callable[..., Any] | None = None
     code: str = ""
 
+    def reading(self, where: Mapping[str, str]) -> Variant:
+        """The same with derived attributes read where this one derives them.
+
+        Args:
+            where: the attributes' dotted names in the region, by tensor name.
+        """
+        graph = graph_from_records(graph_to_records(self.graph))
+        for node in list(graph.nodes):
+            target = where.get(node.meta.get("derived", ""))
+            if target is not None:
+                with graph.inserting_before(node):
+                    read = graph.get_attr(target)
+                node.replace_all_uses_with(read)
+        for node in reversed(graph.nodes):
+            if not node.users and (node.op == "get_attr" or "tie" in node.meta):
+                graph.erase_node(node)
+        return Variant(graph, self.defaults, self.tensors)
+
     def accepts(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the trace holds for these arguments."""
         for name, value in arguments.items():
@@ -119,6 +137,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def recompile(self) -> Any:
         """Generate the forwards again, after an edit of `graph`."""
+        self.__dict__.pop("_fxtie_spare", None)
         result = None
         variants = {id(variant): variant for variant in self._fxtie_variants.values()}
         for variant in variants.values():
@@ -131,9 +150,36 @@ class Region(TiedModule, fx.GraphModule):
             variant.forward = vars(type(self))["forward"]
             if variant is self._fxtie_variant:
                 result = code
-        if not self._fxtie_is_plain():
-            type(self).forward = _dispatch(type(self)._fxtie_class.forward)
+        self._fxtie_install()
         return result
+
+    def _fxtie_install(self) -> None:
+        """Make the variants' forwards that of the region."""
+        captured = self._fxtie_variants[True].forward
+        users = type(self)._fxtie_class.forward
+        assert captured is not None
+        type(self).forward = captured if self._fxtie_is_plain() else _dispatch(users)
+
+    def _fxtie_derive_inline(self, inline: bool) -> None:
+        """Switch between graphs that derive inline and graphs that read derived attributes."""
+        usual = self._fxtie_variants
+        spare = self.__dict__.pop("_fxtie_spare", None)
+        if spare is None:
+            assert not inline
+            where = {
+                derived.name: f"{path}.{attr}" if path else attr
+                for path, module in self.named_modules()
+                for attr, derived in getattr(module, "_fxtie_derived", {}).items()
+            }
+            train, evaluate = usual[True], usual[False]
+            reading = train.reading(where)
+            other = reading if evaluate is train else evaluate.reading(where)
+            self._fxtie_variants = {True: reading, False: other}
+            self.recompile()
+        else:
+            self._fxtie_variants = spare
+            self._fxtie_install()
+        self.__dict__["_fxtie_spare"] = usual
 
     def _fxtie_is_plain(self) -> bool:
         """Whether one graph serves every call, so that its forward needs no dispatch."""
@@ -157,7 +203,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
+        for name in ("_fxtie_spare", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
             state.pop(name, None)
         train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
         state["_fxtie_variants"] = [

@@ -89,6 +89,7 @@ class TiedModule(nn.Module):
     _fxtie_base: ClassVar[type[TiedModule]]
     _fxtie_class: ClassVar[type[nn.Module]]
     _fxtie_derived: Mapping[str, Derived] = types.MappingProxyType({})
+    _fxtie_once: Mapping[str, Callable[[], Any]] = types.MappingProxyType({})  # see once.py
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
@@ -113,7 +114,8 @@ class TiedModule(nn.Module):
         derived = self._fxtie_derived.get(name)
         if derived is None:
             return super().__getattr__(name)
-        return reader(derived)
+        once = self._fxtie_once.get(name)
+        return reader(derived) if once is None else once()
 
     def __setattr__(self, name: str, value: Any) -> None:
         derived = self._fxtie_derived.get(name)
@@ -136,6 +138,8 @@ class TiedModule(nn.Module):
         How far their values of the derived tensors are from the derived ones is in
         `fxtie.report(tied).distances` afterwards.
         """
+        if any(getattr(module, "_fxtie_once", ()) for module in self.modules()):
+            raise FxtieError("Loading inside of derive_once would leave its values stale.")
         result = super().load_state_dict(state_dict, *args, **kwargs)
         distances = {}
         for prefix, module in self.named_modules():
@@ -152,6 +156,7 @@ class TiedModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
         state = dict(users() if users else self.__dict__)
+        state.pop("_fxtie_once", None)
         for name, value in state.items():
             if type(value) is list and any(map(_is_computed, value)):
                 # nn.LSTM lists its weights, derived ones too, and does so again when they change.

@@ -1,0 +1,147 @@
+"""derive_once: one evaluation for many calls, the same gradients, never a stale value."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import fxtie
+from fxtie import Rule, transforms
+
+CALLS = []
+
+
+class Counting(nn.Module):
+    """A learnable transform that counts how often it is evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(6, 1) + 0.5)
+
+    def forward(self, w):
+        CALLS.append(1)
+        return self.gain * w
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.c = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.c(self.b(self.b(self.a(x))))
+
+
+class Kept(Net):
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e9 else x
+
+
+def tie(cls):
+    torch.manual_seed(0)
+    rules = [
+        Rule("b.0", "a", Counting(), torch.neg),
+        Rule("b.2", "b.0", transforms.flip(0)),
+        Rule("c", "c", lambda w: w - w.mean()),
+    ]
+    return fxtie.transform(cls(), rules)
+
+
+@pytest.mark.parametrize("cls", [Net, Kept])
+def test_gradients_of_micro_batches_and_evaluations(cls):
+    plain, once = tie(cls), tie(cls)
+    batches = torch.randn(8, 4, 6)
+    for x in batches:
+        plain(x).square().mean().backward()
+    CALLS.clear()
+    with fxtie.derive_once(once):
+        for x in batches:
+            once(x).square().mean().backward()
+        assert once.a.weight.grad is not None  # of its own use; the derived ones come at exit
+    assert len(CALLS) == 1
+    for (name, p), q in zip(plain.named_parameters(), once.parameters(), strict=True):
+        assert p.grad.norm() > 1e-4, name
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("cls", [Net, Kept])
+def test_inference(cls):
+    tied = tie(cls).eval()
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        expected = tied(x)
+        CALLS.clear()
+        with fxtie.derive_once(tied):
+            assert all(torch.equal(tied(x), expected) for _ in range(5))
+        assert len(CALLS) == 1
+    assert torch.equal(tied(x), expected)  # as before
+    tied.train()
+    file = io.BytesIO()
+    with fxtie.derive_once(tied):
+        torch.save(tied, file)
+        assert torch.equal(copy.deepcopy(tied)(x), expected)
+    assert torch.equal(tied(x), expected)
+
+
+def test_equal_derivations_are_one():
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5)))
+    CALLS.clear()
+    tied = fxtie.transform(net, Rule("*", "0", Counting()))
+    CALLS.clear()
+    with fxtie.derive_once(tied):
+        tied(torch.randn(2, 6)).sum().backward()
+    assert len(CALLS) == 1 and net[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("cls", [Net, Kept])
+def test_no_stale_values(cls):
+    tied = tie(cls)
+    x = torch.randn(4, 6)
+    optimizer = torch.optim.SGD(tied.parameters(), 0.1)
+    tied(x).sum().backward()
+    before = copy.deepcopy(tied.state_dict())
+    with pytest.raises(fxtie.FxtieError, match="optimizer step"), fxtie.derive_once(tied):
+        optimizer.step()
+    with pytest.raises(fxtie.FxtieError, match="Loading inside"), fxtie.derive_once(tied):
+        tied.load_state_dict(before)
+    for key, value in tied.state_dict().items():
+        assert torch.equal(value, before[key])
+    changed = pytest.raises(fxtie.FxtieError, match=r"'a\.weight' has changed")
+    with changed, fxtie.derive_once(tied):
+        with torch.no_grad():
+            tied.a.weight.mul_(2)
+        tied(x)
+    optimizer.step()  # and all is as usual again
+    tied(x).sum().backward()
+
+
+def test_misuse_is_told():
+    tied = tie(Net)
+    x = torch.randn(4, 6)
+    with pytest.raises(fxtie.FxtieError, match="not a tied model"), fxtie.derive_once(nn.ReLU()):
+        pass
+    nested = (fxtie.derive_once(tied), fxtie.derive_once(tied))
+    with pytest.raises(fxtie.FxtieError, match="already in force"), nested[0], nested[1]:
+        pass
+    cached = (torch.no_grad(), fxtie.derive_once(tied), torch.enable_grad())
+    with pytest.raises(fxtie.FxtieError, match="under no_grad"), cached[0], cached[1], cached[2]:
+        tied(x)
+    assert tied(x).requires_grad
+
+
+def test_a_failure_in_the_block_leaves_the_model_as_it_was():
+    tied = tie(Net)
+    x = torch.randn(4, 6)
+    expected = tied(x)
+    with pytest.raises(ZeroDivisionError), fxtie.derive_once(tied):
+        tied(x).sum().backward()
+        raise ZeroDivisionError
+    assert torch.equal(tied(x), expected)
+    code = tied.code
+    with fxtie.derive_once(tied):
+        assert tied.code != code and "neg" not in tied.code
+    assert tied.code == code
