@@ -6,6 +6,7 @@ from fxtie.capture import transform
 from fxtie.convert import initialize, materialize, untied_state_dict
 from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
+from fxtie.fit import Fit, fit
 from fxtie.once import derive_once
 from fxtie.plan import Plan, plan
 from fxtie.report import Report, report
@@ -16,6 +17,7 @@ from fxtie.verify import VerificationError, verify
 __all__ = [
     "Bank",
     "CaptureError",
+    "Fit",
     "FxtieError",
     "GraphDiff",
     "Plan",
@@ -27,6 +29,7 @@ __all__ = [
     "VerificationError",
     "derive_once",
     "diff",
+    "fit",
     "initialize",
     "materialize",
     "plan",

@@ -131,6 +131,12 @@ class LowRank(_Learned):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         nn.init.zeros_(self.B)
 
+    def fit_to(self, target: Tensor, source: Tensor) -> dict[str, Tensor]:
+        """The `A` and `B` that bring the source closest to the target: a truncated SVD."""
+        u, s, v = torch.linalg.svd((target - source).flatten(1), full_matrices=False)
+        root = s[: self.rank].sqrt()
+        return {"A": root[:, None] * v[: self.rank], "B": u[:, : self.rank] * root}
+
     def forward(self, source: Tensor) -> Tensor:
         shape = self._check(source)
         return source + (self.B @ self.A).reshape(shape)
@@ -216,6 +222,11 @@ class Mix(_Learned):
     def reset_parameters(self) -> None:
         """Back to the start, in place: all `1 / n`."""
         nn.init.constant_(self.weights, 1 / self.n)
+
+    def fit_to(self, target: Tensor, *sources: Tensor) -> dict[str, Tensor]:
+        """The weights that bring the mixture closest to the target: least squares."""
+        columns = torch.stack([source.flatten() for source in sources], dim=1)
+        return {"weights": torch.linalg.lstsq(columns, target.flatten()[:, None]).solution[:, 0]}
 
     def forward(self, *sources: Tensor) -> Tensor:
         if len(sources) != self.n:

@@ -1,0 +1,215 @@
+"""`fit`: the values of the sources that bring the derived tensors closest to a trained model.
+
+In: a trained model and rules. Out: new values of its sources and of learnable transforms, and how
+far each target is then. Called by users: that is how a trained model gets tied without starting
+over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from fxtie.errors import FxtieError
+from fxtie.names import Names, Slot
+from fxtie.plan import Plan, plan
+from fxtie.rules import Rules
+from fxtie.tied import relative_distance
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How far the derived tensors are from the targets' trained values. `print` shows a table.
+
+    Attributes:
+        plan: the ties; give it to `transform`, so that learnable transforms keep what they learned.
+        before: relative error `|derived - trained| / |trained|` by target, with the old sources.
+        after: the same with the new ones.
+    """
+
+    plan: Plan
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def __str__(self) -> str:
+        rows = [(name, f"{self.before[name]:.2%}", f"{e:.2%}") for name, e in self.after.items()]
+        headers = ("target", "error before", "error after")
+        return tabulate(rows, headers, colalign=("left", "right", "right"))
+
+
+def fit(model: nn.Module, rules: Rules | Plan, *, steps: int = 100) -> Fit:
+    """Choose the sources' values so that the derived tensors come closest to the trained ones.
+
+    Minimises the sum of squares of `derived - trained` over all targets and, since most sources are
+    layers themselves, of `source - trained` over the sources. For the identity that is the mean of
+    the source and its targets. Learnable transforms that know a closed form (`fit_to`: `LowRank` by
+    the singular value decomposition of the difference, Eckart and Young 1936) begin there. Then
+    L-BFGS, in float64, does the rest; where all transforms are linear with orthogonal columns up to
+    scale (identity, scale, transpose, flip, rot90) its first steps reach the solution, to rounding.
+
+    Args:
+        model: a trained model. Its sources get their new values in place; nothing else changes.
+        rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
+        steps: the most steps of L-BFGS. A progress bar shows them if `tqdm` is installed.
+
+    Returns:
+        The relative error of each target, before and after, and the plan to go on with.
+
+    Raises:
+        PlanError: if the rules don't fit the model; nothing is changed then.
+        FxtieError: if there is nothing to choose: no source is a floating-point tensor.
+
+    Example:
+        >>> import fxtie
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> mean = (net[0].weight + net[1].weight) / 2
+        >>> found = fxtie.fit(net, fxtie.Rule("1", "0"))
+        >>> torch.allclose(net[0].weight, mean, atol=1e-6)
+        True
+        >>> tied = fxtie.transform(net, found.plan)
+    """
+    problem = _Problem(model, rules if isinstance(rules, Plan) else plan(model, rules))
+    if not problem.values:
+        raise FxtieError("There is nothing to fit: no source is a floating-point parameter.")
+    before = problem.errors()
+    problem.start_learnable()
+    if problem.loss().item() > 0:
+        problem.minimise(steps)
+    after = problem.errors()
+    problem.write_back()
+    return Fit(problem.plan, before, after)
+
+
+class _Problem:
+    """Variables in float64, and how far what is derived from them is from the trained values."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.plan = plan
+        self.names = Names(model)
+        for name, module in plan.modules.items():
+            self.names.add_module(f"ties.{name}", module)
+        targets = {self.slot(tie.target).key for tie in plan.ties if not tie.is_self_derived}
+        self.trained = {
+            tie.target: self.slot(tie.target).tensor.detach().double() for tie in plan.ties
+        }
+        # What may move: stored sources, and the parameters of learnable transforms.
+        self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
+        self.own: list[tuple[int, torch.Tensor]] = []
+        for tie in plan.ties:
+            for name in tie.sources:
+                slot = self.slot(name)
+                parameter = slot.owner._parameters.get(slot.attr)
+                if slot.key in targets or parameter is None or id(parameter) in self.values:
+                    continue
+                if self.add(parameter) and not (name.startswith("ties.") or tie.is_self_derived):
+                    self.own.append((id(parameter), parameter.detach().double().clone()))
+        for module in plan.modules.values():
+            for parameter in module.parameters():
+                self.add(parameter)
+
+    def slot(self, name: str) -> Slot:
+        found = self.names.find(name)
+        if isinstance(found, str):
+            raise FxtieError(f"The plan was made for another model: {name!r} {found}")
+        return found
+
+    def add(self, parameter: nn.Parameter) -> bool:
+        if not parameter.is_floating_point():
+            return False
+        if id(parameter) not in self.values:
+            value = parameter.detach().double().clone().requires_grad_()
+            self.values[id(parameter)] = (parameter, value)
+        return True
+
+    def derived(self) -> Iterator[tuple[str, Any, list[torch.Tensor], torch.Tensor]]:
+        """Target, transform, sources and value of each tie, in order."""
+        found: dict[tuple[int, str], torch.Tensor] = {}
+        for tie in self.plan.ties:
+            sources = [self.read(name, found, tie.is_self_derived) for name in tie.sources]
+            value = self.apply(tie.transform, sources)
+            found[self.slot(tie.target).key] = value
+            yield tie.target, tie.transform, sources, value
+
+    def read(self, name: str, found: Mapping[Any, torch.Tensor], own: bool) -> torch.Tensor:
+        slot = self.slot(name)
+        if slot.key in found and not own:
+            return found[slot.key]
+        parameter = slot.owner._parameters.get(slot.attr)
+        if id(parameter) in self.values:
+            return self.values[id(parameter)][1]
+        return slot.tensor.detach().double()
+
+    def apply(self, transform: Callable[..., Any], sources: list[torch.Tensor]) -> torch.Tensor:
+        if not isinstance(transform, nn.Module):
+            return transform(*sources)  # type: ignore[no-any-return]
+        values = {name: self.values[id(p)][1] for name, p in transform.named_parameters()}
+        return torch.func.functional_call(transform, values, tuple(sources))  # type: ignore[no-any-return]
+
+    def loss(self) -> torch.Tensor:
+        terms = [
+            (value - self.trained[name]).square().sum() for name, _, _, value in self.derived()
+        ]
+        terms += [(self.values[key][1] - trained).square().sum() for key, trained in self.own]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def errors(self) -> dict[str, float]:
+        return {
+            name: relative_distance(value, self.trained[name])
+            for name, _, _, value in self.derived()
+        }
+
+    @torch.no_grad()
+    def start_learnable(self) -> None:
+        """Learnable transforms that know a closed form start there, if they serve one tie only."""
+        modules = [tie.transform for tie in self.plan.ties if isinstance(tie.transform, nn.Module)]
+        for name, transform, sources, _ in self.derived():
+            closed_form = getattr(transform, "fit_to", None)
+            if closed_form is not None and sum(m is transform for m in modules) == 1:
+                parameters = dict(transform.named_parameters())
+                for key, value in closed_form(self.trained[name], *sources).items():
+                    self.values[id(parameters[key])][1].copy_(value)
+
+    def minimise(self, steps: int) -> None:
+        variables = [value for _, value in self.values.values()]
+        optimizer: Any = torch.optim.LBFGS(
+            variables,
+            max_iter=10,
+            max_eval=250,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = self.loss()
+            torch.autograd.backward(loss)
+            return loss
+
+        last = self.loss().item()
+        for _ in _progress(-(-steps // 10)):
+            optimizer.step(closure)
+            now = self.loss().item()
+            if last - now <= 1e-13 * last:
+                break
+            last = now
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        for parameter, value in self.values.values():
+            parameter.copy_(value)
+
+
+def _progress(rounds: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return range(rounds)
+    return tqdm(range(rounds), desc="fitting", unit="10 steps", leave=False)
