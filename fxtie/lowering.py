@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,11 +60,11 @@ class Lowered:
         self.graph = graph
         self.name = name
 
-    @functools.cached_property
-    def _run(self) -> fx.GraphModule:
-        return fx.GraphModule(nn.Module(), self.graph)
+        self._run: fx.GraphModule | None = None
 
     def __call__(self, *sources: torch.Tensor) -> torch.Tensor:
+        if self._run is None:  # most transforms only ever stand inline
+            self._run = fx.GraphModule(nn.Module(), self.graph)
         return self._run(*sources)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -155,6 +154,7 @@ class _TransformTracer(Tracer):
             self.values[node] = source
             proxies.append(TracedTensor(node, self, source.shape))
         result = transform(*proxies)
+        self.raise_swallowed()
         self.create_node("output", "output", (self.create_arg(result),), {})
         return self.graph
 

@@ -14,12 +14,12 @@ import dataclasses
 import itertools
 import operator
 import sys
+import types
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.proxy import TraceError
 
 from fxtie import tied
 from fxtie.branches import checked_outcome
@@ -71,9 +71,6 @@ def as_stop(error: Exception) -> Stop:
     if isinstance(error, Stop):
         return error
     text = str(error).strip().split("\n", 1)[0]
-    if isinstance(error, TraceError):
-        iterates = "iterated" in text
-        return Stop("iterates over a traced value" if iterates else "branches on a traced value")
     return Stop(f"fails on traced values with {type(error).__name__}: {text}")
 
 
@@ -104,6 +101,8 @@ class ModuleTracer(Tracer):
         self._moot: list[fx.Node] = []
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        if "forward" in root.__dict__:
+            raise Stop("has a forward that was replaced on the instance")
         self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensor_names: dict[int, str] = {}
         for name, tensor in itertools.chain(
@@ -113,6 +112,7 @@ class ModuleTracer(Tracer):
             self._tensor_names.setdefault(id(tensor), name)
         with _unchanged(root):
             super().trace(root, concrete_args)
+        self.raise_swallowed()
         self._erase_moot()
         return self.graph
 
@@ -125,7 +125,7 @@ class ModuleTracer(Tracer):
         """While it lasts, reads of `training` flags and of derived tensors come here."""
 
         def read_flag(module: nn.Module) -> Any:
-            if not self.covers(module):
+            if not self.covers(module) or self.is_elsewhere():
                 return module.__dict__["training"]
             self.switches[module] = None
             return self.training
@@ -166,7 +166,7 @@ class ModuleTracer(Tracer):
         of_torch = frame.f_globals.get("__name__", "").startswith("torch.nn.modules")
         outcome = checked_outcome(frame, direct=not of_torch)
         if outcome is None:
-            return super().to_bool(obj)
+            raise self.stop("branches on a traced value")
         if of_torch:
             # A rank check ahead of a functional, which checks for itself.
             self._moot.append(obj.node)
@@ -175,6 +175,9 @@ class ModuleTracer(Tracer):
             held = obj if outcome else self.create_proxy("call_function", operator.not_, (obj,), {})
             self.create_proxy("call_function", torch._assert, (held, f"check at {where}"), {})
         return outcome
+
+    def iter(self, obj: Any) -> Any:
+        raise self.stop("iterates over a traced value")
 
     def _erase_moot(self) -> None:
         """Erase what only fed a dropped check."""
@@ -198,7 +201,7 @@ class ModuleTracer(Tracer):
         return m not in self.opened or module_qualified_name in self.kept
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not self.covers(m):
+        if not self.covers(m) or self.is_elsewhere():
             return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
         name = self._paths[m]
         if not self.is_leaf_module(m, name):
@@ -212,13 +215,20 @@ class ModuleTracer(Tracer):
                 self.kept[name] = Kept.because(name, m, as_stop(error), error)
         return super().call_module(m, forward, args, kwargs)
 
-    @staticmethod
-    def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    def _own_forward(self, module: nn.Module) -> Callable[..., Any]:
         """The forward that the user wrote, watched for writes into the module's containers."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             with _unchanged(module):
-                return tied.user_class(module).forward(module, *args, **kwargs)
+                result = chosen(*args, **kwargs)
+            self.raise_swallowed()
+            return result
+
+        # Some modules choose one of their methods: `self.forward = self.forward_fused`.
+        users = types.MethodType(tied.user_class(module).forward, module)
+        chosen: Callable[..., Any] = module.__dict__.get("forward", users)
+        if getattr(chosen, "__self__", None) is not module:
+            raise Stop("has a forward that was replaced on the instance")
 
         return forward
 
@@ -226,6 +236,7 @@ class ModuleTracer(Tracer):
         """A function that takes back everything recorded from now on."""
         last = next(reversed(self.graph.nodes), None)
         scope, calls, kept = self.scope, dict(self.num_calls), dict(self.kept)
+        self.stopped, stopped = None, self.stopped
         module_stack = self.module_stack.copy()
 
         def undo() -> None:
@@ -239,7 +250,7 @@ class ModuleTracer(Tracer):
                 for key in [key for key, proxy in cache.items() if proxy.node in erased]:
                     del cache[key]
             self.scope, self.num_calls, self.module_stack = scope, calls, module_stack
-            self.kept = kept
+            self.kept, self.stopped = kept, stopped
             self._moot = [node for node in self._moot if node not in erased]
 
         return undo
@@ -254,7 +265,7 @@ class ModuleTracer(Tracer):
     # -- tensors --------------------------------------------------------------------------------
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if isinstance(attr_val, torch.Tensor):
+        if isinstance(attr_val, torch.Tensor) and not self.is_elsewhere():
             name = self._tensor_names.get(id(attr_val))
             if name is not None:
                 return self._read(name, name, attr_val.shape)
@@ -267,8 +278,10 @@ class ModuleTracer(Tracer):
             self._reads[key] = TracedTensor(node, self, shape)
         return self._reads[key]
 
-    def derive(self, derived: Derived) -> Traced:
+    def derive(self, derived: Derived) -> Any:
         """A derived tensor: its transform, inlined once, just before its first use."""
+        if self.is_elsewhere():
+            return derived.compute()
         self.used.add(id(derived))
         sources = [self._read_source(source, derived.stored) for source in derived.sources]
         # The plan lowers equal transforms of equal shapes once, to one object.
@@ -289,7 +302,7 @@ class ModuleTracer(Tracer):
             name = self._borrow(owner, source.name.rpartition(".")[0])
         tensor = owner._parameters.get(attr, owner._buffers.get(attr))
         if tensor is not None:
-            past = "_stored" if stored else ""  # past the derived attribute
+            past = "_fxtie_stored" if stored else ""  # past the derived attribute
             target = ".".join(filter(None, (name, past, attr)))
             return self._read((id(owner), attr), target, tensor.shape)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
@@ -363,9 +376,7 @@ class ModuleTracer(Tracer):
 
 @contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Stop if a forward is not the class's own, or puts something into its module's containers."""
-    if "forward" in module.__dict__:
-        raise Stop("has a forward that was replaced on the instance")
+    """Stop if a forward puts something into its module's containers, or draws random numbers."""
     if tied.user_class(module).__module__.startswith("torch.nn."):
         yield  # torch's own layers do no such thing
         return

@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.nn.parameter import is_lazy
 
 from fxtie.errors import PlanError
 from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
@@ -133,6 +134,11 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     """
     if not isinstance(model, nn.Module):
         raise PlanError(f"The model is a torch.nn.Module, not {type(model).__name__}: {model!r}.")
+    if "_orig_mod" in model._modules:
+        raise PlanError(
+            "The model is compiled already. Tie what was compiled (`model._orig_mod`), and compile "
+            "the result: fxtie.transform(model, rules, compile=True)."
+        )
     resolver = Resolver(model)
     for rule in as_rules(rules):
         resolver.resolve(rule)
@@ -142,7 +148,7 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     planner.raise_faults()
     steps = planner.check(ordered)
     planner.raise_faults()
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return Plan(tuple(steps), resolver.modules, parameters)
 
 

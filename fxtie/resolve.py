@@ -87,6 +87,9 @@ class Resolver:
                         Tie(name, self.bank_sources(rule, sources), transform), f"{rule}"
                     )
             expanded += len(self.faults) - before  # told already
+        tensors = {t for name, _ in matched for t in self.tensors_at(name)}
+        for name in sorted(rule.named_tensors - tensors if matched else ()):
+            self.faults.append(f"{rule}: none of its targets has a tensor {name!r}.")
         if not matched:
             self.faults.append(
                 f"{rule} matches nothing: no module or tensor is called {str(rule.target)!r}."
@@ -121,6 +124,11 @@ class Resolver:
                 match = rule.target.match(name)
                 if match is not None and not self.excluded(rule, name, None):
                     yield name, match
+
+    def tensors_at(self, name: str) -> list[str]:
+        """The tensors of the module of this name, or the tensor's own last name."""
+        module = self.names.modules.get(name)
+        return [name.rpartition(".")[2]] if module is None else self.names.tensors_of(module)
 
     def is_one_of(self, name: str, others: tuple[str, ...]) -> bool:
         """Whether a name, or another name of the same module, is among others."""
@@ -158,10 +166,9 @@ class Resolver:
             if transform is None:
                 continue
             if name not in own:
-                if name in rule.named_tensors or (
-                    name == "weight"
-                    and rule.target.is_literal
-                    and not (set(own) & set(rule.transforms))
+                if rule.target.is_literal and (
+                    name in rule.named_tensors
+                    or (name == "weight" and not set(own) & set(rule.transforms))
                 ):
                     self.faults.append(self.no_tensor(rule, target, name, own))
                 continue

@@ -106,7 +106,7 @@ class TiedModule(nn.Module):
         return _tied_classes[user_cls]
 
     @property
-    def _stored(self) -> Stored:
+    def _fxtie_stored(self) -> Stored:
         """By which graphs refer to the stored value of a self-derived tensor."""
         return Stored(self)
 
@@ -186,6 +186,9 @@ class Ties(nn.Module):
 @torch.no_grad()
 def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
     """`|value - reference| / |reference|`, in the Euclidean norm."""
+    if value.is_meta or reference.is_meta or value.shape != reference.shape:
+        return math.nan
+    value = value.to(torch.complex128 if value.is_complex() else torch.float64)
     reference = reference.to(value)
     distance, norm = (value - reference).norm().item(), reference.norm().item()
     return distance / norm if norm else (math.inf if distance else 0.0)

@@ -12,11 +12,13 @@ import contextlib
 import linecache
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.attention
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
@@ -31,7 +33,9 @@ class Traced(fx.Proxy):
     # `isinstance(x, torch.Tensor)` looks at `type(x)` first and at `x.__class__` next.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        if is_machinery(sys._getframe(1).f_globals.get("__name__", "")):
+        frame = sys._getframe(1)
+        asks = frame.f_code is not torch.is_tensor.__code__
+        if asks and is_machinery(frame.f_globals.get("__name__", "")):
             return Traced
         tracer: Tracer = object.__getattribute__(self, "tracer")
         return tracer.assumed_type(self)
@@ -71,6 +75,27 @@ class Tracer(fx.Tracer):
     looks_ahead = False
     """Whether torch is at work for the tracer itself, and may do what traced code may not."""
 
+    stopped: Stop | None = None
+    """The first `Stop`, which traced code may have caught."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def is_elsewhere(self) -> bool:
+        """Whether another thread has come upon what is patched for this tracer."""
+        return threading.get_ident() != self.thread
+
+    def stop(self, reason: str) -> Stop:
+        """A `Stop`, remembered in case that the traced code catches it."""
+        self.stopped = self.stopped or Stop(reason)
+        return self.stopped
+
+    def raise_swallowed(self) -> None:
+        """Raise the `Stop` that traced code has caught."""
+        if self.stopped is not None:
+            raise self.stopped
+
     def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
 
@@ -78,7 +103,7 @@ class Tracer(fx.Tracer):
         """What `isinstance` sees of a proxy in the traced code."""
         if issubclass(type(proxy), TracedTensor):
             return torch.Tensor
-        raise Stop(f"tests the type of a traced value ({proxy.node.name})")
+        raise self.stop(f"tests the type of a traced value ({proxy.node.name})")
 
     def covers(self, module: nn.Module) -> bool:
         """Whether a module is part of what is traced: a write to it is a side effect."""
@@ -106,6 +131,8 @@ class Tracer(fx.Tracer):
 
     def create_other_arg(self, a: Any) -> Any:
         """`create_arg` of what is neither a constant nor a proxy nor a plain sequence."""
+        if isinstance(a, float):
+            return float(a)  # numpy's float64 is one, and prints as what generated code can't read
         return super().create_arg(a)
 
 
@@ -160,6 +187,14 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
     (torch, "is_autocast_enabled", "asks torch.is_autocast_enabled()"),
     (torch, "is_autocast_cpu_enabled", "asks torch.is_autocast_cpu_enabled()"),
     (torch, "get_autocast_dtype", "asks torch.get_autocast_dtype()"),
+    (torch, "manual_seed", "calls torch.manual_seed"),
+    (torch.random, "manual_seed", "calls torch.random.manual_seed"),
+    (torch.random, "fork_rng", "enters torch.random.fork_rng"),
+    (torch, "set_default_dtype", "calls torch.set_default_dtype"),
+    (torch.autograd.graph.saved_tensors_hooks, "__enter__", "enters saved_tensors_hooks"),
+    (torch.nn.attention, "sdpa_kernel", "enters torch.nn.attention.sdpa_kernel"),
+    # Its forward would be inlined without its backward.
+    (torch.autograd.Function, "apply", "calls a torch.autograd.Function"),
 )
 
 
@@ -169,22 +204,22 @@ def strictly(tracer: Tracer) -> Iterator[None]:
 
     def stop(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
         def raise_stop(*args: Any, **kwargs: Any) -> Any:
-            if tracer.looks_ahead:
+            if tracer.looks_ahead or tracer.is_elsewhere():
                 return original(*args, **kwargs)
-            raise Stop(reason)
+            raise tracer.stop(reason)
 
         return raise_stop
 
     set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
 
     def write(module: nn.Module, name: str, value: Any) -> None:
-        if tracer.covers(module):
-            raise Stop(f"writes to its module (self.{name})")
+        if tracer.covers(module) and not tracer.is_elsewhere():
+            raise tracer.stop(f"writes to its module (self.{name})")
         set_attribute(module, name, value)
 
     def delete(module: nn.Module, name: str) -> None:
-        if tracer.covers(module):
-            raise Stop(f"deletes from its module (self.{name})")
+        if tracer.covers(module) and not tracer.is_elsewhere():
+            raise tracer.stop(f"deletes from its module (self.{name})")
         delete_attribute(module, name)
 
     with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import functools
 import gc
 import io
 import warnings
@@ -461,6 +462,28 @@ class Nested(nn.Module):
 
 def test_dict_inputs_and_nested_outputs():
     check(Nested(), Rule("b", "a", torch.neg), {"x": torch.randn(4, 6)})
+
+
+class Chooses(nn.Linear):
+    """Chooses one of its methods as its forward, as some architectures do."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.forward = self.forward_doubled
+
+    def forward_doubled(self, x):
+        return F.linear(x, self.weight * 2, self.bias)
+
+
+def test_a_forward_that_is_chosen_on_the_instance():
+    net = nn.Sequential(nn.Linear(6, 6), Chooses(6, 6), nn.Sequential(Chooses(6, 6)))
+    tied = check(net, Rule("re:1|2.0", "0", torch.neg), torch.randn(4, 6))
+    assert not fxtie.report(tied).kept
+    check(Chooses(6, 6), Rule("weight", "weight", torch.neg), torch.randn(4, 6))
+    foreign = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    foreign[1].forward = functools.partial(F.linear, weight=foreign[1].weight)
+    tied = fxtie.transform(foreign, Rule("1.bias", "0.bias"))
+    assert [k.name for k in fxtie.report(tied).kept] == ["1"]
 
 
 @dataclasses.dataclass
