@@ -10,12 +10,16 @@ back-reference. All of these then refer to the copies.
 
 from __future__ import annotations
 
+import collections
+import copy
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxtie.tied import Derived, Source, user_class, user_members
@@ -40,12 +44,14 @@ def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module,
             copies[module] = object.__new__(user_class(module))
             pending += parents.get(module, ())
 
-    def swap(module: nn.Module) -> nn.Module:
-        return copies.get(module, module)
-
+    rewire = _Rewiring(lambda module: copies.get(module, module))
     for module, new in copies.items():
         members = user_members(module)
-        new.__dict__.update({name: _rewired(value, swap) for name, value in members.items()})
+        new.__dict__.update({name: rewire(value) for name, value in members.items()})
+        # These are the copy's own, whether anything in them has changed or not.
+        for name in _OWN:
+            if members.get(name) is new.__dict__.get(name) is not None:
+                new.__dict__[name] = copy.copy(members[name])
     return copies
 
 
@@ -57,41 +63,101 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
         found.append(other)
         return other
 
+    look = _Rewiring(note)
     for value in module.__dict__.values():
-        _rewired(value, note)
+        look(value)
     yield from found
 
 
-def _rewired(value: Any, swap: Callable[[nn.Module], nn.Module]) -> Any:
-    """A value with the modules in it swapped. Containers are copied, everything else is shared."""
-    if isinstance(value, nn.Module):
-        return swap(value)
-    kind = type(value)
-    if kind in _ATOMS:
+class _Rewiring:
+    """Swaps modules in a value. Plain containers are copied, once each; the rest is shared.
+
+    Args:
+        swap: the module to put in the place of a module.
+    """
+
+    def __init__(self, swap: Callable[[nn.Module], nn.Module]) -> None:
+        self.swap = swap
+        self.done: dict[int, Any] = {}
+        self.alive: list[Any] = []  # an id is one object's as long as that lives
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return self.swap(value)
+        if type(value) in _ATOMS or isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self.done:
+            self.alive.append(value)
+            self.done[id(value)] = value  # for what refers to itself
+            self.done[id(value)] = self.rewired(value)
+        return self.done[id(value)]
+
+    def rewired(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in (list, set, collections.deque):
+            new = self.done[id(value)] = value.copy()
+            new.clear()
+            (new.update if kind is set else new.extend)([self(item) for item in value])
+            return new
+        if isinstance(value, dict):
+            items = {key: self(item) for key, item in value.items()}
+            if kind not in (dict, collections.OrderedDict) and not _changed(items, value):
+                return value
+            new = self.done[id(value)] = copy.copy(value)
+            for key, item in items.items():
+                new[key] = item
+            return new
+        if isinstance(value, tuple):
+            members = [self(item) for item in value]
+            if all(x is y for x, y in zip(members, value, strict=True)):
+                return value
+            return kind(*members) if hasattr(value, "_fields") else kind(members)
+        if kind is frozenset:
+            return frozenset(self(item) for item in value)
+        if kind is types.MethodType:
+            return types.MethodType(value.__func__, self(value.__self__))
+        if kind is functools.partial:
+            keywords = {name: self(item) for name, item in value.keywords.items()}
+            return functools.partial(self(value.func), *map(self, value.args), **keywords)
+        if kind is types.FunctionType:
+            return self.function(value)
+        if kind is weakref.ReferenceType and isinstance(value(), nn.Module):
+            return weakref.ref(self(value()))
+        if kind is Source:
+            return replace(value, owner=self(value.owner))
+        if kind is Derived:
+            return replace(value, sources=self(value.sources))
+        if kind.__module__ == "torch.nn.modules.module" and hasattr(value, "with_module"):
+            # A state_dict hook that wants its module.
+            owner = value.module() if value.with_module else None
+            return kind(self(value.hook), owner and self(owner))
         return value
-    if kind in (list, tuple, set):
-        return kind(_rewired(v, swap) for v in value)
-    if isinstance(value, dict):
-        new = value.copy()
-        for key, item in value.items():
-            new[key] = _rewired(item, swap)
+
+    def function(self, value: types.FunctionType) -> types.FunctionType:
+        """A function that closes over modules, closing over their copies."""
+        cells = [cell for cell in value.__closure__ or () if _is_filled(cell)]
+        contents = [self(cell.cell_contents) for cell in cells]
+        if all(new is cell.cell_contents for new, cell in zip(contents, cells, strict=True)):
+            return value
+        swapped = {id(cell): types.CellType(new) for cell, new in zip(cells, contents, strict=True)}
+        closure = tuple(swapped.get(id(cell), cell) for cell in value.__closure__ or ())
+        code, names = value.__code__, value.__globals__
+        new = types.FunctionType(code, names, value.__name__, value.__defaults__, closure)
+        new.__kwdefaults__ = value.__kwdefaults__
+        new.__dict__.update(value.__dict__)
         return new
-    if kind is types.MethodType:
-        return types.MethodType(value.__func__, _rewired(value.__self__, swap))
-    if kind is functools.partial:
-        args = _rewired(value.args, swap)
-        return functools.partial(
-            _rewired(value.func, swap), *args, **_rewired(value.keywords, swap)
-        )
-    if kind is Source:
-        return replace(value, owner=swap(value.owner))
-    if kind is Derived:
-        return replace(value, sources=_rewired(value.sources, swap))
-    if kind.__module__ == "torch.nn.modules.module" and hasattr(value, "with_module"):
-        # A state_dict hook that wants its module.
-        owner = value.module() if value.with_module else None
-        return kind(_rewired(value.hook, swap), owner and swap(owner))
-    return value
 
 
+def _changed(items: dict[Any, Any], value: dict[Any, Any]) -> bool:
+    return any(item is not value[key] for key, item in items.items())
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False
+
+
+_OWN = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})
