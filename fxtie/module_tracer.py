@@ -271,6 +271,13 @@ class ModuleTracer(Tracer):
                 return self._read(name, name, attr_val.shape)
         return attr_val
 
+    def read_property(self, tensor: torch.Tensor, getter: Callable[..., Any]) -> Any:
+        """Of a stored tensor only the shape is sure: `.to()` changes its dtype and device."""
+        name = getter.__self__.__name__  # type: ignore[attr-defined]
+        if name in ("shape", "ndim") or id(tensor) not in self._tensor_names:
+            return getter(tensor)
+        return self.create_proxy("call_function", getattr, (tensor, name), {})
+
     def _read(self, key: Any, target: str, shape: torch.Size) -> Traced:
         """A stored tensor: one `get_attr` for all its uses."""
         if key not in self._reads:

@@ -91,6 +91,10 @@ class Tracer(fx.Tracer):
         self.stopped = self.stopped or Stop(reason)
         return self.stopped
 
+    def read_property(self, tensor: torch.Tensor, getter: Callable[..., Any]) -> Any:
+        """A property (`shape`, `dtype`, ...) of a tensor that is no proxy."""
+        return getter(tensor)
+
     def raise_swallowed(self) -> None:
         """Raise the `Stop` that traced code has caught."""
         if self.stopped is not None:
@@ -155,6 +159,10 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self.tracer.is_elsewhere() or self.tracer.looks_ahead:
+            return func(*args, **kwargs)
+        if name == "__get__" and not _has_proxy(args):
+            return self.tracer.read_property(args[0], func)
         if name in _METADATA or _has_proxy(args) or _has_proxy(kwargs):
             return func(*args, **kwargs)
         if is_tensor_method_or_property(func):
@@ -198,6 +206,9 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
 )
 
 
+_one_at_a_time = threading.RLock()  # what is patched is the process's
+
+
 @contextlib.contextmanager
 def strictly(tracer: Tracer) -> Iterator[None]:
     """While it lasts, code that a graph cannot speak of raises `Stop` instead of being baked in."""
@@ -222,7 +233,7 @@ def strictly(tracer: Tracer) -> Iterator[None]:
             raise tracer.stop(f"deletes from its module (self.{name})")
         delete_attribute(module, name)
 
-    with contextlib.ExitStack() as stack:
+    with _one_at_a_time, contextlib.ExitStack() as stack:
         for owner, name, reason in _MODES:
             stack.enter_context(patched(owner, name, stop(getattr(owner, name), reason)))
         stack.enter_context(patched(nn.Module, "__setattr__", write))
