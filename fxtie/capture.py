@@ -213,6 +213,23 @@ class _Capture:
             if same_graph(train.graph, evaluate.graph):
                 evaluate = train
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
+        variants = {True: train.variant, False: evaluate.variant}
+        if train is evaluate:
+            variants[False] = variants[True]
+        arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
+        if reserved := sorted({"torch", "device", "inf", "nan", "self"}.intersection(arguments)):
+            raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
+        before = dict(module.__dict__)
+        become(module, Region)
+        assert isinstance(module, Region)
+        try:
+            module._fxtie_capture(variants, switches, arguments, borrowed)
+        # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
+        except SyntaxError as error:
+            module.__dict__.clear()
+            module.__dict__.update(before)
+            become(module, TiedModule)
+            raise Stop(f"has names that generated code can't have ({error})") from error
         modules = dict(module.named_modules())
         kept_inside = {}
         for tracer in (train, evaluate):
@@ -221,16 +238,6 @@ class _Capture:
                 kept_inside[inner_name] = modules[inner_name]
                 full = _join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
-        become(module, Region)
-        assert isinstance(module, Region)
-        module._fxtie_capture(
-            {True: train.variant, False: evaluate.variant}
-            if train is not evaluate
-            else dict.fromkeys((True, False), train.variant),
-            switches,
-            tuple(node.target for node in train.graph.find_nodes(op="placeholder")),
-            borrowed,
-        )
         return kept_inside
 
 

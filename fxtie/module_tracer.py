@@ -206,10 +206,13 @@ class ModuleTracer(Tracer):
         name = self._paths[m]
         if not self.is_leaf_module(m, name):
             undo = self._checkpoint()
+            outer, self.stopped = self.stopped, None
             try:
                 if has_hooks(m):
                     raise Stop("has hooks")
-                return super().call_module(m, self._own_forward(m), args, kwargs)
+                result = super().call_module(m, self._own_forward(m), args, kwargs)
+                self.stopped = outer
+                return result
             except Exception as error:  # as in `trace_module`
                 undo()
                 self.kept[name] = Kept.because(name, m, as_stop(error), error)
@@ -236,7 +239,7 @@ class ModuleTracer(Tracer):
         """A function that takes back everything recorded from now on."""
         last = next(reversed(self.graph.nodes), None)
         scope, calls, kept = self.scope, dict(self.num_calls), dict(self.kept)
-        self.stopped, stopped = None, self.stopped
+        stopped = self.stopped
         module_stack = self.module_stack.copy()
 
         def undo() -> None:
@@ -378,6 +381,8 @@ class ModuleTracer(Tracer):
             return self.create_node(
                 "call_function", type(a), (super().create_other_arg(dict(a)),), {}
             )
+        if isinstance(a, list | tuple) and not hasattr(a, "_fields"):
+            return self.create_node("call_function", type(a), (self.create_arg(list(a)),), {})
         return super().create_other_arg(a)
 
 
@@ -392,17 +397,19 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         with without_random_numbers():
             yield
     finally:
-        after = _containers(module)
-        changed = [name for name in after if not _same_items(after[name], before[name])]
-        module.__dict__.update({name: before[name] for name in changed})
+        changed = [name for name, (value, items) in before.items() if not _same(value, items)]
+        for name in changed:
+            value, items = before[name]
+            value.clear()
+            (value.extend if type(value) is list else value.update)(items)
     if changed:
         raise Stop(f"changes its module (self.{changed[0]})")
 
 
-def _containers(module: nn.Module) -> dict[str, Any]:
-    """Shallow copies of the plain containers that a module holds."""
+def _containers(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The plain containers that a module holds, each with a shallow copy."""
     return {
-        name: value.copy()
+        name: (value, value.copy())
         for name, value in module.__dict__.items()
         if type(value) in (list, dict, set) and name not in _OF_NN_MODULE
     }
@@ -411,8 +418,8 @@ def _containers(module: nn.Module) -> dict[str, Any]:
 _OF_NN_MODULE = frozenset(nn.Module().__dict__)
 
 
-def _same_items(a: Any, b: Any) -> bool:
-    if type(a) is not type(b) or len(a) != len(b):
+def _same(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
         return False
     items = zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else [(a, b)]
     return all(x is y for pair in items for x, y in zip(*pair, strict=True))

@@ -98,21 +98,17 @@ class Region(TiedModule, fx.GraphModule):
     ) -> None:
         """Take in what was captured."""
         before = set(self.__dict__)
-        self.__dict__.update(borrowed)  # past nn.Module, which would register them
-        self._fxtie_variants = variants
-        self._fxtie_switches = switches
-        self._fxtie_arguments = arguments
-        # What torch.fx expects of every GraphModule.
-        self.meta: dict[str, Any] = {}
-        self._tracer_cls = None
-        self._tracer_extras: dict[str, Any] = {}
-        self._replace_hooks: list[Any] = []
-        self._create_node_hooks: list[Any] = []
-        self._erase_node_hooks: list[Any] = []
-        self._deepcopy_hooks: list[Any] = []
-        self.shape_env = None
+        # Past nn.Module, which would register modules, and past a `__setattr__` of the user's.
+        self.__dict__.update(
+            borrowed,
+            _fxtie_variants=variants,
+            _fxtie_switches=switches,
+            _fxtie_arguments=arguments,
+            **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
+        )
         self.recompile()
-        self._fxtie_added = (*(set(self.__dict__) - before), "_fxtie_added")
+        added = (*(set(self.__dict__) - before), "_fxtie_added")
+        self.__dict__["_fxtie_added"] = added
 
     @property
     def _fxtie_variant(self) -> Variant:
@@ -174,10 +170,10 @@ class Region(TiedModule, fx.GraphModule):
             train, evaluate = usual[True], usual[False]
             reading = train.reading(where)
             other = reading if evaluate is train else evaluate.reading(where)
-            self._fxtie_variants = {True: reading, False: other}
+            self.__dict__["_fxtie_variants"] = {True: reading, False: other}
             self.recompile()
         else:
-            self._fxtie_variants = spare
+            self.__dict__["_fxtie_variants"] = spare
             self._fxtie_install()
         self.__dict__["_fxtie_spare"] = usual
 
@@ -237,11 +233,28 @@ def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+# What torch.fx expects of every GraphModule, beside its class attributes.
+_GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {
+    "meta": dict,
+    "_tracer_cls": lambda: None,
+    "_tracer_extras": dict,
+    "_replace_hooks": list,
+    "_create_node_hooks": list,
+    "_erase_node_hooks": list,
+    "_deepcopy_hooks": list,
+    "shape_env": lambda: None,
+}
+_GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
+
+
 def clashes(module: nn.Module) -> list[str]:
     """Names that a user's module has and torch.fx.GraphModule needs for itself."""
     cls = user_class(module)
     taken = set(vars(fx.GraphModule)) - set(vars(nn.Module)) - {"__module__", "__doc__"}
-    taken = {name for name in taken if not name.startswith("__")} | {"meta"}
+    taken = {name for name in taken if not name.startswith("__")} | {
+        *_GRAPH_MODULE_MEMBERS,
+        *_GENERATED,
+    }
     if issubclass(cls, fx.GraphModule):
         return []
     used = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}

@@ -225,7 +225,8 @@ def _new_like(base: type[TiedModule], cls: type[nn.Module]) -> Any:
 
 def become(module: nn.Module, base: type[TiedModule]) -> None:
     """Turn a path copy, in place, into a tied module of its own class."""
-    module.__class__ = base._fxtie_of(user_class(module))
+    # Past a `__setattr__` of the user's, which may refuse it.
+    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module)))
 
 
 def user_members(module: nn.Module) -> dict[str, Any]:
