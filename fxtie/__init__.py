@@ -9,6 +9,7 @@ from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
 from fxtie.fit import Fit, fit
 from fxtie.once import derive_once
 from fxtie.plan import Plan, plan
+from fxtie.registry import register
 from fxtie.report import Report, report
 from fxtie.rules import Rule, Tie
 from fxtie.transforms import same
@@ -33,6 +34,7 @@ __all__ = [
     "initialize",
     "materialize",
     "plan",
+    "register",
     "report",
     "same",
     "transform",

@@ -70,17 +70,17 @@ def register(
         RuleError: for a name that is taken, or a constructor that no spec can describe.
 
     Example:
-        >>> import fxtie.registry
+        >>> import fxtie
         >>> from dataclasses import dataclass
-        >>> @fxtie.registry.register("docs.shift")
+        >>> @fxtie.register("docs.shift")
         ... @dataclass(frozen=True)
         ... class Shift:
         ...     by: float
         ...     def __call__(self, source):
         ...         return source + self.by
-        >>> fxtie.registry.to_spec(Shift(0.5))
+        >>> to_spec(Shift(0.5))
         {'transform': 'docs.shift', 'by': 0.5}
-        >>> fxtie.registry.from_spec({"transform": "docs.shift", "by": 2.0})
+        >>> from_spec({"transform": "docs.shift", "by": 2.0})
         Shift(by=2.0)
     """
     if not isinstance(name, str) or not name:
