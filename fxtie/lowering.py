@@ -59,13 +59,14 @@ class Lowered:
     def __init__(self, graph: fx.Graph, name: str) -> None:
         self.graph = graph
         self.name = name
-
-        self._run: fx.GraphModule | None = None
+        # Now, since torch.compile can't look through code that is made while it traces.
+        generated = graph.python_code("self")
+        namespace = dict(generated.globals)
+        exec(compile(generated.src, f"<transform {name}>", "exec"), namespace)
+        self._forward: Callable[..., torch.Tensor] = namespace["forward"]
 
     def __call__(self, *sources: torch.Tensor) -> torch.Tensor:
-        if self._run is None:  # most transforms only ever stand inline
-            self._run = fx.GraphModule(nn.Module(), self.graph)
-        return self._run(*sources)  # type: ignore[no-any-return]
+        return self._forward(None, *sources)
 
     def __repr__(self) -> str:
         return self.name

@@ -9,35 +9,43 @@ that can't be traced is rolled back to such a call, and told as kept.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
+import inspect
 import itertools
 import operator
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
 from fxtie import tied
 from fxtie.branches import checked_outcome
+from fxtie.concrete import ConcreteTensors
 from fxtie.inference import is_tensor
 from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
 from fxtie.region import Variant
 from fxtie.report import Kept
+from fxtie.side_effects import take_back, unchanged
 from fxtie.tied import Derived, Source
 from fxtie.tracing import (
+    CONSTANTS,
     Stop,
     Traced,
     TracedTensor,
     Tracer,
     patched,
     strictly,
-    without_random_numbers,
 )
+
+_T = TypeVar("_T", bound=Traced)
 
 
 def trace_module(
@@ -56,22 +64,19 @@ def trace_module(
         Stop: with the reason, if the module's own forward can't be traced.
     """
     tracer = ModuleTracer(training, opened, borrowed)
+    stop = None
     try:
         with strictly(tracer), tracer.listening():
             tracer.trace(module)
     # The user's forward runs on proxies, which no code has to bear: whatever it raises means that
     # it can't be traced, and it is kept as it is. Faults of its own come up when it really runs.
     except Exception as error:
-        raise as_stop(error) from error
+        stop = Stop.because_of(error)
+    if tracer.take_back_values():
+        stop = stop or Stop("puts traced values where they outlive the call")
+    if stop is not None:
+        raise stop
     return tracer
-
-
-def as_stop(error: Exception) -> Stop:
-    """What stopped a trace, in a few words."""
-    if isinstance(error, Stop):
-        return error
-    text = str(error).strip().split("\n", 1)[0]
-    return Stop(f"fails on traced values with {type(error).__name__}: {text}")
 
 
 class ModuleTracer(Tracer):
@@ -99,6 +104,8 @@ class ModuleTracer(Tracer):
         self._reads: dict[Any, Traced] = {}
         self._derivations: dict[Any, Traced] = {}
         self._moot: list[fx.Node] = []
+        self._concrete = ConcreteTensors(self)
+        self._values: list[weakref.ref[Traced]] = []
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         if "forward" in root.__dict__:
@@ -110,11 +117,19 @@ class ModuleTracer(Tracer):
             root.named_buffers(remove_duplicate=False),
         ):
             self._tensor_names.setdefault(id(tensor), name)
-        with _unchanged(root):
+        with unchanged(root):
             super().trace(root, concrete_args)
         self.raise_swallowed()
         self._erase_moot()
+        self._concrete.erase_unused()
         return self.graph
+
+    def take_back_values(self, start: int = 0) -> bool:
+        """Remove values from where they outlive the trace. Returns whether there were any."""
+        if not start:
+            self._reads.clear()
+            self._derivations.clear()
+        return take_back(self._values[start:])
 
     @property
     def variant(self) -> Variant:
@@ -125,7 +140,7 @@ class ModuleTracer(Tracer):
         """While it lasts, reads of `training` flags and of derived tensors come here."""
 
         def read_flag(module: nn.Module) -> Any:
-            if not self.covers(module) or self.is_elsewhere():
+            if self.is_elsewhere() or not self.covers(module):
                 return module.__dict__["training"]
             self.switches[module] = None
             return self.training
@@ -142,12 +157,38 @@ class ModuleTracer(Tracer):
     # -- inputs ---------------------------------------------------------------------------------
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Optional arguments take their default, so that code may test them. Calls are checked."""
-        root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        for i, arg in enumerate(args):
-            if issubclass(type(arg), fx.Proxy) and arg.node.args:
-                self._defaults[arg.node.target] = args[i] = arg.node.args[0]
-        return root_fn, args
+        """The arguments of the forward, as values to trace with.
+
+        Optional ones take their default, and there are no keywords beside those that are named, so
+        that code may test for them. Calls are checked for both.
+        """
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            root_fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+            for i, arg in enumerate(args):
+                if issubclass(type(arg), fx.Proxy) and arg.node.args:
+                    self._defaults[arg.node.target] = args[i] = arg.node.args[0]
+            return root_fn, args
+        given: list[Any] = [self.root]
+        by_keyword: dict[str, Any] = {}
+        for p in parameters:
+            if p.kind is p.VAR_KEYWORD:
+                continue
+            is_optional = p.default is not p.empty
+            if is_optional and not _is_constant(p.default):
+                raise Stop(f"has a default argument that a graph can't hold ({p.name})")
+            if is_optional:
+                self._defaults[p.name] = p.default
+            hint = (
+                None if p.annotation is p.empty or isinstance(p.annotation, str) else p.annotation
+            )
+            default = (p.default,) if is_optional else ()
+            value = self.create_proxy("placeholder", p.name, default, {}, type_expr=hint)
+            if p.kind is p.KEYWORD_ONLY and not is_optional:
+                by_keyword[p.name] = value
+            elif not is_optional:
+                given.append(value)
+        return functools.partial(root_fn, **by_keyword), given
 
     def assumed_type(self, proxy: Traced) -> type:
         def assume(argument: fx.Node) -> bool:
@@ -201,7 +242,7 @@ class ModuleTracer(Tracer):
         return m not in self.opened or module_qualified_name in self.kept
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not self.covers(m) or self.is_elsewhere():
+        if self.is_elsewhere() or not self.covers(m):
             return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
         name = self._paths[m]
         if not self.is_leaf_module(m, name):
@@ -214,15 +255,16 @@ class ModuleTracer(Tracer):
                 self.stopped = outer
                 return result
             except Exception as error:  # as in `trace_module`
-                undo()
-                self.kept[name] = Kept.because(name, m, as_stop(error), error)
+                stop = Stop.because_of(error)
+            undo()
+            self.kept[name] = Kept.because(name, m, stop)
         return super().call_module(m, forward, args, kwargs)
 
     def _own_forward(self, module: nn.Module) -> Callable[..., Any]:
         """The forward that the user wrote, watched for writes into the module's containers."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with _unchanged(module):
+            with unchanged(module):
                 result = chosen(*args, **kwargs)
             self.raise_swallowed()
             return result
@@ -241,6 +283,7 @@ class ModuleTracer(Tracer):
         scope, calls, kept = self.scope, dict(self.num_calls), dict(self.kept)
         stopped = self.stopped
         module_stack = self.module_stack.copy()
+        values = len(self._values)
 
         def undo() -> None:
             erased = set()
@@ -255,15 +298,27 @@ class ModuleTracer(Tracer):
             self.scope, self.num_calls, self.module_stack = scope, calls, module_stack
             self.kept, self.stopped = kept, stopped
             self._moot = [node for node in self._moot if node not in erased]
+            self._concrete.forget(erased)
+            take_back(self._values[values:])
 
         return undo
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        if node.op == "call_method" and node.target in _LOOKUPS:
+            raise self.stop(f"looks up in a traced value what may not be there (.{node.target})")
         if stack := node.meta.get("nn_module_stack"):
             for key, (path, cls) in stack.items():
                 stack[key] = (path, getattr(cls, "_fxtie_class", cls))
         return node
+
+    def proxy(self, node: fx.Node) -> Traced:
+        return self._follow(super().proxy(node))
+
+    def _follow(self, value: _T) -> _T:
+        """Remember a value, to find out whether it outlives the trace."""
+        self._values.append(weakref.ref(value))
+        return value
 
     # -- tensors --------------------------------------------------------------------------------
 
@@ -274,9 +329,24 @@ class ModuleTracer(Tracer):
                 return self._read(name, name, attr_val.shape)
         return attr_val
 
+    def record(
+        self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        if self._concrete.can_run(args, kwargs):
+            result = self._concrete.run(func, op, target, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return super().record(func, op, target, args, kwargs)
+
     def read_property(self, tensor: torch.Tensor, getter: Callable[..., Any]) -> Any:
         """Of a stored tensor only the shape is sure: `.to()` changes its dtype and device."""
         name = getter.__self__.__name__  # type: ignore[attr-defined]
+        if self._concrete.node_of(tensor) is not None:
+
+            def read(tensor: torch.Tensor, name: str) -> Any:
+                return getter(tensor)
+
+            return self._concrete.run(read, "call_function", getattr, (tensor, name), {})
         if name in ("shape", "ndim") or id(tensor) not in self._tensor_names:
             return getter(tensor)
         return self.create_proxy("call_function", getattr, (tensor, name), {})
@@ -285,7 +355,7 @@ class ModuleTracer(Tracer):
         """A stored tensor: one `get_attr` for all its uses."""
         if key not in self._reads:
             node = self.create_node("get_attr", target, (), {})
-            self._reads[key] = TracedTensor(node, self, shape)
+            self._reads[key] = self._follow(TracedTensor(node, self, shape))
         return self._reads[key]
 
     def derive(self, derived: Derived) -> Any:
@@ -300,7 +370,7 @@ class ModuleTracer(Tracer):
             value = self._apply(derived, [source.node for source in sources])
             if value.meta.get("tie") == derived.name:
                 value.meta["derived"] = derived.name  # the result, not a step on the way to it
-            self._derivations[key] = TracedTensor(value, self, derived.shape)
+            self._derivations[key] = self._follow(TracedTensor(value, self, derived.shape))
         return self._derivations[key]
 
     def _read_source(self, source: Source, stored: bool) -> Any:
@@ -360,6 +430,8 @@ class ModuleTracer(Tracer):
 
     def create_other_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Tensor):
+            if (made := self._concrete.node_of(a)) is not None:
+                return made
             name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
                 if isinstance(a, nn.Parameter):
@@ -375,51 +447,23 @@ class ModuleTracer(Tracer):
             return self.create_node("get_attr", self._paths[a], (), {})
         if isinstance(a, dict) and type(a) is not dict:
             # Its class matters to the caller: OrderedDict, or the output classes of transformers.
+            if isinstance(a, collections.defaultdict):
+                raise Stop("returns or passes on a defaultdict")
             if dataclasses.is_dataclass(a):
                 fields = {key: self.create_arg(value) for key, value in a.items()}
                 return self.create_node("call_function", type(a), (), fields)
             return self.create_node(
                 "call_function", type(a), (super().create_other_arg(dict(a)),), {}
             )
+        if dataclasses.is_dataclass(a) and not all(f.init for f in dataclasses.fields(a)):
+            raise Stop(f"makes a {type(a).__name__}, whose fields its __init__ does not take")
         if isinstance(a, list | tuple) and not hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), (self.create_arg(list(a)),), {})
         return super().create_other_arg(a)
 
 
-@contextlib.contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Stop if a forward puts something into its module's containers, or draws random numbers."""
-    if tied.user_class(module).__module__.startswith("torch.nn."):
-        yield  # torch's own layers do no such thing
-        return
-    before = _containers(module)
-    try:
-        with without_random_numbers():
-            yield
-    finally:
-        changed = [name for name, (value, items) in before.items() if not _same(value, items)]
-        for name in changed:
-            value, items = before[name]
-            value.clear()
-            (value.extend if type(value) is list else value.update)(items)
-    if changed:
-        raise Stop(f"changes its module (self.{changed[0]})")
+_LOOKUPS = frozenset({"get", "pop", "setdefault"})  # of dicts; no tensor has them
 
 
-def _containers(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """The plain containers that a module holds, each with a shallow copy."""
-    return {
-        name: (value, value.copy())
-        for name, value in module.__dict__.items()
-        if type(value) in (list, dict, set) and name not in _OF_NN_MODULE
-    }
-
-
-_OF_NN_MODULE = frozenset(nn.Module().__dict__)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if len(a) != len(b):
-        return False
-    items = zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else [(a, b)]
-    return all(x is y for pair in items for x, y in zip(*pair, strict=True))
+def _is_constant(value: Any) -> bool:
+    return type(value) in CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))

@@ -33,6 +33,8 @@ class _Value:
         live: computed from its sources, with their graph.
         leaf: what the calls read; gradients gather here.
         guards: the stored tensors that it depends on, as they were.
+        with_grad: whether the block was entered with gradients enabled.
+        is_open: whether the block lasts.
     """
 
     name: str
@@ -40,6 +42,11 @@ class _Value:
     leaf: torch.Tensor
     guards: tuple[_Guard, ...]
     with_grad: bool
+    is_open: bool = True
+
+    def __post_init__(self) -> None:
+        if self.leaf is not self.live:
+            self.leaf.register_hook(self.refuse_when_closed)  # type: ignore[no-untyped-call]
 
     def __call__(self) -> torch.Tensor:
         if torch.is_grad_enabled() and not self.with_grad:
@@ -50,6 +57,13 @@ class _Value:
         if not torch.compiler.is_compiling():
             self.check()
         return self.leaf
+
+    def refuse_when_closed(self, _: torch.Tensor) -> None:
+        if not self.is_open:
+            raise FxtieError(
+                "A backward through calls that were made inside of derive_once, after its end: "
+                f"gradients of {self.name!r} would not reach its sources. Run it in the block."
+            )
 
     def check(self) -> None:
         for guard in self.guards:
@@ -87,10 +101,13 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     Raises:
         FxtieError: for an optimizer step, a load or any other change of a source inside of the
             block, so that no stale value is ever used; for a block in a block; for calls with
-            gradients in a block that was entered without.
+            gradients in a block that was entered without; for a backward after the block of what
+            was computed in it.
 
     Notes:
-        The transforms run at entry, outside of an autocast context that begins in the block.
+        * The transforms run at entry, outside of an autocast context that begins in the block.
+        * Gradients are for `backward()`: in the block, `torch.autograd.grad` with respect to a
+          source does not see the tensors derived from it.
 
     Example:
         >>> import fxtie
@@ -125,6 +142,8 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
             value.check()
     finally:
         hook.remove()
+        for value in values:
+            value.is_open = False
         for region in regions:
             region._fxtie_derive_inline(True)
         for owner in owners:

@@ -139,6 +139,11 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
             "The model is compiled already. Tie what was compiled (`model._orig_mod`), and compile "
             "the result: fxtie.transform(model, rules, compile=True)."
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PlanError(
+            "The model is compiled to TorchScript, whose code can't be changed. Tie the Python "
+            "module that it was made of, and use torch.jit.trace on the result."
+        )
     resolver = Resolver(model)
     for rule in as_rules(rules):
         resolver.resolve(rule)

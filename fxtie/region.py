@@ -9,6 +9,8 @@ is given) run the class's own forward on the copy, which reads derived attribute
 
 from __future__ import annotations
 
+import enum
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +68,11 @@ class Variant:
                     same = type(value) is type(default) and bool(value == default)
                 if not same:
                     return False
-            elif value is None or (name in self.tensors and not isinstance(value, torch.Tensor)):
+            elif name in self.tensors:
+                if not isinstance(value, torch.Tensor):
+                    return False
+            # Code tells flags apart by `is`, which no trace can see.
+            elif isinstance(value, _FLAGS):
                 return False
         return True
 
@@ -131,6 +137,12 @@ class Region(TiedModule, fx.GraphModule):
     def _code(self, code: str) -> None:
         self._fxtie_variant.code = code
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GENERATED:  # past a `__setattr__` of the user's
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def recompile(self) -> Any:
         """Generate the forwards again, after an edit of `graph`."""
         self.__dict__.pop("_fxtie_spare", None)
@@ -176,6 +188,7 @@ class Region(TiedModule, fx.GraphModule):
             self.__dict__["_fxtie_variants"] = spare
             self._fxtie_install()
         self.__dict__["_fxtie_spare"] = usual
+        self.__dict__["_fxtie_is_inline"] = inline
 
     def _fxtie_is_plain(self) -> bool:
         """Whether one graph serves every call, so that its forward needs no dispatch."""
@@ -185,6 +198,7 @@ class Region(TiedModule, fx.GraphModule):
             and not self._fxtie_switches
             and not train.tensors
             and len(self._fxtie_arguments) <= 1
+            and not _takes_any_keyword(type(self)._fxtie_class.forward)
         )
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
@@ -194,14 +208,20 @@ class Region(TiedModule, fx.GraphModule):
             if module.training is not training:
                 return None
         variant = self._fxtie_variants[training]
-        arguments = {**dict(zip(self._fxtie_arguments, args, strict=False)), **kwargs}
+        names = self._fxtie_arguments
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not all(name in names for name in kwargs):
+            return None
         return variant if variant.accepts(arguments) else None
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         for name in ("_fxtie_spare", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
             state.pop(name, None)
-        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
+        variants = self._fxtie_variants
+        if not state.pop("_fxtie_is_inline", True):  # a copy made inside of derive_once
+            variants = self.__dict__["_fxtie_spare"]
+        train, evaluate = variants[True], variants[False]
         state["_fxtie_variants"] = [
             (graph_to_records(variant.graph), variant.defaults, variant.tensors)
             for variant in ((train,) if train is evaluate else (train, evaluate))
@@ -232,6 +252,13 @@ def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
     forward.__wrapped__ = user_forward  # type: ignore[attr-defined]  # its signature
     return forward
 
+
+def _takes_any_keyword(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+_FLAGS = (type(None), bool, str, enum.Enum)
 
 # What torch.fx expects of every GraphModule, beside its class attributes.
 _GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {

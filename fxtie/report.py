@@ -5,7 +5,6 @@ In: the plan and what the capture noted. Out: `Report`. Called by users as `fxti
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ from tabulate import tabulate
 from torch import nn
 
 from fxtie.errors import FxtieError
-from fxtie.tracing import is_machinery
+from fxtie.tied import user_class
+from fxtie.tracing import Stop
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan
@@ -39,16 +39,13 @@ class Kept:
     line: int = 0
 
     @classmethod
-    def because(
-        cls, name: str, module: nn.Module, stop: Exception, error: BaseException | None = None
-    ) -> Kept:
-        """A kept module, with the innermost line of the user's that led to `error`."""
-        error = error or stop.__cause__ or stop
-        file, line = "", 0
-        for frame, number in traceback.walk_tb(error.__traceback__):
-            if not is_machinery(frame.f_globals.get("__name__", "")):
-                file, line = frame.f_code.co_filename, number
-        return cls(name, type(module).__name__, str(stop), file, line)
+    def because(cls, name: str, module: nn.Module, stop: Stop) -> Kept:
+        """A kept module, and where its forward led to `stop`."""
+        file, line = stop.file, stop.line
+        code = getattr(user_class(module).forward, "__code__", None)
+        if not file and code is not None:
+            file, line = code.co_filename, code.co_firstlineno
+        return cls(name, user_class(module).__name__, str(stop), file, line)
 
     def __str__(self) -> str:
         where = f" ({self.file}:{self.line})" if self.file else ""

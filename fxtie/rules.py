@@ -111,10 +111,9 @@ class Tie:
     transform: Transform = same
 
     def __post_init__(self) -> None:
-        if isinstance(self.sources, str):
-            object.__setattr__(self, "sources", (self.sources,))
-        else:
-            object.__setattr__(self, "sources", tuple(self.sources))
+        if not isinstance(self.target, str):
+            raise RuleError(f"The target of a tie is a tensor's name, not {self.target!r}.")
+        object.__setattr__(self, "sources", _as_sources(self.sources))
         if not callable(self.transform):
             raise RuleError(
                 f"The transform of {self.target!r} is not callable: {self.transform!r}."
@@ -220,7 +219,7 @@ def _as_sources(source: SourcePattern) -> tuple[str, ...]:
         return ()
     if isinstance(source, str):
         return (source,)
-    sources = tuple(source)
+    sources = tuple(source) if isinstance(source, Iterable) else (source,)
     for name in sources:
         if not isinstance(name, str):
             raise RuleError(f"A source is a dotted name, not {type(name).__name__}: {name!r}.")

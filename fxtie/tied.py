@@ -150,6 +150,12 @@ class TiedModule(nn.Module):
         self.__dict__["_fxtie_distances"] = distances
         return result
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise FxtieError(
+            "torch.nn.DataParallel replicates tensors without the modules that derive them. Use "
+            "torch.nn.parallel.DistributedDataParallel, or fxtie.materialize for inference."
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new_like, (self._fxtie_base, self._fxtie_class), self.__getstate__()
 

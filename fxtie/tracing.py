@@ -13,6 +13,7 @@ import linecache
 import random
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -24,7 +25,28 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 
 class Stop(Exception):
-    """What the code does next cannot be said by a graph."""
+    """What the code does next cannot be said by a graph.
+
+    Attributes:
+        file: the file of the user's innermost statement that led here, if it is known.
+        line: its line.
+    """
+
+    file: str = ""
+    line: int = 0
+
+    @classmethod
+    def because_of(cls, error: Exception) -> Stop:
+        """What stopped a trace, in a few words, and where. Clears the frames of `error`."""
+        stop = error if isinstance(error, Stop) else None
+        if stop is None:
+            text = str(error).strip().split("\n", 1)[0]
+            stop = Stop(f"fails on traced values with {type(error).__name__}: {text}")
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if not is_machinery(frame.f_globals.get("__name__", "")):
+                stop.file, stop.line = frame.f_code.co_filename, number
+        traceback.clear_frames(error.__traceback__)
+        return stop
 
 
 class Traced(fx.Proxy):
@@ -39,6 +61,12 @@ class Traced(fx.Proxy):
             return Traced
         tracer: Tracer = object.__getattribute__(self, "tracer")
         return tracer.assumed_type(self)
+
+    def __hash__(self) -> int:
+        if is_machinery(sys._getframe(1).f_globals.get("__name__", "")):
+            return object.__hash__(self)
+        tracer: Tracer = object.__getattribute__(self, "tracer")
+        raise tracer.stop(f"looks a traced value up ({self.node.name})")
 
 
 class TracedTensor(Traced):
@@ -91,6 +119,12 @@ class Tracer(fx.Tracer):
         self.stopped = self.stopped or Stop(reason)
         return self.stopped
 
+    def record(
+        self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """A torch call that no proxy takes part in."""
+        return self.create_proxy(op, target, args, kwargs)
+
     def read_property(self, tensor: torch.Tensor, getter: Callable[..., Any]) -> Any:
         """A property (`shape`, `dtype`, ...) of a tensor that is no proxy."""
         return getter(tensor)
@@ -125,7 +159,7 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         # Ahead of torch.fx's own long list of types: most arguments are one of these.
         kind = type(a)
-        if kind in _CONSTANTS:
+        if kind in CONSTANTS:
             return a
         if kind is Traced or kind is TracedTensor:
             return a.node
@@ -140,7 +174,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 
 class _Recorder(TorchFunctionMode):
@@ -166,8 +200,8 @@ class _Recorder(TorchFunctionMode):
         if name in _METADATA or _has_proxy(args) or _has_proxy(kwargs):
             return func(*args, **kwargs)
         if is_tensor_method_or_property(func):
-            return self.tracer.create_proxy("call_method", name, args, kwargs)
-        return self.tracer.create_proxy("call_function", func, args, kwargs)
+            return self.tracer.record(func, "call_method", name, args, kwargs)
+        return self.tracer.record(func, "call_function", func, args, kwargs)
 
 
 _METADATA = frozenset(
@@ -201,8 +235,11 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
     (torch, "set_default_dtype", "calls torch.set_default_dtype"),
     (torch.autograd.graph.saved_tensors_hooks, "__enter__", "enters saved_tensors_hooks"),
     (torch.nn.attention, "sdpa_kernel", "enters torch.nn.attention.sdpa_kernel"),
-    # Its forward would be inlined without its backward.
-    (torch.autograd.Function, "apply", "calls a torch.autograd.Function"),
+    (random.Random, "random", "draws random numbers from a random.Random"),
+    (random.Random, "getrandbits", "draws random numbers from a random.Random"),
+    # Its forward would be inlined without its backward. `apply` asks this, by whatever name it is
+    # called: `ste = STE.apply`.
+    (torch.autograd.function, "_is_setup_context_defined", "calls a torch.autograd.Function"),
 )
 
 
@@ -224,12 +261,12 @@ def strictly(tracer: Tracer) -> Iterator[None]:
     set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
 
     def write(module: nn.Module, name: str, value: Any) -> None:
-        if tracer.covers(module) and not tracer.is_elsewhere():
+        if not tracer.is_elsewhere() and tracer.covers(module):
             raise tracer.stop(f"writes to its module (self.{name})")
         set_attribute(module, name, value)
 
     def delete(module: nn.Module, name: str) -> None:
-        if tracer.covers(module) and not tracer.is_elsewhere():
+        if not tracer.is_elsewhere() and tracer.covers(module):
             raise tracer.stop(f"deletes from its module (self.{name})")
         delete_attribute(module, name)
 

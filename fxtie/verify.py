@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,8 +86,32 @@ def slot(model: nn.Module, name: str) -> tuple[int, str]:
     return id(model.get_submodule(prefix)), attr
 
 
-def oracle_run(model: nn.Module, ties: Any, args: Any, kwargs: Any) -> Any:
-    """The model's output with the ties' targets swapped for their derived values."""
+class _Then(nn.Module):
+    """A model, and what is to be done with its output while tensors are swapped."""
+
+    def __init__(self, model: nn.Module, then: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.model, self.then = model, then
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(*args, **kwargs)
+        self.then(output)
+        return output
+
+
+def oracle_run(
+    model: nn.Module,
+    ties: Any,
+    args: Any,
+    kwargs: Any,
+    then: Callable[[Any], None] = lambda output: None,
+) -> Any:
+    """The model's output with the ties' targets swapped for their derived values.
+
+    Args:
+        then: what to do with the output before the swap ends: the backward of a checkpointed
+            forward runs it again.
+    """
     values: dict[str, torch.Tensor] = {}
     for tie in ties:  # in the order of a plan: what is read comes first
         sources = [
@@ -95,7 +119,8 @@ def oracle_run(model: nn.Module, ties: Any, args: Any, kwargs: Any) -> Any:
             for name in tie.sources
         ]
         values[tie.target] = tie.transform(*sources)
-    return torch.func.functional_call(model, values, args, kwargs, tie_weights=False)
+    swapped = {f"model.{name}": value for name, value in values.items()}
+    return torch.func.functional_call(_Then(model, then), swapped, args, kwargs, tie_weights=False)
 
 
 def seed() -> None:
@@ -142,11 +167,19 @@ def compare(
     if train is not None:
         model.train(train)
         tied.train(train)
+        for tie in ties:
+            if isinstance(tie.transform, nn.Module):
+                tie.transform.train(train)
     args_, kwargs_ = copy.deepcopy((args, kwargs))
     seed()
     found = tied(*args, **kwargs)
     seed()
-    expected = oracle_run(model, ties, args_, kwargs_)
+
+    def then(output: Any) -> None:
+        seed()
+        backward(list(tensors(output)))
+
+    expected = oracle_run(model, ties, args_, kwargs_, then)
     _require(type(found) is type(expected), f"{type(found)} is returned, not {type(expected)}")
     outputs, references = list(tensors(found)), list(tensors(expected))
     _require(len(outputs) == len(references) > 0, f"{len(outputs)} tensors are returned")
@@ -158,8 +191,6 @@ def compare(
     together = torch.cat([r.detach().double().flatten() for r in references])
     seed()
     backward(outputs)
-    seed()
-    backward(references)
     gradient_errors = _gradient_errors(model, tied, ties)
     buffers = dict(model.named_buffers())
     for name, buffer in tied.named_buffers():

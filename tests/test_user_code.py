@@ -1,0 +1,427 @@
+"""Forwards that a tracer gets wrong without a word, unless it looks out for them.
+
+Each is compared with the oracle; the model that was tied must go on working, its caches included.
+"""
+
+import collections
+import dataclasses
+import enum
+import functools
+import random
+import threading
+import types
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_tied_equals_oracle
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fxtie
+from fxtie import Rule
+
+RULE = Rule("b", "a", weight=torch.square)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def model_with(forward, **attributes):
+    """A `Two` with a forward of its own."""
+    model = type("Model", (Two,), {"forward": forward})()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+def check(model, *args, rule=RULE, **kwargs):
+    """Tie, compare with the oracle, and see that the model still runs. Returns the report."""
+    plan = fxtie.plan(model, rule)
+    tied = fxtie.transform(model, plan)
+    args = args or (torch.randn(3, 4),)
+    for train in (True, False):
+        assert_tied_equals_oracle(model, tied, plan.ties, args, kwargs, train=train)
+    model(*args, **kwargs)
+    return fxtie.report(tied)
+
+
+# -- values that outlive the call --------------------------------------------------------------
+
+
+def test_a_cache_gets_the_tensors_that_belong_there():
+    cache = {}
+
+    def positions(n):
+        if n not in cache:
+            cache[n] = torch.arange(n).float()
+        return cache[n]
+
+    def forward(self, x):
+        return self.b(self.a(x) + positions(4))
+
+    assert not check(model_with(forward)).kept
+    assert type(cache[4]) is torch.Tensor
+
+
+def test_lru_caches_of_made_tensors():
+    @functools.lru_cache
+    def mask(n):
+        made = torch.zeros(n, n)
+        made[0] = 1
+        made.fill_diagonal_(2)
+        low, high = made.aminmax()
+        assert int(made.sum()) == 11
+        return made.T + high if bool(low == 0) else low
+
+    def forward(self, x):
+        return self.b(self.a(x) @ mask(4))
+
+    assert check(model_with(forward)).kept == ()
+    assert type(mask(4)) is torch.Tensor
+
+
+def keep_in_object(self, x):
+    self.notes.last = (x, [x * 2])
+    return self.b(self.a(x))
+
+
+def keep_in_nested_list(self, x):
+    self.notes.all.append(x)
+    return self.b(self.a(x))
+
+
+def keep_in_lru_cache(self, x):
+    return self.b(self.a(x)) + _bias_of(self)
+
+
+@functools.lru_cache
+def _bias_of(model):
+    return model.a.bias * 2
+
+
+@pytest.mark.parametrize("forward", [keep_in_object, keep_in_nested_list, keep_in_lru_cache])
+def test_traced_values_stay_nowhere(forward):
+    notes = types.SimpleNamespace(all=[], last=None)
+    model = model_with(forward, notes=notes)
+    (kept,) = check(model).kept
+    assert "outlive" in kept.reason
+    assert kept.file == forward.__code__.co_filename
+    assert all(type(value) is torch.Tensor for value in notes.all)
+    assert notes.last is None or type(notes.last[0]) is torch.Tensor
+    _bias_of.cache_clear()
+
+
+def test_a_failed_trace_leaves_nothing_behind():
+    notes = []
+
+    def forward(self, x):
+        notes.append(x)
+        return self.b(self.a(x)) if x.sum() > -1e9 else x
+
+    (kept,) = check(model_with(forward)).kept
+    assert "branches" in kept.reason
+    assert all(type(value) is torch.Tensor for value in notes)
+
+
+# -- questions that no proxy can answer --------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    PLAIN, DOUBLE = 1, 2
+
+
+def by_identity(self, x, mode):
+    return self.b(self.a(x)) * (2 if mode is True or mode is Mode.DOUBLE or mode == "double" else 1)
+
+
+@pytest.mark.parametrize("mode", [True, Mode.DOUBLE, "double", None])
+def test_flags_run_the_users_forward(mode):
+    check(model_with(by_identity), torch.randn(3, 4), mode)
+
+
+def test_looking_a_value_up_is_kept():
+    def forward(self, x, mode):
+        return self.b(self.a(x)) * {"double": 2}.get(mode, 1)
+
+    (kept,) = check(model_with(forward), torch.randn(3, 4), "double").kept
+    assert "looks a traced value up (mode)" in kept.reason
+
+
+def test_keywords_that_are_not_named():
+    def forward(self, x, *, scale=1.0, **others):
+        if (shift := others.get("shift")) is not None:
+            x = x + shift
+        return self.b(self.a(x)) * scale
+
+    x = torch.randn(3, 4)
+    assert not check(model_with(forward), x).kept
+    check(model_with(forward), x, shift=2.0)
+    check(model_with(forward), x, scale=3.0)
+
+
+def test_an_optional_key_of_a_dict_input_is_kept():
+    def forward(self, batch):
+        x, shift = batch["x"], batch.get("shift")
+        return self.b(self.a(x if shift is None else x + shift))
+
+    (kept,) = check(model_with(forward), {"x": torch.randn(3, 4)}).kept
+    assert ".get" in kept.reason
+
+
+def test_defaults_that_a_graph_cannot_hold():
+    def forward(self, x, seen=[]):  # noqa: B006 (on purpose)
+        seen.append(1)
+        return self.b(self.a(x))
+
+    (kept,) = check(model_with(forward)).kept
+    assert "default argument" in kept.reason
+
+
+def test_a_stop_that_the_code_catches():
+    def forward(self, x):
+        try:
+            with torch.no_grad():
+                shift = self.a.weight.sum()
+        except Exception:
+            shift = 0.0
+        return self.b(self.a(x)) + shift
+
+    (kept,) = check(model_with(forward)).kept
+    assert "no_grad" in kept.reason
+
+
+# -- calls that lose something in a graph ------------------------------------------------------
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 5
+
+
+straight = Straight.apply
+
+
+def test_autograd_functions_keep_their_backward():
+    def forward(self, x):
+        return self.b(straight(self.a(x)))
+
+    (kept,) = check(model_with(forward)).kept
+    assert "autograd.Function" in kept.reason
+    check(Two(), rule=Rule("b", "a", weight=straight))
+    check(Two(), rule=Rule("b", "a", weight=lambda w: Straight.apply(w) * 2))
+
+
+def test_checkpointed_forwards_against_the_oracle():
+    def forward(self, x):
+        return checkpoint(self.b, checkpoint(self.a, x, use_reentrant=False), use_reentrant=False)
+
+    (kept,) = check(model_with(forward)).kept
+    assert kept.name == ""
+
+
+def test_random_generators_of_python():
+    generator = random.Random(0)
+
+    def forward(self, x):
+        return self.b(self.a(x)) * generator.uniform(1, 2)
+
+    model = model_with(forward)
+    tied = fxtie.transform(model, RULE)
+    assert "random" in fxtie.report(tied).kept[0].reason
+    x = torch.randn(3, 4)
+    assert not torch.equal(tied(x), tied(x))
+
+
+def test_a_learnable_transform_follows_the_mode():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.gain = nn.Dropout(0.5), nn.Parameter(torch.ones(1))
+
+        def forward(self, weight):
+            return self.drop(weight) * self.gain
+
+    check(Two(), rule=Rule("b", "a", weight=Noisy(), bias=None))
+
+
+def test_dtypes_are_asked_for_at_each_call():
+    def forward(self, x):
+        return self.b(self.a(x.to(self.a.weight.dtype)))
+
+    tied = fxtie.transform(model_with(forward), RULE).double()
+    assert tied(torch.randn(3, 4)).dtype == torch.float64
+
+
+# -- outputs and members -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Counted:
+    value: torch.Tensor
+    calls: int = dataclasses.field(default=1, init=False)
+
+
+class Items(list):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "captured"),
+    [
+        (lambda y: collections.defaultdict(list, y=y), False),
+        (Counted, False),
+        (lambda y: Items([y, 1]), True),
+        (lambda y: collections.OrderedDict(y=y), True),
+    ],
+)
+def test_outputs_of_a_class(make, captured):
+    def forward(self, x):
+        return make(self.b(self.a(x)))
+
+    assert (not check(model_with(forward)).kept) == captured
+
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda model: collections.deque([model.b]),
+        lambda model: Pair(model.b, 1),
+        lambda model: weakref.ref(model.b),
+        lambda model: lambda x: model.b(x),
+        lambda model: functools.partial(model.b),
+        lambda model: {"inner": [model.b]},
+    ],
+)
+def test_modules_held_in_other_ways(hold):
+    def forward(self, x):
+        held = self.held
+        while not callable(held):
+            held = held["inner"] if isinstance(held, dict) else held[0]
+        if isinstance(held, weakref.ref):
+            held = held()
+        return held(self.a(x))
+
+    model = model_with(forward)
+    model.held = hold(model)
+    tied, x = fxtie.transform(model, RULE), torch.randn(3, 4)
+    # A deep copy, as `check` makes, would not follow a weak reference or a closure.
+    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
+    torch.testing.assert_close(tied(x), expected, rtol=0, atol=0)
+
+
+def test_members_past_a_setattr_that_refuses():
+    class Frozen(Two):
+        def __setattr__(self, name, value):
+            if self.__dict__.get("frozen"):
+                raise TypeError(f"frozen: {name}")
+            super().__setattr__(name, value)
+
+    model = Frozen()
+    model.frozen = True
+    tied = fxtie.transform(model, RULE)
+    x = torch.randn(3, 4)
+    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
+    torch.testing.assert_close(tied(x), expected)
+
+
+def test_names_that_generated_code_cannot_have():
+    class Keyed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.items = nn.ModuleDict({"class": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+
+        def forward(self, x):
+            return self.items["b"](self.items["class"](x))
+
+    (kept,) = check(Keyed(), rule=Rule("items.b", "items.class", weight=torch.square)).kept
+    assert "names that generated code can't have" in kept.reason
+
+
+# -- other threads, other tools ----------------------------------------------------------------
+
+
+def test_other_threads_run_models_while_one_is_traced():
+    net, errors, done = Two(), [], threading.Event()
+    expected = net(torch.ones(1, 4))
+
+    def run():
+        while not done.is_set():
+            with torch.no_grad():
+                found = net(torch.ones(1, 4))
+            net.note = "written"
+            if type(found) is not torch.Tensor or not torch.equal(found, expected):
+                errors.append(found)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        check(Two())
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_two_threads_tie_at_once():
+    failures = []
+
+    def tie():
+        try:
+            assert not check(Two()).kept
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tie) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_models_that_are_compiled_already():
+    with pytest.raises(fxtie.PlanError, match="compiled already"):
+        fxtie.plan(torch.compile(Two()), RULE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(Two())
+    with pytest.raises(fxtie.PlanError, match="TorchScript"):
+        fxtie.plan(scripted, RULE)
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(fxtie.FxtieError, match="DistributedDataParallel"):
+        fxtie.transform(Two(), RULE)._replicate_for_data_parallel()
+
+
+def test_a_kept_forward_compiles():
+    def forward(self, x):
+        with torch.no_grad():
+            shift = self.a(x)
+        return self.b(x) + shift
+
+    tied = fxtie.transform(model_with(forward), RULE)
+    assert fxtie.report(tied).kept
+    x = torch.randn(3, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(tied, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), tied(x))
