@@ -27,7 +27,7 @@ from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
 from fxtie.tied import Derived, Source, TiedModule, Ties, become
-from fxtie.tracing import Stop
+from fxtie.tracing import Stop, watching
 
 
 def transform(
@@ -71,8 +71,9 @@ def transform(
         >>> expected = net[0](x).relu() @ net[0].weight.square().T + net[0].bias
         >>> torch.testing.assert_close(tied(x), expected)
     """
-    checked = rules if isinstance(rules, Plan) else plan(model, rules)
-    result = _Capture(model, checked).run()
+    with watching():
+        checked = rules if isinstance(rules, Plan) else plan(model, rules)
+        result = _Capture(model, checked).run()
     kept = result.__dict__["_fxtie_report"].kept
     if strict and kept:
         listed = "\n".join(f"  {k}" for k in kept)

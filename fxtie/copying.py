@@ -82,9 +82,12 @@ class _Rewiring:
         self.alive: list[Any] = []  # an id is one object's as long as that lives
 
     def __call__(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
         if isinstance(value, nn.Module):
             return self.swap(value)
-        if type(value) in _ATOMS or isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             return value
         if id(value) not in self.done:
             self.alive.append(value)
@@ -94,6 +97,8 @@ class _Rewiring:
 
     def rewired(self, value: Any) -> Any:
         kind = type(value)
+        if kind in _DICTS and not value:  # the hooks of a module, most of the time
+            return kind()
         if kind in (list, set, collections.deque):
             new = self.done[id(value)] = value.copy()
             new.clear()
@@ -101,9 +106,9 @@ class _Rewiring:
             return new
         if isinstance(value, dict):
             items = {key: self(item) for key, item in value.items()}
-            if kind not in (dict, collections.OrderedDict) and not _changed(items, value):
+            if kind not in _DICTS and not _changed(items, value):
                 return value
-            new = self.done[id(value)] = copy.copy(value)
+            new = self.done[id(value)] = value.copy() if kind in _DICTS else copy.copy(value)
             for key, item in items.items():
                 new[key] = item
             return new
@@ -160,4 +165,5 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 _OWN = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
+_DICTS = (dict, collections.OrderedDict)
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})

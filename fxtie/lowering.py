@@ -54,11 +54,13 @@ class Lowered:
     Args:
         graph: one placeholder per source, and an output.
         name: the transform's name, for people.
+        is_general: whether it is for tensors of any shape.
     """
 
-    def __init__(self, graph: fx.Graph, name: str) -> None:
+    def __init__(self, graph: fx.Graph, name: str, is_general: bool = False) -> None:
         self.graph = graph
         self.name = name
+        self.is_general = is_general
         # Now, since torch.compile can't look through code that is made while it traces.
         generated = graph.python_code("self")
         namespace = dict(generated.globals)
@@ -132,7 +134,7 @@ def lower(
     # on fake tensors before, so its real faults have been told already.
     except Exception as error:
         return Opaque(transform, f"{type(error).__name__}: {error}")
-    return Lowered(graph, transform_name(transform))
+    return Lowered(graph, transform_name(transform), not tracer.reads_shapes)
 
 
 class _TransformTracer(Tracer):

@@ -104,6 +104,7 @@ class ModuleTracer(Tracer):
         self._reads: dict[Any, Traced] = {}
         self._derivations: dict[Any, Traced] = {}
         self._moot: list[fx.Node] = []
+        self._stack: dict[str, tuple[str, type]] = {}
         self._concrete = ConcreteTensors(self)
         self._values: list[weakref.ref[Traced]] = []
 
@@ -251,14 +252,28 @@ class ModuleTracer(Tracer):
             try:
                 if has_hooks(m):
                     raise Stop("has hooks")
-                result = super().call_module(m, self._own_forward(m), args, kwargs)
+                with self._inside(m):
+                    result = self._own_forward(m)(*args, **kwargs)
                 self.stopped = outer
                 return result
             except Exception as error:  # as in `trace_module`
                 stop = Stop.because_of(error)
             undo()
             self.kept[name] = Kept.because(name, m, stop)
-        return super().call_module(m, forward, args, kwargs)
+        with self._inside(m):
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    @contextlib.contextmanager
+    def _inside(self, module: nn.Module) -> Iterator[None]:
+        """While it lasts, nodes belong to a call of `module`."""
+        path, outer = self._paths[module], self._stack
+        calls = self.num_calls[path] = self.num_calls.get(path, 0) + 1
+        key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
+        self._stack = {**outer, key: (path, tied.user_class(module))}
+        try:
+            yield
+        finally:
+            self._stack = outer
 
     def _own_forward(self, module: nn.Module) -> Callable[..., Any]:
         """The forward that the user wrote, watched for writes into the module's containers."""
@@ -280,9 +295,7 @@ class ModuleTracer(Tracer):
     def _checkpoint(self) -> Callable[[], None]:
         """A function that takes back everything recorded from now on."""
         last = next(reversed(self.graph.nodes), None)
-        scope, calls, kept = self.scope, dict(self.num_calls), dict(self.kept)
-        stopped = self.stopped
-        module_stack = self.module_stack.copy()
+        calls, kept, stopped = dict(self.num_calls), dict(self.kept), self.stopped
         values = len(self._values)
 
         def undo() -> None:
@@ -295,8 +308,7 @@ class ModuleTracer(Tracer):
             for cache in (self._reads, self._derivations):
                 for key in [key for key, proxy in cache.items() if proxy.node in erased]:
                     del cache[key]
-            self.scope, self.num_calls, self.module_stack = scope, calls, module_stack
-            self.kept, self.stopped = kept, stopped
+            self.num_calls, self.kept, self.stopped = calls, kept, stopped
             self._moot = [node for node in self._moot if node not in erased]
             self._concrete.forget(erased)
             take_back(self._values[values:])
@@ -307,9 +319,8 @@ class ModuleTracer(Tracer):
         node = super().create_node(*args, **kwargs)
         if node.op == "call_method" and node.target in _LOOKUPS:
             raise self.stop(f"looks up in a traced value what may not be there (.{node.target})")
-        if stack := node.meta.get("nn_module_stack"):
-            for key, (path, cls) in stack.items():
-                stack[key] = (path, getattr(cls, "_fxtie_class", cls))
+        if self._stack:
+            node.meta["nn_module_stack"] = dict(self._stack)
         return node
 
     def proxy(self, node: fx.Node) -> Traced:

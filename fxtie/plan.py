@@ -21,6 +21,7 @@ from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
 from fxtie.show.text import human_count
+from fxtie.tracing import watching
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     planner.raise_faults()
     ordered = planner.order()
     planner.raise_faults()
-    steps = planner.check(ordered)
+    with watching():
+        steps = planner.check(ordered)
     planner.raise_faults()
     parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return Plan(tuple(steps), resolver.modules, parameters)
@@ -221,6 +223,7 @@ class _Planner:
         mode = fake_mode()
         specs: dict[SlotKey, Spec] = {}
         examined: dict[Any, tuple[Lowered | Opaque | nn.Module, str | None]] = {}
+        general: dict[Any, Lowered] = {}
         dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
         saved = self.names.savings(dropped)
 
@@ -237,7 +240,7 @@ class _Planner:
                 tie = replace(tie, transform=self.bind(tie, spec, mode))
                 key = (_hashable(tie.transform), tuple(sources), spec)
                 if key not in examined:
-                    examined[key] = self.examine(tie, sources, spec, mode)
+                    examined[key] = self.examine(tie, sources, spec, mode, general)
             # A transform is the user's code: whatever it raises is told, with its traceback.
             except Exception as error:
                 self.cause = self.cause or error
@@ -263,9 +266,13 @@ class _Planner:
 
     @staticmethod
     def examine(
-        tie: Tie, sources: list[Spec], target: Spec, mode: Any
+        tie: Tie, sources: list[Spec], target: Spec, mode: Any, general: dict[Any, Lowered]
     ) -> tuple[Lowered | Opaque | nn.Module, str | None]:
-        """Run the transform once on fake tensors. Returns it lowered, and a fault if it has one."""
+        """Run the transform once on fake tensors. Returns it lowered, and a fault if it has one.
+
+        Args:
+            general: filled with lowered transforms that are for tensors of any shape.
+        """
         fakes = [source.fake(mode) for source in sources]
         try:
             with mode:
@@ -276,7 +283,13 @@ class _Planner:
         fault = _misfit(transform_name(tie.transform), result, sources, target)
         if fault is not None:
             return Opaque(tie.transform, fault), fault
-        return lower(tie.transform, fakes, mode), None
+        key = (_hashable(tie.transform), len(sources))
+        if key in general:
+            return general[key], None
+        lowered = lower(tie.transform, fakes, mode)
+        if isinstance(lowered, Lowered) and lowered.is_general:
+            general[key] = lowered
+        return lowered, None
 
 
 def _misfit(name: str, result: Any, sources: list[Spec], target: Spec) -> str | None:

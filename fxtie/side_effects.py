@@ -70,7 +70,7 @@ def take_back(references: Sequence[weakref.ref[Traced]]) -> bool:
     """
     if all(reference() is None for reference in references):
         return False
-    gc.collect()  # frames of caught exceptions refer to themselves
+    gc.collect(0)  # frames of caught exceptions refer to themselves
     alive = [value for reference in references if (value := reference()) is not None]
     if not alive:
         return False

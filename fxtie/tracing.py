@@ -9,13 +9,15 @@ stops the trace. Called by `lowering.py` (transforms) and `capture.py` (modules)
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import linecache
 import random
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class Stop(Exception):
             if not is_machinery(frame.f_globals.get("__name__", "")):
                 stop.file, stop.line = frame.f_code.co_filename, number
         traceback.clear_frames(error.__traceback__)
-        return stop
+        return stop.with_traceback(None)
 
 
 class Traced(fx.Proxy):
@@ -81,20 +83,21 @@ class TracedTensor(Traced):
 
     @property
     def shape(self) -> torch.Size:
+        self.tracer.reads_shapes = True  # type: ignore[attr-defined]
         return self._shape
 
     @property
     def ndim(self) -> int:
-        return len(self._shape)
+        return len(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
-        return self._shape if dim is None else self._shape[dim]
+        return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
-        return len(self._shape)
+        return len(self.shape)
 
     def numel(self) -> int:
-        return self._shape.numel()
+        return self.shape.numel()
 
 
 class Tracer(fx.Tracer):
@@ -102,6 +105,9 @@ class Tracer(fx.Tracer):
 
     looks_ahead = False
     """Whether torch is at work for the tracer itself, and may do what traced code may not."""
+
+    reads_shapes = False
+    """Whether the code has asked for the shape of a tensor, so that the graph is for that alone."""
 
     stopped: Stop | None = None
     """The first `Stop`, which traced code may have caught."""
@@ -147,13 +153,20 @@ class Tracer(fx.Tracer):
         """Whether a module is part of what is traced: a write to it is a side effect."""
         return False
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        # Without what torch.fx notes here for tools of its own, at several times the cost.
+        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
         frame = user_frame(sys._getframe(1))
         if frame is not None:
-            file, line, name = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
-            source = linecache.getline(file, line).strip()
-            node.meta["stack_trace"] = f'File "{file}", line {line}, in {name}\n    {source}'
+            node.meta["stack_trace"] = _location(frame.f_code, frame.f_lineno)
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -197,16 +210,23 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "__get__" and not _has_proxy(args):
             return self.tracer.read_property(args[0], func)
-        if name in _METADATA or _has_proxy(args) or _has_proxy(kwargs):
+        traced = _has_proxy(args) or _has_proxy(kwargs)
+        if name in _METADATA or (traced and isinstance(func, _SPECIAL)):
             return func(*args, **kwargs)
-        if is_tensor_method_or_property(func):
-            return self.tracer.record(func, "call_method", name, args, kwargs)
-        return self.tracer.record(func, "call_function", func, args, kwargs)
+        is_method = is_tensor_method_or_property(func)
+        op, target = ("call_method", name) if is_method else ("call_function", func)
+        if traced:
+            return self.tracer.create_proxy(op, target, args, kwargs)
+        return self.tracer.record(func, op, target, args, kwargs)
 
 
 _METADATA = frozenset(
     {"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride", "__len__"}
 )
+
+
+# Which torch.fx's proxies know how to record.
+_SPECIAL = (torch._C.ScriptMethod, torch._ops.HigherOrderOperator)
 
 
 def _has_proxy(value: Any) -> bool:
@@ -244,39 +264,78 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
 
 
 _one_at_a_time = threading.RLock()  # what is patched is the process's
+_tracers: list[Tracer] = []  # at work; the last one is spoken to
 
 
 @contextlib.contextmanager
 def strictly(tracer: Tracer) -> Iterator[None]:
     """While it lasts, code that a graph cannot speak of raises `Stop` instead of being baked in."""
+    with watching(), _Recorder(tracer):
+        _tracers.append(tracer)
+        try:
+            yield
+        finally:
+            _tracers.pop()
 
-    def stop(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
-        def raise_stop(*args: Any, **kwargs: Any) -> Any:
-            if tracer.looks_ahead or tracer.is_elsewhere():
-                return original(*args, **kwargs)
-            raise tracer.stop(reason)
 
-        return raise_stop
-
-    set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
-
-    def write(module: nn.Module, name: str, value: Any) -> None:
-        if not tracer.is_elsewhere() and tracer.covers(module):
-            raise tracer.stop(f"writes to its module (self.{name})")
-        set_attribute(module, name, value)
-
-    def delete(module: nn.Module, name: str) -> None:
-        if not tracer.is_elsewhere() and tracer.covers(module):
-            raise tracer.stop(f"deletes from its module (self.{name})")
-        delete_attribute(module, name)
+@contextlib.contextmanager
+def watching() -> Iterator[None]:
+    """What `strictly` needs to have patched. Around several of them it is done once."""
+    import torch._dynamo  # now, since its tables must not be filled with what is patched  # noqa: F401
 
     with _one_at_a_time, contextlib.ExitStack() as stack:
-        for owner, name, reason in _MODES:
-            stack.enter_context(patched(owner, name, stop(getattr(owner, name), reason)))
-        stack.enter_context(patched(nn.Module, "__setattr__", write))
-        stack.enter_context(patched(nn.Module, "__delattr__", delete))
-        stack.enter_context(_Recorder(tracer))
+        if nn.Module.__setattr__ is not _write:
+            for owner, name, reason in _MODES:
+                stack.enter_context(patched(owner, name, _stopping(getattr(owner, name), reason)))
+            stack.enter_context(patched(nn.Module, "__setattr__", _write))
+            stack.enter_context(patched(nn.Module, "__delattr__", _delete))
+            stack.enter_context(_without_collections())
         yield
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """While it lasts, new objects stay young, so that cycles of dead ones are found in no time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _tracer_here() -> Tracer | None:
+    """The tracer at work, if it is this thread's code that it traces."""
+    tracer = _tracers[-1] if _tracers else None
+    return None if tracer is None or tracer.is_elsewhere() else tracer
+
+
+def _stopping(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    def stop_or_call(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_here()
+        if tracer is None or tracer.looks_ahead:
+            return original(*args, **kwargs)
+        raise tracer.stop(reason)
+
+    return stop_or_call
+
+
+_set_attribute, _delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
+
+
+def _write(module: nn.Module, name: str, value: Any) -> None:
+    tracer = _tracer_here()
+    if tracer is not None and tracer.covers(module):
+        raise tracer.stop(f"writes to its module (self.{name})")
+    _set_attribute(module, name, value)
+
+
+def _delete(module: nn.Module, name: str) -> None:
+    tracer = _tracer_here()
+    if tracer is not None and tracer.covers(module):
+        raise tracer.stop(f"deletes from its module (self.{name})")
+    _delete_attribute(module, name)
 
 
 @contextlib.contextmanager
@@ -334,6 +393,14 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     return layer
 
 
+@functools.lru_cache(maxsize=4096)
+def _location(code: CodeType, line: int) -> str:
+    """A line of code, as tracebacks show it."""
+    source = linecache.getline(code.co_filename, line).strip()
+    return f'File "{code.co_filename}", line {line}, in {code.co_name}\n    {source}'
+
+
+@functools.lru_cache(maxsize=4096)
 def is_machinery(module: str) -> bool:
     """Whether a module is machinery: of torch (its layers apart), of fxtie, of contexts."""
     package = module.split(".", 1)[0]
