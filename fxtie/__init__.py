@@ -6,11 +6,13 @@ from fxtie.capture import transform
 from fxtie.convert import initialize, materialize, untied_state_dict
 from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
+from fxtie.files import FileError, load, save
 from fxtie.fit import Fit, fit
 from fxtie.once import derive_once
 from fxtie.plan import Plan, plan
 from fxtie.registry import register
 from fxtie.report import Report, report
+from fxtie.rule_files import dump_rules, load_rules
 from fxtie.rules import Rule, Tie
 from fxtie.transforms import same
 from fxtie.verify import VerificationError, verify
@@ -18,6 +20,7 @@ from fxtie.verify import VerificationError, verify
 __all__ = [
     "Bank",
     "CaptureError",
+    "FileError",
     "Fit",
     "FxtieError",
     "GraphDiff",
@@ -30,13 +33,17 @@ __all__ = [
     "VerificationError",
     "derive_once",
     "diff",
+    "dump_rules",
     "fit",
     "initialize",
+    "load",
+    "load_rules",
     "materialize",
     "plan",
     "register",
     "report",
     "same",
+    "save",
     "transform",
     "transforms",
     "untied_state_dict",

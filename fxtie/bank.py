@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtie.errors import RuleError
+
 
 class Bank(nn.Module):
     """A bank of `n` free template tensors of one shape, trained with the model.
@@ -29,6 +31,9 @@ class Bank(nn.Module):
 
     The templates start as `nn.Conv2d` and `nn.Linear` start their weights: uniform within
     `1 / sqrt(fan_in)`, where the fan-in is the product of all dimensions but the first.
+
+    Raises:
+        RuleError: if `n` is not positive.
 
     Example:
         >>> import fxtie
@@ -48,9 +53,11 @@ class Bank(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
+        if n < 1:
+            raise RuleError(f"A bank holds one template or more, not {n}.")
         bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
         self.templates = nn.ParameterList(
-            torch.empty(*shape, dtype=dtype, device=device).uniform_(-bound, bound)
+            torch.empty(tuple(shape), dtype=dtype, device=device).uniform_(-bound, bound)
             for _ in range(n)
         )
 

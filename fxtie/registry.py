@@ -1,9 +1,9 @@
 """Transforms by name: what lets a rule file be data and not code.
 
 In: a transform, or its JSON description (a *spec*). Out: the other of the two. Called by
-`transforms.py`, which enters the ready-made ones, by `files.py`, and by users for their own.
-Reading a spec looks names up in a table and calls what was entered there: nothing is imported,
-evaluated or unpickled.
+`transforms.py`, which enters the ready-made ones, by `rule_reader.py` and `rule_writer.py`, and by
+users for their own. Reading a spec looks names up in a table and calls what was entered there:
+nothing is imported, evaluated or unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, Union
 
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from fxtie.errors import RuleError, closest
 
 Spec: TypeAlias = str | dict[str, Any]
-"""A transform as JSON: `"square"`, or `{"transform": "rot90", "k": 1}`."""
+"""A transform as JSON: `"square"`, `{"transform": "rot90", "k": 1}`, or `{"shared": "name"}` for a
+module that is described elsewhere, once for all that use it."""
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 _KEY = "transform"
+_SHARED = "shared"
 _MAX = sys.float_info.max
 _REMEDY = (
     "Give it a name with @fxtie.register('name'), at the top level of a module that is imported "
@@ -106,12 +108,15 @@ def register(
     return enter
 
 
-def to_spec(transform: Callable[..., Any]) -> Spec:
+def to_spec(
+    transform: Callable[..., Any], name_of: Callable[[nn.Module], str | None] = lambda module: None
+) -> Spec:
     """The JSON description of a transform.
 
     Args:
         transform: a registered function, or an instance of a registered class. `torch.square`,
             `torch.abs` and `torch.neg` count as fxtie's own.
+        name_of: asked about every module, inner ones too: the name of a shared one, else None.
 
     Returns:
         The bare name where there are no arguments, else a dict with the name under "transform" and
@@ -128,6 +133,8 @@ def to_spec(transform: Callable[..., Any]) -> Spec:
         >>> to_spec(chain(scale(2), rot90(1)))["transforms"]
         [{'transform': 'scale', 's': 2.0}, {'transform': 'rot90', 'k': 1}]
     """
+    if isinstance(transform, nn.Module) and (name := name_of(transform)) is not None:
+        return {_SHARED: name}
     entry = _find(transform)
     if entry is None:
         raise RuleError(f"The transform {transform!r} has no registered name. {_REMEDY}")
@@ -145,18 +152,21 @@ def to_spec(transform: Callable[..., Any]) -> Spec:
         value = getattr(transform, parameter.name)
         if value is None and parameter.default is None:
             continue
-        written = _write(value, where)
+        written = _write(value, where, name_of)
         # Read it back at once, so that a file that can't be read is never written.
         _read(written, hints[parameter.name], where, nested=_keep)
         arguments[parameter.name] = written
     return {_KEY: entry.name, **arguments} if arguments else entry.name
 
 
-def from_spec(spec: Spec) -> Callable[..., Any]:
+def from_spec(
+    spec: Spec, shared: Mapping[str, nn.Module] = types.MappingProxyType({})
+) -> Callable[..., Any]:
     """The transform that a JSON description names.
 
     Args:
         spec: a registered name, or a dict with the name under "transform" and the arguments.
+        shared: the modules that `{"shared": name}` stands for.
 
     Returns:
         The registered function, or a new instance of the registered class.
@@ -175,12 +185,17 @@ def from_spec(spec: Spec) -> Callable[..., Any]:
         fxtie.errors.RuleError: The transform 'scale' has no argument 'by'. It takes 's'.
     """
     try:
-        return _build(spec)
+        return _build(spec, shared)
     except RecursionError:
         raise RuleError("The transform in the file is nested too deeply.") from None
 
 
-def _build(spec: Spec) -> Callable[..., Any]:
+def _build(spec: Spec, shared: Mapping[str, nn.Module]) -> Callable[..., Any]:
+    if isinstance(spec, dict) and spec.keys() == {_SHARED}:
+        if spec[_SHARED] not in list(shared):  # a list, since the name may be unhashable
+            hint = closest(str(spec[_SHARED]), shared)
+            raise RuleError(f"There is no shared transform {spec[_SHARED]!r}.{hint}")
+        return shared[spec[_SHARED]]
     name, given = _split(spec)
     entry = _by_name.get(name)
     if entry is None:
@@ -203,12 +218,16 @@ def _build(spec: Spec) -> Callable[..., Any]:
                 f"The transform {name!r} has no argument {key!r}.{hint} {takes}".rstrip()
             )
     hints = _hints(entry)
+
+    def nested(inner: Spec) -> Callable[..., Any]:
+        return _build(inner, shared)
+
     bound = inspect.BoundArguments(signature, {})
     for parameter in signature.parameters.values():
         where = f"argument {parameter.name!r} of transform {name!r}"
         if parameter.name in given:
             bound.arguments[parameter.name] = _read(
-                given[parameter.name], hints[parameter.name], where, nested=_build
+                given[parameter.name], hints[parameter.name], where, nested
             )
         elif (
             parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
@@ -217,7 +236,7 @@ def _build(spec: Spec) -> Callable[..., Any]:
     bound.apply_defaults()
     try:
         return typing.cast("Callable[..., Any]", entry.value(*bound.args, **bound.kwargs))
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:  # the constructor is the user's code
         raise RuleError(f"The transform {name!r} refuses its arguments: {error}") from error
 
 
@@ -249,7 +268,7 @@ def _keep(spec: Spec) -> Spec:
     return spec
 
 
-def _write(value: Any, where: str) -> Any:
+def _write(value: Any, where: str, name_of: Callable[[nn.Module], str | None]) -> Any:
     """`value` in JSON's own types."""
     if value is None or isinstance(value, bool | str):
         return value
@@ -258,9 +277,9 @@ def _write(value: Any, where: str) -> Any:
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     if isinstance(value, list | tuple):
-        return [_write(item, where) for item in value]
+        return [_write(item, where, name_of) for item in value]
     if callable(value) and not isinstance(value, Tensor):
-        inner = to_spec(value)
+        inner = to_spec(value, name_of)
         # Spelled out, so that it can't be taken for a string argument.
         return {_KEY: inner} if isinstance(inner, str) else inner
     raise RuleError(
@@ -277,13 +296,14 @@ def _read(value: Any, hint: Any, where: str, nested: Callable[[Spec], Any]) -> A
     if hint is Any and not isinstance(value, dict):
         return value
     if origin in (Union, types.UnionType):
-        choices = [choice for choice in args if choice is not type(None)]
+        faults = []
         for choice in args:
             try:
                 return _read(value, choice, where, nested)
-            except RuleError:
-                if [choice] == choices:  # of `X | None` the fault of X says more
-                    raise
+            except RuleError as error:
+                faults += [error] if choice is not type(None) else []
+        if len(faults) == 1:  # of `X | None` the fault of X says more
+            raise faults[0]
     elif origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
@@ -292,7 +312,7 @@ def _read(value: Any, hint: Any, where: str, nested: Callable[[Spec], Any]) -> A
         if len(hints) == len(value):
             pairs = zip(value, hints, strict=True)
             return tuple(_read(item, item_hint, where, nested) for item, item_hint in pairs)
-    elif (hint is Any and _KEY in value) or (_is_transform(hint) and isinstance(value, str | dict)):
+    elif hint is Any or (_is_transform(hint) and isinstance(value, str | dict)):
         return nested(value)
     elif hint is float and type(value) in (int, float) and -_MAX <= value <= _MAX:
         return float(value)
