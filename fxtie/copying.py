@@ -64,8 +64,11 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
         return other
 
     look = _Rewiring(note)
-    for value in module.__dict__.values():
-        look(value)
+    for name, value in module.__dict__.items():
+        if name == "_modules":
+            found += [child for child in value.values() if child is not None]
+        elif name not in ("_parameters", "_buffers") and (type(value) not in _DICTS or value):
+            look(value)
     yield from found
 
 
@@ -82,8 +85,7 @@ class _Rewiring:
         self.alive: list[Any] = []  # an id is one object's as long as that lives
 
     def __call__(self, value: Any) -> Any:
-        kind = type(value)
-        if kind in _ATOMS:
+        if type(value) in _ATOMS:
             return value
         if isinstance(value, nn.Module):
             return self.swap(value)
