@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtie.copied import PathCopy, become
 from fxtie.copying import copy_paths
 from fxtie.errors import CaptureError, FxtieError
 from fxtie.graphs import same_graph
@@ -26,7 +27,7 @@ from fxtie.plan import Plan, plan
 from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
-from fxtie.tied import Derived, Source, TiedModule, Ties, become
+from fxtie.tied import Derived, Source, TiedModule, Ties
 from fxtie.tracing import Stop, watching
 
 
@@ -220,11 +221,15 @@ class _Capture:
         arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
         if reserved := sorted({"torch", "device", "inf", "nan", "self"}.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
+        inlined = {**train.inlined, **evaluate.inlined}
+        for inner in inlined:
+            if not isinstance(inner, PathCopy):
+                become(inner, PathCopy)
         before = dict(module.__dict__)
         become(module, Region)
         assert isinstance(module, Region)
         try:
-            module._fxtie_capture(variants, switches, arguments, borrowed)
+            module._fxtie_capture(variants, switches, arguments, borrowed, (module, *inlined))
         # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
         except SyntaxError as error:
             module.__dict__.clear()

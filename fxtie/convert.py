@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtie.copied import PathCopy
 from fxtie.copying import copy_paths
 from fxtie.errors import FxtieError
 from fxtie.names import Names, Slot
@@ -84,12 +85,13 @@ def materialize(tied: nn.Module) -> nn.Module:
         (<class 'torch.nn.modules.container.Sequential'>, True)
     """
     tied = getattr(tied, "_orig_mod", tied)
-    owners = [module for module in tied.modules() if isinstance(module, TiedModule)]
-    if not owners:
+    ours = [module for module in tied.modules() if isinstance(module, PathCopy)]
+    if not ours:
         raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
-    copies = copy_paths(tied, owners)
-    for owner in owners:
-        _store(owner, copies[owner])
+    copies = copy_paths(tied, ours)
+    for module in ours:
+        if isinstance(module, TiedModule):
+            _store(module, copies[module])
     root = copies[tied]
     if isinstance(root._modules.get("ties"), Ties):
         del root._modules["ties"]

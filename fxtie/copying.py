@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.tied import Derived, Source, user_class, user_members
+from fxtie.copied import user_class, user_members
+from fxtie.tied import Derived, Source
 
 
 def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -67,7 +68,7 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
     for name, value in module.__dict__.items():
         if name == "_modules":
             found += [child for child in value.values() if child is not None]
-        elif name not in ("_parameters", "_buffers") and (type(value) not in _DICTS or value):
+        elif name not in _NO_REFERENCES and (type(value) not in _DICTS or value):
             look(value)
     yield from found
 
@@ -167,5 +168,6 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 _OWN = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
+_NO_REFERENCES = frozenset({"_parameters", "_buffers", "_fxtie_within"})
 _DICTS = (dict, collections.OrderedDict)
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})

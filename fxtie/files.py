@@ -29,6 +29,7 @@ from fxtie.bank import Bank
 from fxtie.capture import transform
 from fxtie.container import FileError as FileError
 from fxtie.container import FilePath
+from fxtie.copied import user_class
 from fxtie.errors import FxtieError
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
@@ -36,7 +37,6 @@ from fxtie.report import report
 from fxtie.rule_reader import RuleDataError, listed, path_text, read_rules, transforms_of
 from fxtie.rule_writer import write_rules
 from fxtie.rules import Rule, Tie
-from fxtie.tied import user_class
 
 
 def save(tied: nn.Module, path: FilePath) -> None:

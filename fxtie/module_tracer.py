@@ -28,6 +28,7 @@ from torch import fx, nn
 from fxtie import tied
 from fxtie.branches import checked_outcome
 from fxtie.concrete import ConcreteTensors
+from fxtie.copied import user_class
 from fxtie.inference import is_tensor
 from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
@@ -86,6 +87,7 @@ class ModuleTracer(Tracer):
         switches: modules whose `training` flag was asked for.
         kept: opened modules that were rolled back to a call, by name.
         used: the derived tensors that were read, by id.
+        inlined: modules whose forward stands in the graph, beside the root's.
         variant: the graph, with the arguments that it took for granted.
     """
 
@@ -99,6 +101,7 @@ class ModuleTracer(Tracer):
         self.switches: dict[nn.Module, None] = {}
         self.kept: dict[str, Kept] = {}
         self.used: set[int] = set()
+        self.inlined: dict[nn.Module, None] = {}
         self._defaults: dict[str, Any] = {}
         self._tensor_arguments: set[str] = set()
         self._reads: dict[Any, Traced] = {}
@@ -255,6 +258,7 @@ class ModuleTracer(Tracer):
                 with self._inside(m):
                     result = self._own_forward(m)(*args, **kwargs)
                 self.stopped = outer
+                self.inlined[m] = None
                 return result
             except Exception as error:  # as in `trace_module`
                 stop = Stop.because_of(error)
@@ -269,7 +273,7 @@ class ModuleTracer(Tracer):
         path, outer = self._paths[module], self._stack
         calls = self.num_calls[path] = self.num_calls.get(path, 0) + 1
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
-        self._stack = {**outer, key: (path, tied.user_class(module))}
+        self._stack = {**outer, key: (path, user_class(module))}
         try:
             yield
         finally:
@@ -285,7 +289,7 @@ class ModuleTracer(Tracer):
             return result
 
         # Some modules choose one of their methods: `self.forward = self.forward_fused`.
-        users = types.MethodType(tied.user_class(module).forward, module)
+        users = types.MethodType(user_class(module).forward, module)
         chosen: Callable[..., Any] = module.__dict__.get("forward", users)
         if getattr(chosen, "__self__", None) is not module:
             raise Stop("has a forward that was replaced on the instance")
@@ -296,6 +300,7 @@ class ModuleTracer(Tracer):
         """A function that takes back everything recorded from now on."""
         last = next(reversed(self.graph.nodes), None)
         calls, kept, stopped = dict(self.num_calls), dict(self.kept), self.stopped
+        inlined = dict(self.inlined)
         values = len(self._values)
 
         def undo() -> None:
@@ -309,6 +314,7 @@ class ModuleTracer(Tracer):
                 for key in [key for key, proxy in cache.items() if proxy.node in erased]:
                     del cache[key]
             self.num_calls, self.kept, self.stopped = calls, kept, stopped
+            self.inlined = inlined
             self._moot = [node for node in self._moot if node not in erased]
             self._concrete.forget(erased)
             take_back(self._values[values:])

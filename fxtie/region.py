@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtie.copied import PathCopy, subclass, user_class, warn_outdated
 from fxtie.graphs import graph_from_records, graph_to_records
-from fxtie.tied import TiedModule, subclass, user_class
+from fxtie.tied import TiedModule
 
 
 @dataclass
@@ -82,16 +84,18 @@ class Region(TiedModule, fx.GraphModule):
 
     `graph` and `code` are those of the current mode. Where both modes have one graph, there is one
     `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
-    asked for, `_fxtie_arguments` the names of the forward's arguments.
+    asked for, `_fxtie_arguments` the names of the forward's arguments, `_fxtie_inlined` the modules
+    whose forwards stand in the graph.
     """
 
     _fxtie_variants: dict[bool, Variant]
     _fxtie_switches: tuple[nn.Module, ...]
     _fxtie_arguments: tuple[str, ...]
+    _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_compiling: Variant | None = None
 
     @classmethod
-    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[TiedModule]:
+    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
         """A class for one region alone: its forward is its own."""
         return subclass(cls, user_cls)
 
@@ -101,6 +105,7 @@ class Region(TiedModule, fx.GraphModule):
         switches: tuple[nn.Module, ...],
         arguments: tuple[str, ...],
         borrowed: dict[str, nn.Module],
+        inlined: tuple[nn.Module, ...],
     ) -> None:
         """Take in what was captured."""
         before = set(self.__dict__)
@@ -110,6 +115,7 @@ class Region(TiedModule, fx.GraphModule):
             _fxtie_variants=variants,
             _fxtie_switches=switches,
             _fxtie_arguments=arguments,
+            _fxtie_inlined=inlined,
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
         self.recompile()
@@ -166,7 +172,19 @@ class Region(TiedModule, fx.GraphModule):
         captured = self._fxtie_variants[True].forward
         users = type(self)._fxtie_class.forward
         assert captured is not None
-        type(self).forward = captured if self._fxtie_is_plain() else _dispatch(users)
+        for module in self._fxtie_inlined:
+            module.__dict__["_fxtie_within"] = weakref.ref(self)
+        if "_fxtie_outdated" in self.__dict__:
+            type(self).forward = users
+        else:
+            type(self).forward = captured if self._fxtie_is_plain() else _dispatch(users)
+
+    def _fxtie_outdate(self, reason: str) -> None:
+        """Run the user's forward from now on, since the graph doesn't hold any more."""
+        if "_fxtie_outdated" not in self.__dict__:
+            self.__dict__["_fxtie_outdated"] = reason
+            self._fxtie_install()
+            warn_outdated(reason)
 
     def _fxtie_derive_inline(self, inline: bool) -> None:
         """Switch between graphs that derive inline and graphs that read derived attributes."""

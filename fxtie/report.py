@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 from torch import nn
 
+from fxtie.copied import user_class
 from fxtie.errors import FxtieError
-from fxtie.tied import user_class
 from fxtie.tracing import Stop
 
 if TYPE_CHECKING:
@@ -143,4 +143,15 @@ def report(tied: nn.Module) -> Report:
     found = tied.__dict__.get("_fxtie_report") if isinstance(tied, nn.Module) else None
     if not isinstance(found, Report):
         raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
-    return replace(found, distances=tied.__dict__.get("_fxtie_distances", {}))
+    outdated = [
+        Kept(name, user_class(module).__name__, module.__dict__["_fxtie_outdated"])
+        for name, module in tied.named_modules()
+        if "_fxtie_outdated" in module.__dict__
+    ]
+    names = {kept.name for kept in outdated}
+    return replace(
+        found,
+        region_names=tuple(name for name in found.region_names if name not in names),
+        kept=(*found.kept, *outdated),
+        distances=tied.__dict__.get("_fxtie_distances", {}),
+    )

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from fxtie.tied import user_class
+from fxtie.copied import user_class
 from fxtie.tracing import Stop, Traced, without_random_numbers
 
 

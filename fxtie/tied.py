@@ -9,17 +9,16 @@ whatever its forwards do, with no graph at all; `region.py` adds the graphs.
 
 from __future__ import annotations
 
-import copy
 import math
 import types
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
+from fxtie.copied import PathCopy
 from fxtie.errors import FxtieError
 
 
@@ -78,7 +77,7 @@ reader: Callable[[Derived], Any] = Derived.compute
 """How derived attributes are read. A capture sets its own, which records nodes, while it traces."""
 
 
-class TiedModule(nn.Module):
+class TiedModule(PathCopy):
     """A module of the user's class, some of whose tensors are derived.
 
     Promises: `isinstance` with the user's class holds; derived tensors are read as attributes under
@@ -86,24 +85,8 @@ class TiedModule(nn.Module):
     a checkpoint that has keys for them loads.
     """
 
-    _fxtie_base: ClassVar[type[TiedModule]]
-    _fxtie_class: ClassVar[type[nn.Module]]
     _fxtie_derived: Mapping[str, Derived] = types.MappingProxyType({})
     _fxtie_once: Mapping[str, Callable[[], Any]] = types.MappingProxyType({})  # see once.py
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
-        return cls._fxtie_class(*args, **kwargs)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Classes made here are none of the user's: keep them out of the user's registries."""
-
-    @classmethod
-    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[TiedModule]:
-        """The class of tied modules of the user's class: one for all of them."""
-        if user_cls not in _tied_classes:
-            _tied_classes[user_cls] = subclass(cls, user_cls)
-        return _tied_classes[user_cls]
 
     @property
     def _fxtie_stored(self) -> Stored:
@@ -156,29 +139,14 @@ class TiedModule(nn.Module):
             "torch.nn.parallel.DistributedDataParallel, or fxtie.materialize for inference."
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_like, (self._fxtie_base, self._fxtie_class), self.__getstate__()
-
     def __getstate__(self) -> dict[str, Any]:
-        users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
-        state = dict(users() if users else self.__dict__)
+        state = super().__getstate__()
         state.pop("_fxtie_once", None)
         for name, value in state.items():
             if type(value) is list and any(map(_is_computed, value)):
                 # nn.LSTM lists its weights, derived ones too, and does so again when they change.
                 state[name] = [torch.empty(0) if _is_computed(v) else v for v in value]
         return state
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class)
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return new
-
-    def __copy__(self) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class)
-        new.__setstate__(self.__getstate__())
-        return new
 
 
 class Ties(nn.Module):
@@ -202,42 +170,3 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _is_computed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_leaf
-
-
-_tied_classes: weakref.WeakKeyDictionary[type, type[TiedModule]] = weakref.WeakKeyDictionary()
-
-
-def user_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the user wrote: for a tied module, that of the original."""
-    return type(module)._fxtie_class if isinstance(module, TiedModule) else type(module)
-
-
-def subclass(base: type[TiedModule], cls: type[nn.Module]) -> type[Any]:
-    """A class that looks like `cls` and behaves like `base`."""
-    bases = (base,) if cls is nn.Module else (base, cls)
-    namespace = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "_fxtie_base": base,
-        "_fxtie_class": cls,
-    }
-    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
-
-
-def _new_like(base: type[TiedModule], cls: type[nn.Module]) -> Any:
-    return object.__new__(base._fxtie_of(cls))
-
-
-def become(module: nn.Module, base: type[TiedModule]) -> None:
-    """Turn a path copy, in place, into a tied module of its own class."""
-    # Past a `__setattr__` of the user's, which may refuse it.
-    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module)))
-
-
-def user_members(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes, less those that capturing it as a region has added."""
-    members = dict(module.__dict__)
-    for name in members.get("_fxtie_added", ()):
-        members.pop(name, None)
-    return members

@@ -4,9 +4,11 @@ Each is compared with the oracle; the model that was tied must go on working, it
 """
 
 import collections
+import copy
 import dataclasses
 import enum
 import functools
+import pickle
 import random
 import threading
 import types
@@ -425,3 +427,74 @@ def test_a_kept_forward_compiles():
     torch._dynamo.reset()
     compiled = torch.compile(tied, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), tied(x))
+
+
+# -- changes after the capture -----------------------------------------------------------------
+
+
+class Switched(nn.Module):
+    gain = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.two, self.doubled = Two(), False
+
+    def forward(self, x):
+        x = self.two(x) * self.gain
+        return x * 2 if self.doubled else x
+
+
+def set_attribute(model):
+    model.doubled = True
+
+
+def set_class_attribute(model):
+    model.gain = 3.0
+
+
+def set_inner_module(model):
+    model.two = Two()
+
+
+def hook_inner_module(model):
+    model.two.register_forward_hook(lambda module, args, output: output + 1)
+
+
+@pytest.mark.parametrize(
+    "change", [set_attribute, set_class_attribute, set_inner_module, hook_inner_module]
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_change_that_a_graph_cannot_follow(change, copied):
+    model, x = Switched(), torch.randn(3, 4)
+    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
+    if copied:
+        tied = copy.deepcopy(tied)
+    before = tied(x)
+    with pytest.warns(fxtie.copied.Outdated, match="its own forward runs"):
+        torch.manual_seed(0)
+        change(tied)
+    torch.manual_seed(0)
+    change(model)
+    if change is not set_inner_module:
+        model.two.b.weight.data = model.two.a.weight.detach().square()
+        model.two.b.bias.data = model.two.a.bias.detach()
+    assert not torch.equal(tied(x), before)
+    torch.testing.assert_close(tied(x), model(x))
+    (kept,) = fxtie.report(tied).kept
+    assert kept.name == ""
+    again = pickle.loads(pickle.dumps(tied)) if change is set_attribute else copy.deepcopy(tied)
+    torch.testing.assert_close(again(x), tied(x))
+
+
+def test_changes_that_a_graph_follows():
+    tied = fxtie.transform(Switched(), Rule("two.b", "two.a", weight=torch.square))
+    x = torch.randn(3, 4)
+    before = tied(x)
+    tied.note = "something new"
+    tied.doubled = False
+    tied.train().eval()
+    tied.two.a.weight = nn.Parameter(torch.randn(4, 4))
+    assert not torch.equal(tied(x), before)
+    a = tied.two.a
+    torch.testing.assert_close(tied(x), F.linear(a(x), a.weight.square(), a.bias))
+    assert not fxtie.report(tied).kept

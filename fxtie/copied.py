@@ -1,0 +1,177 @@
+"""Modules that were copied by the pass: of the user's class, and watched for changes.
+
+In: copies along the paths to the targets (`copying.py`). Out: objects whose class is a subclass of
+the user's, made here. `tied.py` and `region.py` build on it.
+
+What stands in a graph was read once. A copy whose forward does so tells the graph's owner when an
+attribute, a module or a hook is changed afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class PathCopy(nn.Module):
+    """A copy of a module of the user's.
+
+    Promises: `isinstance` with the user's class holds; deepcopy, `copy.copy` and pickle work; after
+    a change that a graph can't follow, the graph's owner runs the forward that the user wrote.
+    """
+
+    _fxtie_base: ClassVar[type[PathCopy]]
+    _fxtie_class: ClassVar[type[nn.Module]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
+        return cls._fxtie_class(*args, **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Classes made here are none of the user's: keep them out of the user's registries."""
+
+    @classmethod
+    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
+        """The class of copies of the user's class: one for all of them."""
+        classes = _classes.setdefault(user_cls, {})
+        if cls not in classes:
+            classes[cls] = subclass(cls, user_cls)
+        return classes[cls]
+
+    # -- changes that a graph can't follow ------------------------------------------------------
+
+    def _fxtie_changed(self, what: str, *, but_itself: bool = False) -> None:
+        """Tell the module whose graph this one's forward stands in."""
+        within = self.__dict__.get("_fxtie_within")
+        owner = None if within is None else within()
+        if owner is not None and not (but_itself and owner is self):
+            owner._fxtie_outdate(f"{type(self).__name__}: {what}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_fxtie_within" in self.__dict__ and _is_baked_in(self, name, value):
+            self._fxtie_changed(f"{name} was set")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._fxtie_changed(f"{name} was deleted")
+        super().__delattr__(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._fxtie_changed(f"{name} was added")
+        super().add_module(name, module)
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new_like, (self._fxtie_base, self._fxtie_class), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
+        state = dict(users() if users else self.__dict__)
+        state.pop("_fxtie_within", None)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = _new_like(self._fxtie_base, self._fxtie_class)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
+    def __copy__(self) -> Any:
+        new = _new_like(self._fxtie_base, self._fxtie_class)
+        new.__setstate__(self.__getstate__())
+        return new
+
+
+def _telling(register: Callable[..., Any]) -> Callable[..., Any]:
+    def register_hook(self: PathCopy, *args: Any, **kwargs: Any) -> Any:
+        self._fxtie_changed("a hook was registered", but_itself=True)  # its own call runs its hooks
+        return register(self, *args, **kwargs)
+
+    return register_hook
+
+
+for _name in (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+):
+    setattr(PathCopy, _name, _telling(getattr(nn.Module, _name)))
+
+
+def _is_baked_in(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether setting an attribute changes what a graph has taken for granted."""
+    members = module.__dict__
+    if name == "training" or name.startswith("_fxtie_") or name in vars(nn.Module):
+        return False
+    if name in module._parameters or name in module._buffers:
+        return value is None  # others are read by their name
+    if isinstance(value, nn.Module):
+        before = module._modules.get(name)
+        return before is None or "_fxtie_within" in before.__dict__
+    if name in members:
+        before = members[name]
+        return before is not value and (isinstance(value, Tensor) or bool(before != value))
+    default = getattr(type(module), name, None)
+    return default is not None and not hasattr(type(default), "__set__")
+
+
+class Outdated(UserWarning):
+    """A captured module has changed, so that it runs the forward that the user wrote."""
+
+
+def warn_outdated(reason: str) -> None:
+    warnings.warn(
+        f"{reason} after it was captured. From now on its own forward runs instead of the graph; "
+        f"tie the model again to have a graph of what it is now.",
+        Outdated,
+        stacklevel=5,
+    )
+
+
+# --- Classes ----------------------------------------------------------------------------------
+
+_classes: weakref.WeakKeyDictionary[type, dict[type, type[PathCopy]]] = weakref.WeakKeyDictionary()
+
+
+def user_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the user wrote: for a copy, that of the original."""
+    return type(module)._fxtie_class if isinstance(module, PathCopy) else type(module)
+
+
+def subclass(base: type[PathCopy], cls: type[nn.Module]) -> type[Any]:
+    """A class that looks like `cls` and behaves like `base`."""
+    bases = (base,) if cls is nn.Module else (base, cls)
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_fxtie_base": base,
+        "_fxtie_class": cls,
+    }
+    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
+
+
+def _new_like(base: type[PathCopy], cls: type[nn.Module]) -> Any:
+    return object.__new__(base._fxtie_of(cls))
+
+
+def become(module: nn.Module, base: type[PathCopy]) -> None:
+    """Give a copy, in place, a class made of `base` and its own."""
+    # Past a `__setattr__` of the user's, which may refuse it.
+    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module)))
+
+
+def user_members(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes, less those that capturing it as a region has added."""
+    members = dict(module.__dict__)
+    for name in (*members.get("_fxtie_added", ()), "_fxtie_within"):
+        members.pop(name, None)
+    return members
