@@ -133,9 +133,11 @@ def make_timm(name: str) -> Specimen:
     import_torchvision()
     import timm
 
-    model = timm.create_model(name)
+    # Its attention over 1024 x 1024 pixels takes more memory than most machines have.
+    options = {"img_size": 256} if name.startswith("samvit") else {}
+    model = timm.create_model(name, **options)
     about = model.pretrained_cfg
-    native = about["input_size"][-1]
+    native = options.get("img_size", about["input_size"][-1])
     smaller = [s for s in (64, 96, 128, 160, 192, 224, 256) if s < native]
     if about.get("fixed_input_size"):
         smaller = []
