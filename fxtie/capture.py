@@ -27,8 +27,9 @@ from fxtie.plan import Plan, plan
 from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
+from fxtie.stops import Stop
 from fxtie.tied import Derived, Source, TiedModule, Ties
-from fxtie.tracing import Stop, watching
+from fxtie.watching import watching
 
 
 def transform(
@@ -239,7 +240,7 @@ class _Capture:
         modules = dict(module.named_modules())
         kept_inside = {}
         for tracer in (train, evaluate):
-            self.used |= tracer.used
+            self.used |= tracer.reads.used
             for inner_name, kept in tracer.kept.items():
                 kept_inside[inner_name] = modules[inner_name]
                 full = _join(name, inner_name)

@@ -19,8 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.rules import transform_name
-from fxtie.tracing import Stop, Traced, TracedTensor, Tracer, strictly, without_random_numbers
+from fxtie.stops import Stop
+from fxtie.tracing import Traced, TracedTensor, Tracer, strictly
 from fxtie.transforms import Transform
+from fxtie.watching import without_random_numbers
 
 
 @dataclass(frozen=True)

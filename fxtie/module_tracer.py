@@ -30,21 +30,14 @@ from fxtie.branches import checked_outcome
 from fxtie.concrete import ConcreteTensors
 from fxtie.copied import user_class
 from fxtie.inference import is_tensor
-from fxtie.lowering import Lowered
 from fxtie.names import has_hooks
+from fxtie.reads import TensorReads
 from fxtie.region import Variant
 from fxtie.report import Kept
 from fxtie.side_effects import take_back, unchanged
-from fxtie.tied import Derived, Source
-from fxtie.tracing import (
-    CONSTANTS,
-    Stop,
-    Traced,
-    TracedTensor,
-    Tracer,
-    patched,
-    strictly,
-)
+from fxtie.stops import Stop
+from fxtie.tracing import CONSTANTS, Traced, Tracer, strictly
+from fxtie.watching import patched
 
 _T = TypeVar("_T", bound=Traced)
 
@@ -86,7 +79,7 @@ class ModuleTracer(Tracer):
     Attributes:
         switches: modules whose `training` flag was asked for.
         kept: opened modules that were rolled back to a call, by name.
-        used: the derived tensors that were read, by id.
+        reads: how stored tensors are read and derived ones made.
         inlined: modules whose forward stands in the graph, beside the root's.
         variant: the graph, with the arguments that it took for granted.
     """
@@ -97,15 +90,12 @@ class ModuleTracer(Tracer):
         super().__init__()
         self.training = training
         self.opened = opened
-        self.borrowed = borrowed
         self.switches: dict[nn.Module, None] = {}
         self.kept: dict[str, Kept] = {}
-        self.used: set[int] = set()
         self.inlined: dict[nn.Module, None] = {}
         self._defaults: dict[str, Any] = {}
         self._tensor_arguments: set[str] = set()
-        self._reads: dict[Any, Traced] = {}
-        self._derivations: dict[Any, Traced] = {}
+        self.reads = TensorReads(self, borrowed)
         self._moot: list[fx.Node] = []
         self._stack: dict[str, tuple[str, type]] = {}
         self._concrete = ConcreteTensors(self)
@@ -114,7 +104,7 @@ class ModuleTracer(Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         if "forward" in root.__dict__:
             raise Stop("has a forward that was replaced on the instance")
-        self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
+        self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensor_names: dict[int, str] = {}
         for name, tensor in itertools.chain(
             root.named_parameters(remove_duplicate=False),
@@ -131,8 +121,7 @@ class ModuleTracer(Tracer):
     def take_back_values(self, start: int = 0) -> bool:
         """Remove values from where they outlive the trace. Returns whether there were any."""
         if not start:
-            self._reads.clear()
-            self._derivations.clear()
+            self.reads.clear()
         return take_back(self._values[start:])
 
     @property
@@ -154,7 +143,7 @@ class ModuleTracer(Tracer):
 
         with (
             patched(nn.Module, "training", property(read_flag, write_flag)),
-            patched(tied, "reader", self.derive),
+            patched(tied, "reader", self.reads.derive),
         ):
             yield
 
@@ -237,10 +226,10 @@ class ModuleTracer(Tracer):
     # -- modules --------------------------------------------------------------------------------
 
     def covers(self, module: nn.Module) -> bool:
-        return module in self._paths
+        return module in self.paths
 
     def path_of_module(self, mod: nn.Module) -> str:
-        return self._paths[mod]
+        return self.paths[mod]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.opened or module_qualified_name in self.kept
@@ -248,7 +237,7 @@ class ModuleTracer(Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.is_elsewhere() or not self.covers(m):
             return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
-        name = self._paths[m]
+        name = self.paths[m]
         if not self.is_leaf_module(m, name):
             undo = self._checkpoint()
             outer, self.stopped = self.stopped, None
@@ -270,7 +259,7 @@ class ModuleTracer(Tracer):
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:
         """While it lasts, nodes belong to a call of `module`."""
-        path, outer = self._paths[module], self._stack
+        path, outer = self.paths[module], self._stack
         calls = self.num_calls[path] = self.num_calls.get(path, 0) + 1
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
         self._stack = {**outer, key: (path, user_class(module))}
@@ -310,9 +299,7 @@ class ModuleTracer(Tracer):
                     break
                 self.graph.erase_node(node)
                 erased.add(node)
-            for cache in (self._reads, self._derivations):
-                for key in [key for key, proxy in cache.items() if proxy.node in erased]:
-                    del cache[key]
+            self.reads.forget(erased)
             self.num_calls, self.kept, self.stopped = calls, kept, stopped
             self.inlined = inlined
             self._moot = [node for node in self._moot if node not in erased]
@@ -330,9 +317,9 @@ class ModuleTracer(Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> Traced:
-        return self._follow(super().proxy(node))
+        return self.follow(super().proxy(node))
 
-    def _follow(self, value: _T) -> _T:
+    def follow(self, value: _T) -> _T:
         """Remember a value, to find out whether it outlives the trace."""
         self._values.append(weakref.ref(value))
         return value
@@ -343,7 +330,7 @@ class ModuleTracer(Tracer):
         if isinstance(attr_val, torch.Tensor) and not self.is_elsewhere():
             name = self._tensor_names.get(id(attr_val))
             if name is not None:
-                return self._read(name, name, attr_val.shape)
+                return self.reads.read(name, name, attr_val.shape)
         return attr_val
 
     def record(
@@ -368,81 +355,6 @@ class ModuleTracer(Tracer):
             return getter(tensor)
         return self.create_proxy("call_function", getattr, (tensor, name), {})
 
-    def _read(self, key: Any, target: str, shape: torch.Size) -> Traced:
-        """A stored tensor: one `get_attr` for all its uses."""
-        if key not in self._reads:
-            node = self.create_node("get_attr", target, (), {})
-            self._reads[key] = self._follow(TracedTensor(node, self, shape))
-        return self._reads[key]
-
-    def derive(self, derived: Derived) -> Any:
-        """A derived tensor: its transform, inlined once, just before its first use."""
-        if self.is_elsewhere():
-            return derived.compute()
-        self.used.add(id(derived))
-        sources = [self._read_source(source, derived.stored) for source in derived.sources]
-        # The plan lowers equal transforms of equal shapes once, to one object.
-        key = (id(derived.transform), tuple(source.node for source in sources))
-        if key not in self._derivations:
-            value = self._apply(derived, [source.node for source in sources])
-            if value.meta.get("tie") == derived.name:
-                value.meta["derived"] = derived.name  # the result, not a step on the way to it
-            self._derivations[key] = self._follow(TracedTensor(value, self, derived.shape))
-        return self._derivations[key]
-
-    def _read_source(self, source: Source, stored: bool) -> Any:
-        owner, attr = source.owner, source.attr
-        if not stored and (self.covers(owner) or attr in getattr(owner, "_fxtie_derived", ())):
-            return getattr(owner, attr)
-        name = self._paths.get(owner)
-        if name is None:
-            name = self._borrow(owner, source.name.rpartition(".")[0])
-        tensor = owner._parameters.get(attr, owner._buffers.get(attr))
-        if tensor is not None:
-            past = "_fxtie_stored" if stored else ""  # past the derived attribute
-            target = ".".join(filter(None, (name, past, attr)))
-            return self._read((id(owner), attr), target, tensor.shape)
-        # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
-        module = self._read((id(owner), None), name, torch.Size())
-        return self.create_proxy("call_function", getattr, (module, attr), {})
-
-    def _borrow(self, module: nn.Module, name: str) -> str:
-        """The attribute by which the region refers to a module outside of it."""
-        attribute = "_borrowed_" + name.replace(".", "_")
-        while self.borrowed.setdefault(attribute, module) is not module:
-            attribute += "_"
-        return attribute
-
-    def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
-        transform = derived.transform
-        name = derived.name.replace(".", "_")
-        if isinstance(transform, Lowered):
-            return self._inline(transform.graph, derived, sources)
-        if isinstance(transform, nn.Module):
-            path = self._paths.get(transform) or self._borrow(transform, name)
-            node = self.create_node("call_module", path, tuple(sources), {}, name)
-        else:
-            node = self.create_node("call_function", transform, tuple(sources), {}, name)
-        node.meta["tie"] = derived.name
-        return node
-
-    def _inline(self, graph: fx.Graph, derived: Derived, sources: list[fx.Node]) -> fx.Node:
-        env: dict[fx.Node, fx.Node] = {}
-        free = iter(sources)
-        (result,) = graph.output_node().args
-        for node in graph.nodes:
-            if node.op == "placeholder":
-                env[node] = next(free)
-            elif node.op != "output":
-                name = derived.name.replace(".", "_") if node is result else None
-                args = fx.node.map_arg(node.args, env.__getitem__)
-                kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
-                copied = self.create_node(node.op, node.target, args, kwargs, name)
-                copied.meta["tie"] = derived.name
-                env[node] = copied
-        assert isinstance(result, fx.Node)
-        return env[result]
-
     # -- arguments ------------------------------------------------------------------------------
 
     def create_other_arg(self, a: Any) -> Any:
@@ -457,11 +369,11 @@ class ModuleTracer(Tracer):
                 name = f"_tensor_constant{len(self.tensor_attrs)}"
                 self.tensor_attrs[a] = name
                 self.root.__dict__[name] = a
-            return self._read(name, name, a.shape).node
+            return self.reads.read(name, name, a.shape).node
         if isinstance(a, nn.Module):
             if not self.covers(a):
                 raise Stop(f"passes on a module that is not part of it ({type(a).__name__})")
-            return self.create_node("get_attr", self._paths[a], (), {})
+            return self.create_node("get_attr", self.paths[a], (), {})
         if isinstance(a, dict) and type(a) is not dict:
             # Its class matters to the caller: OrderedDict, or the output classes of transformers.
             if isinstance(a, collections.defaultdict):

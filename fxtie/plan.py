@@ -21,7 +21,7 @@ from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
 from fxtie.show.text import human_count
-from fxtie.tracing import watching
+from fxtie.watching import watching
 
 
 @dataclass(frozen=True)

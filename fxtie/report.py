@@ -14,7 +14,7 @@ from torch import nn
 
 from fxtie.copied import user_class
 from fxtie.errors import FxtieError
-from fxtie.tracing import Stop
+from fxtie.stops import Stop
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan

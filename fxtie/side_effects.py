@@ -17,7 +17,9 @@ from typing import Any
 from torch import nn
 
 from fxtie.copied import user_class
-from fxtie.tracing import Stop, Traced, without_random_numbers
+from fxtie.stops import Stop
+from fxtie.tracing import Traced
+from fxtie.watching import without_random_numbers
 
 
 @contextlib.contextmanager
