@@ -1,7 +1,7 @@
 """Checks of what users pass to constructors.
 
 In: any value. Out: the value as the type that was asked for, or a ValueError that says where.
-Called by `transforms.py` and `learned.py`.
+Called by the files of `transforms/`.
 """
 
 from __future__ import annotations
