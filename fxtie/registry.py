@@ -1,7 +1,7 @@
 """Transforms by name: what lets a rule file be data and not code.
 
-In: a transform, or its JSON description (a *spec*). Out: the other of the two. Called by
-the files of `transforms/`, which enter the ready-made ones, by `rule_reader.py` and `rule_writer.py`, and by
+In: a transform, or its JSON description (a *spec*). Out: the other of the two. Called by the files
+of `transforms/`, which enter the ready-made ones, by `rule_reader.py` and `rule_writer.py`, and by
 users for their own. Reading a spec looks names up in a table and calls what was entered there:
 nothing is imported, evaluated or unpickled.
 """
