@@ -14,6 +14,7 @@ from fxtie.registry import register
 from fxtie.report import Report, report
 from fxtie.rule_files import dump_rules, load_rules
 from fxtie.rules import Rule, Tie
+from fxtie.suggest import Suggestion, Suggestions, suggest
 from fxtie.transforms import same
 from fxtie.verify import VerificationError, verify
 
@@ -29,6 +30,8 @@ __all__ = [
     "Report",
     "Rule",
     "RuleError",
+    "Suggestion",
+    "Suggestions",
     "Tie",
     "VerificationError",
     "derive_once",
@@ -44,6 +47,7 @@ __all__ = [
     "report",
     "same",
     "save",
+    "suggest",
     "transform",
     "transforms",
     "untied_state_dict",

@@ -47,8 +47,13 @@ class Kept:
             file, line = code.co_filename, code.co_firstlineno
         return cls(name, user_class(module).__name__, str(stop), file, line)
 
+    @property
+    def place(self) -> str:
+        """File and line of the statement; empty if they are not known."""
+        return f"{self.file}:{self.line}" if self.file else ""
+
     def __str__(self) -> str:
-        where = f" ({self.file}:{self.line})" if self.file else ""
+        where = self.place and f" ({self.place})"
         return f"{self.name or 'the root'}: {self.type} {self.reason}{where}"
 
 
@@ -113,12 +118,18 @@ class Report:
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        rows = [(name or "(root)", "region", "captured as one graph") for name in self.region_names]
-        rows += [(k.name or "(root)", "kept", f"{k.reason}\n{k.file}:{k.line}") for k in self.kept]
+        # What was not captured comes first.
+        rows = [
+            (k.name or "(root)", "kept", "\n".join(filter(None, (k.reason, k.place))))
+            for k in self.kept
+        ]
         rows += [(name, "unused", "read by no forward") for name in self.unused]
         rows += [
             (name, "derived", f"{distance:.1%} away from the checkpoint's value")
             for name, distance in self.distances.items()
+        ]
+        rows += [
+            (name or "(root)", "region", "captured as one graph") for name in self.region_names
         ]
         table = tabulate(rows, ("module", "form", "remark"), disable_numparse=True)
         return f"{self.summary()}\n{self.bytes_saved:,} bytes of parameters saved\n{table}"

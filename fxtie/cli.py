@@ -1,0 +1,274 @@
+"""The command line: `fxtie plan|diff|report|suggest MODEL ...`.
+
+In: arguments. Out: text or JSON on standard output, files where asked for, an exit code. Called as
+`fxtie` and as `python -m fxtie`.
+
+A model is built on the meta device: nothing here needs values, but for how alike weights are. So a
+model of any size is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie.capture import transform
+from fxtie.diff import diff
+from fxtie.errors import FxtieError, closest
+from fxtie.plan import Plan, plan
+from fxtie.report import Report, report
+from fxtie.rule_files import dump_rules, load_rules
+from fxtie.rules import Rule, Tie, transform_name
+from fxtie.suggest import suggest
+
+_EPILOG = """\
+examples:
+  fxtie suggest torchvision.models:resnet50 -o rules.toml
+  fxtie plan torchvision.models:resnet50 --rules rules.toml
+  fxtie diff my_package.nets:build --kwargs '{"depth": 12}' --rules rules.toml --html diff.html
+
+exit codes: 0, 1 if the rules don't fit the model, 2 for wrong usage
+"""
+
+
+class UsageError(Exception):
+    """Arguments that name nothing that can be used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Example:
+        >>> main(["suggest", "torch.nn:LSTM", "--kwargs", '{"input_size": 2, "hidden_size": 3}'])
+        no two layers go together: nothing to suggest
+        0
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said why
+        return 0 if stop.code is None else int(stop.code)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads this, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # the end of the line: every error is told, in words or in full
+        if arguments.debug:
+            traceback.print_exception(error)
+        else:
+            print(f"fxtie: {_told(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError | OSError) else 1
+    return 0
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, FxtieError | UsageError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return (
+        f"{type(error).__name__}: {error}\nIt was not expected; --debug shows where it comes from."
+    )
+
+
+# -- arguments ------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fxtie",
+        description="Tensors of a PyTorch model as functions of other tensors of the same model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for run, help in (
+        (_plan, "what the rules resolve to: each tie, and what it saves"),
+        (_diff, "what tying changes in the graph"),
+        (_report, "what tying does: captured graphs, modules that were kept and why"),
+        (_suggest, "which layers could be tied"),
+    ):
+        name = run.__name__.removeprefix("_")
+        command = commands.add_parser(name, help=help, description=f"Shows {help}.")
+        command.set_defaults(run=run, rules=None)
+        _add_arguments(command)
+        if run is _suggest:
+            command.add_argument(
+                "-o", "--output", metavar="FILE", help="write the rules, as .toml or .json"
+            )
+        else:
+            command.add_argument(
+                "--rules", required=True, metavar="FILE", help="the rules, as .toml or .json"
+            )
+    return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:callable that gives the model, such as torchvision.models:resnet50; "
+        "modules of the current directory are found too",
+    )
+    command.add_argument(
+        "--kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="keyword arguments of the callable, such as '{\"num_classes\": 10}'",
+    )
+    command.add_argument(
+        "--values",
+        action="store_true",
+        help="build the model with its values; by default its tensors have but shapes. Slower; "
+        "`suggest` then tells how alike the weights are",
+    )
+    command.add_argument("--html", metavar="FILE", help="write a page with the picture as well")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    command.add_argument("--debug", action="store_true", help="show where an error comes from")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, as {{}} is")
+    return data
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def _model_and_rules(arguments: argparse.Namespace) -> tuple[nn.Module, list[Rule | Tie]]:
+    """The model, and the rules if there are any; without values where that works."""
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is ours
+        found = _imported(arguments.model)
+
+        def make() -> tuple[nn.Module, list[Rule | Tie]]:
+            rules = [] if arguments.rules is None else load_rules(arguments.rules)
+            return _model(arguments.model, found, arguments.kwargs), rules
+
+        if not arguments.values:
+            # Some models need values to be built. If it is something else, the second try says so.
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on weights that are not loaded
+                with torch.device("meta"):
+                    return make()
+        return make()
+
+
+def _imported(name: str) -> Any:
+    """What `package.module:callable` names."""
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise UsageError(
+            f"MODEL is package.module:callable, such as torchvision.models:resnet50, not {name!r}."
+        )
+    if os.getcwd() not in sys.path:  # as `python -m` does
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # any code may run there
+        raise UsageError(
+            f"The module {module_name!r} can't be imported: {type(error).__name__}: {error}"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"There is no {part!r} in {module_name!r}.{closest(part, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def _model(name: str, found: Any, kwargs: dict[str, Any]) -> nn.Module:
+    if isinstance(found, nn.Module) and not kwargs:
+        return found
+    try:
+        model = found(**kwargs)
+    except Exception as error:  # any code may run there
+        raise UsageError(
+            f"{name} can't be called with {kwargs}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} gives no torch.nn.Module, but {type(model).__name__}.")
+    return model
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    found = plan(*_model_and_rules(arguments))
+    _show(arguments, found, _plan_data(found))
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    model, rules = _model_and_rules(arguments)
+    found = diff(model, transform(model, rules))
+    _show(arguments, found, found.to_dict())
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    found = report(transform(*_model_and_rules(arguments)))
+    _show(arguments, found, _report_data(found))
+
+
+def _suggest(arguments: argparse.Namespace) -> None:
+    model, _ = _model_and_rules(arguments)
+    found = suggest(model)
+    if arguments.output is not None:
+        dump_rules(found.rules, arguments.output)
+    picture = None if arguments.html is None else plan(model, found.rules)
+    _show(arguments, found, found.to_dict(), picture)
+
+
+def _show(
+    arguments: argparse.Namespace, found: Any, data: dict[str, Any], picture: Any = None
+) -> None:
+    """Print what was found; draw it, or another picture of it, if asked to."""
+    if arguments.html is not None:
+        (picture or found).html(arguments.html)
+    print(json.dumps(data, indent=2) if arguments.json else found)
+
+
+def _plan_data(plan: Plan) -> dict[str, Any]:
+    return {
+        "parameters": {"before": plan.parameters, "after": plan.parameters_after},
+        "ties": [
+            {
+                "target": step.tie.target,
+                "sources": list(step.tie.sources),
+                "transform": transform_name(step.tie.transform),
+                "shape": list(step.spec.shape),
+                "dtype": str(step.spec.dtype).removeprefix("torch."),
+                "saved": step.saved,
+            }
+            for step in plan.steps
+        ],
+    }
+
+
+def _report_data(report: Report) -> dict[str, Any]:
+    return {
+        **_plan_data(report.plan),
+        "bytes_saved": report.bytes_saved,
+        "regions": list(report.region_names),
+        "kept": [asdict(kept) for kept in report.kept],
+        "unused": list(report.unused),
+    }
