@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -19,92 +20,12 @@ from fxtie.capture import untied_graphs
 from fxtie.errors import FxtieError
 from fxtie.matching import Matching, match_graphs
 from fxtie.report import Report
+from fxtie.show.diff_page import diff_page
+from fxtie.show.layers import LayerDiff, RegionDiff
 from fxtie.show.nodes import NodeInfo, module_text, node_info
+from fxtie.show.page import notebook_html, write_page
+from fxtie.show.shapes import node_values
 from fxtie.show.text import count, diff_text, human_count
-
-
-@dataclass(frozen=True)
-class Line:
-    """One node in a diff.
-
-    Attributes:
-        mark: `-` removed, `+` added, a blank for context. A changed node has one line of each.
-        op: the node's opcode.
-        name: its name.
-        target: what it calls or reads.
-        args: its arguments, as text.
-    """
-
-    mark: str
-    op: str
-    name: str
-    target: str
-    args: str
-
-
-@dataclass(frozen=True)
-class LayerDiff:
-    """What changed in one layer.
-
-    Attributes:
-        name: the layer's dotted name, empty for the root.
-        lines: its nodes in order, unchanged ones too.
-    """
-
-    name: str
-    lines: tuple[Line, ...]
-
-    @property
-    def changed(self) -> bool:
-        """Whether any of its nodes did."""
-        return any(line.mark != " " for line in self.lines)
-
-
-@dataclass(frozen=True)
-class RegionDiff:
-    """Two graphs of one module, node by node.
-
-    Attributes:
-        name: the module's dotted name, empty for the root.
-        before: the nodes of the graph before, in order.
-        after: the nodes of the graph after.
-        matched: names of nodes before -> names of the same nodes after.
-        changed: names of matched nodes (after) whose arguments or modules differ.
-    """
-
-    name: str
-    before: tuple[NodeInfo, ...]
-    after: tuple[NodeInfo, ...]
-    matched: dict[str, str] = field(repr=False)
-    changed: frozenset[str] = frozenset()
-
-    @functools.cached_property
-    def layers(self) -> tuple[LayerDiff, ...]:
-        """All layers of both graphs, changed or not, in the order of the forward."""
-        old, new = _by_layer(self.before), _by_layer(self.after)
-        return tuple(
-            LayerDiff(name, tuple(self._lines(old.get(name, []), new.get(name, []))))
-            for name in _merged_order(list(old), list(new))
-        )
-
-    def _lines(self, old: list[NodeInfo], new: list[NodeInfo]) -> Iterator[Line]:
-        """The nodes of one layer, each pair of matched ones where the later one stands."""
-        pending = iter(new)
-        for node in old:
-            partner = self.matched.get(node.name)
-            if partner is not None:
-                for other in pending:
-                    if other.name == partner:
-                        break
-                    yield _line("+", other)
-                if partner in self.changed:
-                    yield from _changed_lines(node, other)
-                else:
-                    yield _line(" ", other)
-            else:
-                yield _line("-", node)
-        for other in pending:
-            yield _line("+", other)
 
 
 @dataclass(frozen=True)
@@ -118,6 +39,7 @@ class GraphDiff:
         codes: the generated forwards before and after, one pair per region.
         unseen: derived tensors that appear in no graph, since the modules that read them run the
             forward that the user wrote.
+        ties: each derived tensor, with the tensors that it is derived from.
     """
 
     regions: tuple[RegionDiff, ...]
@@ -125,6 +47,7 @@ class GraphDiff:
     bytes: tuple[int, int]
     codes: tuple[tuple[str, str], ...] = field(repr=False, default=())
     unseen: tuple[str, ...] = ()
+    ties: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False, default=())
 
     @functools.cached_property
     def layers(self) -> tuple[LayerDiff, ...]:
@@ -188,11 +111,22 @@ class GraphDiff:
             "unseen": list(self.unseen),
         }
 
+    def html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that shows both graphs side by side: one file, which needs no network.
+
+        Raises:
+            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
+        """
+        write_page(diff_page(self), path)
+
+    def _repr_html_(self) -> str:
+        return notebook_html(lambda: diff_page(self), str(self))
+
     def __str__(self) -> str:
         return diff_text(self)
 
 
-def diff(before: nn.Module, after: nn.Module) -> GraphDiff:
+def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> GraphDiff:
     """What changed from one module to another.
 
     Nodes are matched by where they come from (layer, then what they do), so a node that is
@@ -202,10 +136,12 @@ def diff(before: nn.Module, after: nn.Module) -> GraphDiff:
         before: the model before: plain, tied or a GraphModule.
         after: the model after: the result of `transform`, or any GraphModule. Of a model with
             one graph for training and one for evaluation, that of the current mode is compared.
+        *args, **kwargs: inputs of the forward, to show the shapes of all values. They are found
+            on fake tensors: nothing is computed. Without inputs, only stored tensors have shapes.
 
     Raises:
         FxtieError: if there is no graph to compare: `after` is neither tied nor a GraphModule, or
-            `before` is a module that can't be traced.
+            `before` is a module that can't be traced. If the inputs don't fit.
 
     Example:
         >>> import fxtie, torch
@@ -216,15 +152,22 @@ def diff(before: nn.Module, after: nn.Module) -> GraphDiff:
     """
     before, after = (_uncompiled(module) for module in (before, after))
     pairs = [] if before is after else list(_graph_pairs(before, after))
+    values: dict[fx.Node, Any] = {}
+    if args or kwargs:
+        values |= node_values(before, {name: old for name, old, _ in pairs}, args, kwargs)
+        values |= node_values(after, {name: new for name, _, new in pairs}, args, kwargs)
     regions = []
     for name, old, new in pairs:
-        regions.append(_region(name, (old, _within(before, name)), (new, _within(after, name))))
+        sides = (old, _within(before, name)), (new, _within(after, name))
+        regions.append(_region(name, *sides, values))
+    report = vars(after).get("_fxtie_report") if pairs else None
     return GraphDiff(
         tuple(regions),
         (_parameters(before), _parameters(after)),
         (_bytes(before), _bytes(after)),
         tuple((_code(old), _code(new)) for _, old, new in pairs),
-        _unseen(after) if pairs else (),
+        _unseen(report) if isinstance(report, Report) else (),
+        _ties(report) if isinstance(report, Report) else (),
     )
 
 
@@ -296,11 +239,12 @@ def _traced(model: nn.Module, like: fx.Graph) -> fx.Graph:
         ) from error
 
 
-def _unseen(after: nn.Module) -> tuple[str, ...]:
+def _ties(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((tie.target, tie.sources) for tie in report.plan.ties)
+
+
+def _unseen(report: Report) -> tuple[str, ...]:
     """Derived tensors of modules that were kept."""
-    report = vars(after).get("_fxtie_report")
-    if not isinstance(report, Report):
-        return ()
     kept = {module.name for module in report.kept}
     return tuple(name for name in report.targets if name.rpartition(".")[0] in kept)
 
@@ -308,7 +252,9 @@ def _unseen(after: nn.Module) -> tuple[str, ...]:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def _region(name: str, before: Side, after: Side) -> RegionDiff:
+def _region(
+    name: str, before: Side, after: Side, values: Mapping[fx.Node, Any] | None = None
+) -> RegionDiff:
     (old, old_owner), (new, new_owner) = before, after
     matching = match_graphs(old, new, name)
     changed = frozenset(
@@ -319,15 +265,22 @@ def _region(name: str, before: Side, after: Side) -> RegionDiff:
     matched = {a.name: b.name for a, b in matching.pairs.items()}
     return RegionDiff(
         name,
-        _infos(old, old_owner, matching),
-        _infos(new, new_owner, matching),
+        _infos(old, old_owner, matching, values or {}),
+        _infos(new, new_owner, matching, values or {}),
         matched,
         changed,
     )
 
 
-def _infos(graph: fx.Graph, owner: nn.Module | None, matching: Matching) -> tuple[NodeInfo, ...]:
-    return tuple(node_info(node, owner, matching.layers[node]) for node in graph.nodes)
+def _infos(
+    graph: fx.Graph,
+    owner: nn.Module | None,
+    matching: Matching,
+    values: Mapping[fx.Node, Any],
+) -> tuple[NodeInfo, ...]:
+    return tuple(
+        node_info(node, owner, matching.layers[node], values.get(node)) for node in graph.nodes
+    )
 
 
 def _same_module(a: fx.Node, before: Any, b: fx.Node, after: Any) -> bool:
@@ -353,35 +306,3 @@ def _bytes(module: nn.Module | None) -> int:
 
 def _code(graph: fx.Graph) -> str:
     return graph.python_code("self").src
-
-
-def _by_layer(nodes: tuple[NodeInfo, ...]) -> dict[str, list[NodeInfo]]:
-    layers: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        layers.setdefault(node.layer, []).append(node)
-    return layers
-
-
-def _merged_order(old: list[str], new: list[str]) -> Iterator[str]:
-    """The layers of both, each once, in an order that fits both."""
-    position = {name: i for i, name in enumerate(new)}
-    done = 0
-    for name in old:
-        if name not in position:
-            yield name
-        elif position[name] >= done:
-            yield from new[done : position[name] + 1]
-            done = position[name] + 1
-    yield from new[done:]
-
-
-def _line(mark: str, node: NodeInfo) -> Line:
-    return Line(mark, node.op, node.name, node.target, node.args)
-
-
-def _changed_lines(before: NodeInfo, after: NodeInfo) -> Iterator[Line]:
-    for mark, node in (("-", before), ("+", after)):
-        line = _line(mark, node)
-        if before.module != after.module:
-            line = replace(line, target=f"{node.target}: {node.module}")
-        yield line

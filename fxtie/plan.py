@@ -6,6 +6,7 @@ model. Nothing of the model's forward runs. Called by users and by `capture.tran
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,9 @@ from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
 from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
-from fxtie.show.text import human_count
+from fxtie.show.page import notebook_html, write_page
+from fxtie.show.text import count, human_count
+from fxtie.show.tie_page import plan_page
 from fxtie.watching import watching
 
 
@@ -39,6 +42,11 @@ class Step:
     spec: Spec
     saved: int
     lowered: Lowered | Opaque | nn.Module
+
+    @property
+    def transform_name(self) -> str:
+        """How the transform is shown in tables."""
+        return transform_name(self.tie.transform)
 
     def __getstate__(self) -> dict[str, Any]:
         """A lambda can't be pickled; what was made of it can."""
@@ -78,25 +86,36 @@ class Plan:
         """The total, as one line."""
         return f"{count(len(self.steps), 'tie')}, {parameter_change(self)}"
 
-    def __str__(self) -> str:
-        rows = [
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """What `print` shows, as headers and rows of text."""
+        rows: list[tuple[str, ...]] = [
             (
                 step.tie.target,
                 ", ".join(step.tie.sources) or "-",
-                transform_name(step.tie.transform),
+                step.transform_name,
                 "x".join(map(str, step.spec.shape)) or "scalar",
                 f"{step.saved:,}",
             )
             for step in self.steps
         ]
-        headers = ("target", "sources", "transform", "shape", "saved")
+        return ("target", "sources", "transform", "shape", "saved"), rows
+
+    def html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page with a picture of which layer feeds which: one file, without network.
+
+        Raises:
+            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
+        """
+        write_page(plan_page(self), path)
+
+    def _repr_html_(self) -> str:
+        return notebook_html(lambda: plan_page(self), str(self))
+
+    def __str__(self) -> str:
+        headers, rows = self.table()
         align = ("left", "left", "left", "left", "right")
         table = tabulate(rows, headers, colalign=align, disable_numparse=True)
         return f"{table}\n{self.summary()}"
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def parameter_change(plan: Plan) -> str:

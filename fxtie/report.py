@@ -5,6 +5,7 @@ In: the plan and what the capture noted. Out: `Report`. Called by users as `fxti
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from torch import nn
 
 from fxtie.copied import user_class
 from fxtie.errors import FxtieError
+from fxtie.show.page import notebook_html, write_page
+from fxtie.show.text import count
+from fxtie.show.tie_page import report_page
 from fxtie.stops import Stop
 
 if TYPE_CHECKING:
@@ -105,7 +109,7 @@ class Report:
 
     def summary(self) -> str:
         """One line for a log."""
-        from fxtie.plan import count, parameter_change
+        from fxtie.plan import parameter_change
 
         parts = [
             parameter_change(self.plan),
@@ -117,9 +121,9 @@ class Report:
             parts.append(f"{len(self.unused)} unused")
         return ", ".join(parts)
 
-    def __str__(self) -> str:
-        # What was not captured comes first.
-        rows = [
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """What `print` shows, as headers and rows of text; what was not captured comes first."""
+        rows: list[tuple[str, ...]] = [
             (k.name or "(root)", "kept", "\n".join(filter(None, (k.reason, k.place))))
             for k in self.kept
         ]
@@ -131,7 +135,22 @@ class Report:
         rows += [
             (name or "(root)", "region", "captured as one graph") for name in self.region_names
         ]
-        table = tabulate(rows, ("module", "form", "remark"), disable_numparse=True)
+        return ("module", "form", "remark"), rows
+
+    def html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page with the report and a picture of its ties: one file, without network.
+
+        Raises:
+            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
+        """
+        write_page(report_page(self), path)
+
+    def _repr_html_(self) -> str:
+        return notebook_html(lambda: report_page(self), str(self))
+
+    def __str__(self) -> str:
+        headers, rows = self.table()
+        table = tabulate(rows, headers, disable_numparse=True)
         return f"{self.summary()}\n{self.bytes_saved:,} bytes of parameters saved\n{table}"
 
 

@@ -48,15 +48,17 @@ class NodeInfo:
     source: str = ""
 
 
-def node_info(node: fx.Node, owner: nn.Module | None, layer: str) -> NodeInfo:
+def node_info(node: fx.Node, owner: nn.Module | None, layer: str, value: Any = None) -> NodeInfo:
     """Describe a node.
 
     Args:
         owner: the module that its graph is of, if it is at hand.
+        value: what it gives, or a fake tensor like that; otherwise its `meta` may tell.
     """
     args = [arguments_text(arg, str) for arg in node.args]
     args += [f"{key}={arguments_text(value, str)}" for key, value in node.kwargs.items()]
-    value = node.meta.get("val", node.meta.get("tensor_meta"))
+    if value is None:
+        value = node.meta.get("val", node.meta.get("tensor_meta"))
     module, parameters = "", 0
     if owner is not None and node.op in ("call_module", "get_attr"):
         found = _resolve(owner, str(node.target))

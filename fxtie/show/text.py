@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from fxtie.show.layers import LayerDiff, Line
+
 if TYPE_CHECKING:
-    from fxtie.diff import GraphDiff, LayerDiff, Line
+    from fxtie.diff import GraphDiff
 
 _COLOURS = {"-": "\033[31m", "+": "\033[32m"}
 _BOLD, _RESET = "\033[1m", "\033[0m"
@@ -44,7 +46,7 @@ def diff_text(diff: GraphDiff) -> str:
     """
     colour = wants_colour()
     parts = []
-    for layers in _alike(diff.layers):
+    for layers in alike(diff.layers):
         title = layers[0].name or "(root)"
         parts.append(f"{_BOLD}{title}{_RESET}" if colour else title)
         parts[-1] += f"\n{_table(layers[0], colour)}"
@@ -82,8 +84,6 @@ def _table(layer: LayerDiff, colour: bool) -> str:
 
 def _with_context(lines: Sequence[Line]) -> Iterator[Line]:
     """The lines that changed and a few around them, with `…` for what is left out."""
-    from fxtie.diff import Line
-
     near = {
         j
         for i, line in enumerate(lines)
@@ -105,7 +105,7 @@ def _with_context(lines: Sequence[Line]) -> Iterator[Line]:
 # -- folding what repeats -------------------------------------------------------------------------
 
 
-def _alike(layers: Sequence[LayerDiff]) -> list[list[LayerDiff]]:
+def alike(layers: Sequence[LayerDiff]) -> list[list[LayerDiff]]:
     """Layers grouped by what changed in them, up to the indices in names."""
     groups: dict[object, list[LayerDiff]] = {}
     for layer in layers:
@@ -116,7 +116,7 @@ def _alike(layers: Sequence[LayerDiff]) -> list[list[LayerDiff]]:
 def _change(layer: LayerDiff) -> object:
     def without_indices(text: str) -> str:
         # Names only: `(1, 1)`, `torch.float16` and the like must not differ.
-        return re.sub(r"(?<![\w.'\"])[A-Za-z_]\w*", lambda name: _unnumbered(name[0]), text)
+        return re.sub(r"(?<![\w.'\"])[A-Za-z_]\w*", lambda name: unnumbered(name[0]), text)
 
     lines = [
         (
@@ -130,7 +130,7 @@ def _change(layer: LayerDiff) -> object:
     return re.sub(r"\d+", "#", layer.name), tuple(lines)
 
 
-def _unnumbered(name: str) -> str:
+def unnumbered(name: str) -> str:
     return re.sub(r"\d+", "#", re.sub(r"_\d+$", "", name))
 
 
