@@ -7,9 +7,17 @@ a run that succeeds, so a trace may go on there. Called by `module_tracer.py`.
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
+from collections.abc import Iterator
 from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fxtie.watching import patched
 
 _JUMPS = ("POP_JUMP_IF_", "POP_JUMP_FORWARD_IF_", "POP_JUMP_BACKWARD_IF_")
 _PURE = (
@@ -102,3 +110,26 @@ def _instructions(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]
     ]
     at = {instruction.offset: n for n, instruction in enumerate(instructions)}
     return instructions, at
+
+
+@contextlib.contextmanager
+def without_rank_checks() -> Iterator[None]:
+    """While it lasts, torch's own norms don't check ranks.
+
+    A trace drops these checks in any case; recording them first takes a tenth of its time.
+    """
+    with contextlib.ExitStack() as stack:
+        for owner in _RANK_CHECKED:
+            stack.enter_context(patched(owner, "_check_input_dim", _unchecked))
+        yield
+
+
+def _unchecked(module: nn.Module, input: Any) -> None:
+    pass
+
+
+_RANK_CHECKED = tuple(
+    cls
+    for cls in vars(nn).values()
+    if isinstance(cls, type) and issubclass(cls, _NormBase) and "_check_input_dim" in vars(cls)
+)

@@ -168,8 +168,9 @@ class _Capture:
         """Replace a stored tensor of a path copy by a derived attribute."""
         members = owner.__dict__
         # `materialize` puts the tensor back in its place.
-        members.setdefault("_fxtie_order", (tuple(owner._parameters), tuple(owner._buffers)))
-        members["_fxtie_derived"] = {**members.get("_fxtie_derived", {}), attr: derived}
+        if "_fxtie_order" not in members:
+            members["_fxtie_order"] = (tuple(owner._parameters), tuple(owner._buffers))
+        members.setdefault("_fxtie_derived", {})[attr] = derived
         if derived.stored:
             return
         dropped = (owner._parameters.pop(attr, None), owner._buffers.pop(attr, None))

@@ -68,9 +68,17 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
     for name, value in module.__dict__.items():
         if name == "_modules":
             found += [child for child in value.values() if child is not None]
-        elif name not in _NO_REFERENCES and (type(value) not in _DICTS or value):
+        elif name not in _NO_REFERENCES and not _is_bare(value):
             look(value)
     yield from found
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether a value refers to nothing, told in less time than looking into it takes."""
+    kind = type(value)
+    if kind in _DICTS:
+        return not value
+    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
 
 
 class _Rewiring:

@@ -26,7 +26,7 @@ import torch
 from torch import fx, nn
 
 from fxtie import tied
-from fxtie.branches import checked_outcome
+from fxtie.branches import checked_outcome, without_rank_checks
 from fxtie.concrete import ConcreteTensors
 from fxtie.copied import user_class
 from fxtie.inference import is_tensor
@@ -100,6 +100,7 @@ class ModuleTracer(Tracer):
         self._stack: dict[str, tuple[str, type]] = {}
         self._concrete = ConcreteTensors(self)
         self._values: list[weakref.ref[Traced]] = []
+        self._entered: list[str] = []  # paths of modules, in the order of their calls
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         if "forward" in root.__dict__:
@@ -144,6 +145,7 @@ class ModuleTracer(Tracer):
         with (
             patched(nn.Module, "training", property(read_flag, write_flag)),
             patched(tied, "reader", self.reads.derive),
+            without_rank_checks(),
         ):
             yield
 
@@ -261,6 +263,7 @@ class ModuleTracer(Tracer):
         """While it lasts, nodes belong to a call of `module`."""
         path, outer = self.paths[module], self._stack
         calls = self.num_calls[path] = self.num_calls.get(path, 0) + 1
+        self._entered.append(path)
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
         self._stack = {**outer, key: (path, user_class(module))}
         try:
@@ -288,9 +291,9 @@ class ModuleTracer(Tracer):
     def _checkpoint(self) -> Callable[[], None]:
         """A function that takes back everything recorded from now on."""
         last = next(reversed(self.graph.nodes), None)
-        calls, kept, stopped = dict(self.num_calls), dict(self.kept), self.stopped
-        inlined = dict(self.inlined)
-        values = len(self._values)
+        # Lengths of what grows with the model: copies would make the trace quadratic.
+        entered, inlined, values = len(self._entered), len(self.inlined), len(self._values)
+        kept, stopped = dict(self.kept), self.stopped
 
         def undo() -> None:
             erased = set()
@@ -300,8 +303,11 @@ class ModuleTracer(Tracer):
                 self.graph.erase_node(node)
                 erased.add(node)
             self.reads.forget(erased)
-            self.num_calls, self.kept, self.stopped = calls, kept, stopped
-            self.inlined = inlined
+            self.kept, self.stopped = kept, stopped
+            while len(self._entered) > entered:
+                self.num_calls[self._entered.pop()] -= 1
+            while len(self.inlined) > inlined:
+                self.inlined.popitem()
             self._moot = [node for node in self._moot if node not in erased]
             self._concrete.forget(erased)
             take_back(self._values[values:])

@@ -10,7 +10,7 @@ Gradients gather on the leaves and go back through the transforms once, at exit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,25 @@ class _Value:
                 )
 
 
+class _Values:
+    """All values of the block, as the graphs of regions read them: checked once a call.
+
+    Args:
+        named: the values, by the names of the derived tensors.
+    """
+
+    def __init__(self, named: Mapping[str, _Value]) -> None:
+        self.leaves = {name: value.leaf for name, value in named.items()}
+        # Many values have a source in common: for each source, one value that checks it.
+        by_guard = {id(g.tensor): value for value in named.values() for g in value.guards}
+        self.checks = tuple(dict.fromkeys(by_guard.values()))
+
+    def __call__(self) -> Mapping[str, torch.Tensor]:
+        for check in self.checks:
+            check()
+        return self.leaves
+
+
 @dataclass(frozen=True, eq=False)
 class _Guard:
     name: str
@@ -126,7 +145,9 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     if any(owner._fxtie_once for owner in owners):
         raise FxtieError("derive_once is already in force for this model.")
     regions = [owner for owner in owners if isinstance(owner, Region)]
-    values = _compute(owners)
+    named = _compute(owners)
+    values = list(dict.fromkeys(named.values()))
+    read = _Values(named)
     guarded = {id(guard.tensor) for value in values for guard in value.guards}
 
     def refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -135,6 +156,7 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
 
     hook = register_optimizer_step_pre_hook(refuse_step)
     for region in regions:
+        region.__dict__["_fxtie_read_once"] = read
         region._fxtie_derive_inline(False)
     try:
         yield
@@ -146,6 +168,7 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
             value.is_open = False
         for region in regions:
             region._fxtie_derive_inline(True)
+            del region.__dict__["_fxtie_read_once"]
         for owner in owners:
             owner.__dict__.pop("_fxtie_once", None)
     pairs = [(value.live, value.leaf.grad) for value in values if value.leaf is not value.live]
@@ -155,8 +178,9 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
         torch.autograd.backward(lives, grads)
 
 
-def _compute(owners: list[TiedModule]) -> list[_Value]:
-    """The values of all derived tensors, put where their modules read them."""
+def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
+    """The values of all derived tensors, by name, put where their modules read them."""
+    named: dict[str, _Value] = {}
     computed: dict[Any, _Value] = {}
     by_slot: dict[_Slot, _Value] = {}
     with_grad = torch.is_grad_enabled()
@@ -191,7 +215,8 @@ def _compute(owners: list[TiedModule]) -> list[_Value]:
         once = {attr: of(owner, attr, derived) for attr, derived in owner._fxtie_derived.items()}
         if once:
             owner.__dict__["_fxtie_once"] = once
-    return list(computed.values())
+            named |= {owner._fxtie_derived[attr].name: value for attr, value in once.items()}
+    return named
 
 
 def _parameters_of(module: Any) -> Iterator[_Guard]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 import inspect
+import operator
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +43,16 @@ class Variant:
     forward: Callable[..., Any] | None = None
     code: str = ""
 
-    def reading(self, where: Mapping[str, str]) -> Variant:
-        """The same with derived attributes read where this one derives them.
-
-        Args:
-            where: the attributes' dotted names in the region, by tensor name.
-        """
+    def reading(self, names: Set[str]) -> Variant:
+        """The same with derived tensors of these names read where this one derives them."""
         graph = graph_from_records(graph_to_records(self.graph))
+        first = next(node for node in graph.nodes if node.op != "placeholder")
+        with graph.inserting_before(first):
+            values = graph.get_attr("_fxtie_values")
         for node in list(graph.nodes):
-            target = where.get(node.meta.get("derived", ""))
-            if target is not None:
+            if (name := node.meta.get("derived")) in names:
                 with graph.inserting_before(node):
-                    read = graph.get_attr(target)
+                    read = graph.call_function(operator.getitem, (values, name))
                 node.replace_all_uses_with(read)
         for node in reversed(graph.nodes):
             if not node.users and (node.op == "get_attr" or "tie" in node.meta):
@@ -97,7 +96,12 @@ class Region(TiedModule, fx.GraphModule):
     @classmethod
     def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
         """A class for one region alone: its forward is its own."""
-        return subclass(cls, user_cls)
+        new = subclass(cls, user_cls)
+        if issubclass(user_cls, fx.GraphModule):
+            # torch.fx wraps the `__call__` of each class that it generates a forward for, and the
+            # wrapper of one class would call that of the other without end.
+            new.__call__ = nn.Module.__call__
+        return new
 
     def _fxtie_capture(
         self,
@@ -125,6 +129,12 @@ class Region(TiedModule, fx.GraphModule):
     @property
     def _fxtie_variant(self) -> Variant:
         return self._fxtie_compiling or self._fxtie_variants[self.training]
+
+    @property
+    def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
+        """By which graphs read derived tensors inside of derive_once."""
+        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
+        return values
 
     # torch.fx reads and writes these two; they belong to the variant of the current mode.
     @property
@@ -192,14 +202,14 @@ class Region(TiedModule, fx.GraphModule):
         spare = self.__dict__.pop("_fxtie_spare", None)
         if spare is None:
             assert not inline
-            where = {
-                derived.name: f"{path}.{attr}" if path else attr
-                for path, module in self.named_modules()
-                for attr, derived in getattr(module, "_fxtie_derived", {}).items()
+            names = {
+                derived.name
+                for module in self.modules()
+                for derived in getattr(module, "_fxtie_derived", {}).values()
             }
             train, evaluate = usual[True], usual[False]
-            reading = train.reading(where)
-            other = reading if evaluate is train else evaluate.reading(where)
+            reading = train.reading(names)
+            other = reading if evaluate is train else evaluate.reading(names)
             self.__dict__["_fxtie_variants"] = {True: reading, False: other}
             self.recompile()
         else:
@@ -234,7 +244,14 @@ class Region(TiedModule, fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_fxtie_spare", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec"):
+        for name in (
+            "_fxtie_spare",
+            "_fxtie_read_once",
+            "_lineno_map",
+            "_prologue_start",
+            "_in_spec",
+            "_out_spec",
+        ):
             state.pop(name, None)
         variants = self._fxtie_variants
         if not state.pop("_fxtie_is_inline", True):  # a copy made inside of derive_once

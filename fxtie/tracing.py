@@ -149,6 +149,8 @@ class Tracer(fx.Tracer):
             return a.node
         if kind is tuple or kind is list:
             return kind(map(self.create_arg, a))
+        if kind is dict and all(type(key) is str for key in a):  # above all: keyword arguments
+            return {key: self.create_arg(value) for key, value in a.items()}
         return self.create_other_arg(a)
 
     def create_other_arg(self, a: Any) -> Any:

@@ -51,6 +51,7 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
 
 _one_at_a_time = threading.RLock()  # what is patched is the process's
 _tracers: list[Tracer] = []  # at work; the last one is spoken to
+_states: list[tuple[Any, ...]] = []  # of random generators, when each of them began
 
 
 @contextlib.contextmanager
@@ -74,10 +75,12 @@ def watching(tracer: Tracer | None = None) -> Iterator[None]:
             yield
             return
         _tracers.append(tracer)
+        _states.append(_random_states())
         try:
             yield
         finally:
             _tracers.pop()
+            _states.pop()
 
 
 @contextlib.contextmanager
@@ -141,11 +144,10 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_random_numbers() -> Iterator[None]:
-    """Stop if code draws numbers that a trace would turn into constants."""
-    before = _random_states()
+    """Stop if traced code draws numbers that the trace would turn into constants."""
     yield
-    if _random_states() != before:
-        _restore_random_states(before)
+    if _random_states() != _states[-1]:
+        _restore_random_states(_states[-1])
         raise Stop("draws random numbers from Python's or numpy's generator")
 
 
