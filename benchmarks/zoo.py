@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,20 +73,15 @@ def measure(name: str) -> dict[str, Any]:
     size = smallest_size(specimen)
     model = specimen.model
     row: dict[str, Any] = {"model": name}
-    start = time.perf_counter()
     try:
-        fx.symbolic_trace(model)
-        row["symbolic_trace_s"] = time.perf_counter() - start
+        _, row["symbolic_trace_s"] = timed(fx.symbolic_trace, model)
     # Any failure of the stock tracer is one figure of this table.
     except Exception as error:
         row["symbolic_trace_error"] = f"{type(error).__name__}: {error}"[:200]
     for which in ("all", "pair"):
         ties = tie_groups(model, only_pair=which == "pair")
         calibrate(specimen, size, ties)
-        fxtie.transform(model, ties)  # the first run imports and fills caches
-        start = time.perf_counter()
-        tied = fxtie.transform(model, ties)
-        row[f"{which}_pass_s"] = time.perf_counter() - start
+        tied, row[f"{which}_pass_s"] = timed(fxtie.transform, model, ties)
         report = fxtie.report(tied)
         row |= {
             f"{which}_ties": report.ties,
@@ -111,6 +107,14 @@ def measure(name: str) -> dict[str, Any]:
         for which in ("all", "pair")
     )
     return row
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What a call returns, and the processor time that it takes, in seconds."""
+    function(*args)  # the first run imports and fills caches
+    start = time.process_time()
+    result = function(*args)
+    return result, time.process_time() - start
 
 
 def measure_apart(name: str, timeout: float) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""The figures of the pass itself: its time and growth, compiling what it makes, importing it.
+
+In: how much to measure. Out: `Figure`s, as they are measured. Called by `speed.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from grouping import tie_groups
+from measure import Figure, Ratio, cpu_seconds, interleave
+from speed_models import WORKLOADS, Options
+from speed_peers import tied
+from torch import fx, nn
+from vision import import_torchvision
+
+import fxtie
+
+Figures = Iterator[Figure]
+
+
+def passes(options: Options) -> Figures:
+    """`transform`, against `torch.fx.symbolic_trace` of the same model."""
+    build = import_torchvision().models.get_model
+    names = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")
+    goals = {"one tie": 0.5, "all tied": 2.0}
+    samples: dict[str, list[float]] = {which: [] for which in goals}
+    for name in names[: 1 if options.quick else None]:
+        model = build(name, weights=None)
+        ties = {which: tie_groups(model, only_pair=which == "one tie") for which in goals}
+        calls: dict[str, Callable[[], object]] = {"stock": lambda m=model: fx.symbolic_trace(m)}
+        for which, group in ties.items():
+            calls[which] = lambda m=model, g=group: fxtie.transform(m, g)
+        times = interleave(calls, options.seconds / 2)
+        for which in goals:
+            ratio = times.ratio(which, "stock")
+            samples[which].append(ratio.median)
+            yield Figure("time of transform", f"{name}, {which}", "fxtie", "symbolic_trace", ratio)
+    for which, goal in goals.items():
+        ratio, label = Ratio.of(samples[which]), f"median of models, {which}"
+        yield Figure("time of transform", label, "fxtie", "symbolic_trace", ratio, goal)
+
+
+class Scales(nn.Module):
+    """A forward that reads many parameters itself, which stock tracing looks up one by one."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.ones(2) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for scale in self.scales:
+            x = x * scale
+        return x
+
+
+def growth(options: Options) -> Figures:
+    """`transform` of ever more layers, all tied to the first."""
+    least = 100 if options.quick else 1000
+    sizes = [least, 2 * least, 5 * least, 10 * least]
+    cases: dict[str, tuple[Callable[[int], nn.Module], fxtie.Rule]] = {
+        "layers": (
+            lambda n: nn.Sequential(*(nn.Linear(2, 2) for _ in range(n))),
+            fxtie.Rule("*", "0", weight=torch.square),
+        ),
+        "parameters read by the root": (
+            Scales,
+            fxtie.Rule("scales.*", "scales.0", weight=torch.square),
+        ),
+    }
+    for case, (make, rule) in cases.items():
+        models = {str(n): make(n) for n in sizes}
+        calls = {n: lambda m=m, r=rule: fxtie.transform(m, r) for n, m in models.items()}
+        times = interleave(calls, options.seconds)
+        label = f"{sizes[0]:,} to {sizes[-1]:,} {case}"
+        ratio = times.ratio(str(sizes[-1]), str(sizes[0]))
+        yield Figure("growth of transform", label, "fxtie", "", ratio, 11.0)
+        longest = Ratio.of(times.rounds[str(sizes[-1])])
+        yield Figure("longest transform", label, "fxtie", "", longest, 60.0, unit="s")
+        slope = _slope({n: times.seconds(str(n)) for n in sizes})
+        yield Figure("exponent of growth", label, "fxtie", "", Ratio.of([slope]))
+
+
+def _slope(seconds: Mapping[int, float]) -> float:
+    """The exponent of growth: the slope of a straight line on log-log axes."""
+    return statistics.linear_regression(
+        [math.log(size) for size in seconds], [math.log(value) for value in seconds.values()]
+    ).slope
+
+
+def compile_time(options: Options) -> Figures:
+    """From nothing compiled and nothing cached to the first training step."""
+    from torch._inductor.utils import fresh_cache
+
+    torch._inductor.config.compile_threads = 1  # their time would not be counted
+    names = ("16 blocks",) if options.quick else ("16 blocks", "decoder", "chain of 50")
+    for name in names:
+        workload = WORKLOADS[name]()
+        x = workload.inputs(1)
+        models = {"untied": workload.model, "fxtie": tied(workload)}
+
+        def compile_(model: nn.Module, x: torch.Tensor = x) -> None:
+            torch.compiler.reset()
+            with fresh_cache():
+                torch.compile(model)(x).sum().backward()
+
+        calls = {who: lambda m=model: compile_(m) for who, model in models.items()}
+        times = interleave(calls, 0, least_rounds=3, batch=0, clock=cpu_seconds)
+        ratio = times.ratio("fxtie", "untied")
+        yield Figure("compile time", f"{name}, train step", "fxtie", "untied", ratio, 1.0)
+
+
+def imports(options: Options) -> Figures:
+    code = (
+        "import time, torch; start = time.process_time(); import fxtie; "
+        "print(time.process_time() - start)"
+    )
+    command, folder = [sys.executable, "-c", code], Path(fxtie.__file__).parents[1]
+
+    # With compiled files, as it is for users from the second time on.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+    def run() -> float:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+        return 1e3 * float(done.stdout)
+
+    run()
+    samples = [run() for _ in range(3 if options.quick else 11)]
+    yield Figure("import", "after torch's own", "fxtie", "", Ratio.of(samples), 50.0, unit="ms")

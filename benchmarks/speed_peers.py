@@ -1,0 +1,179 @@
+"""The ways to tie a model, side by side: by hand, with torch's own tools, with fxtie.
+
+In: a `Workload`. Out: `Contender`s, each on a copy of the same model. Called by
+`speed_figures.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from speed_models import Workload
+from torch import nn
+from torch.nn.utils import parametrize
+
+import fxtie
+
+Block = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model, and the block in which each of its steps or calls runs."""
+
+    model: nn.Module
+    block: Block = contextlib.nullcontext
+
+    def compiled(self) -> Contender:
+        return replace(self, model=torch.compile(self.model))
+
+    def inference(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        model = self.model.eval()
+
+        def infer() -> torch.Tensor:
+            with torch.no_grad(), self.block():
+                return model(x)
+
+        return infer
+
+
+class TrainStep:
+    """Forward, backward and Adam on the same input. Between steps there are no gradients."""
+
+    def __init__(self, contender: Contender, x: torch.Tensor) -> None:
+        self.model, self.block, self.x = contender.model.train(), contender.block, x
+        self.optimizer = torch.optim.Adam(p for p in self.model.parameters() if p.requires_grad)
+
+    def __call__(self) -> None:
+        with self.block():
+            self.model(self.x).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What lives from step to step: parameters, buffers, the optimizer's states."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def contenders(workload: Workload) -> dict[str, Contender]:
+    """Every way to tie the workload's model, by name, and the untied model first."""
+    cached = parametrized(workload)
+    return {
+        "untied": Contender(copy.deepcopy(workload.model)),
+        "hand-linked": Contender(hand_linked(workload)),
+        "parametrize": Contender(parametrized(workload)),
+        "parametrize, cached": Contender(cached, parametrize.cached),
+        "functional_call": Contender(Functional(workload)),
+        "fxtie": Contender(tied(workload)),
+    }
+
+
+def tied(workload: Workload) -> nn.Module:
+    return fxtie.transform(copy.deepcopy(workload.model), workload.rules)
+
+
+# -- by hand ------------------------------------------------------------------------------------
+
+
+class Linked(nn.Module):
+    """A layer without tensors of its own, as one writes it by hand."""
+
+    def __init__(self, layer: Any, source: nn.Module, transform: Callable[..., Any]) -> None:
+        super().__init__()
+        self.source = (source,)  # in a tuple, so that it isn't registered here too
+        self.transform = transform
+
+    @property
+    def weight(self) -> Any:
+        return self.transform(self.source[0].weight)
+
+    @property
+    def bias(self) -> Any:
+        return self.source[0].bias
+
+
+class LinkedLinear(Linked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LinkedConv2d(Linked):
+    def __init__(self, layer: nn.Conv2d, source: nn.Module, transform: Callable[..., Any]) -> None:
+        super().__init__(layer, source, transform)
+        self.stride, self.padding = layer.stride, layer.padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def hand_linked(workload: Workload) -> nn.Module:
+    model = copy.deepcopy(workload.model)
+    for link in workload.links:
+        layer = model.get_submodule(link.target)
+        linked = LinkedConv2d if isinstance(layer, nn.Conv2d) else LinkedLinear
+        source = model.get_submodule(link.source)
+        model.set_submodule(link.target, linked(layer, source, link.transform))
+    return model
+
+
+# -- torch.nn.utils.parametrize -----------------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """A parametrization that ignores its own tensor and reads another layer's."""
+
+    def __init__(self, source: nn.Module, attr: str, transform: Callable[..., Any]) -> None:
+        super().__init__()
+        self.source, self.attr, self.transform = (source,), attr, transform
+
+    def forward(self, _: torch.Tensor) -> Any:
+        return self.transform(getattr(self.source[0], self.attr))
+
+
+def parametrized(workload: Workload) -> nn.Module:
+    model = copy.deepcopy(workload.model)
+    for link in workload.links:
+        layer, source = model.get_submodule(link.target), model.get_submodule(link.source)
+        for attr, transform in (("weight", link.transform), ("bias", fxtie.same)):
+            if getattr(layer, attr) is None:
+                continue
+            parametrize.register_parametrization(layer, attr, Reads(source, attr, transform))
+            original = layer.parametrizations[attr].original
+            original.requires_grad_(False)
+            original.data = torch.empty(0)  # parametrize keeps what it replaces
+    return model
+
+
+# -- torch.func.functional_call -----------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    """Derives all tensors, then calls the model with them."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(workload.model)
+        self.stored = dict(self.model.named_parameters())
+        self.derivations: list[tuple[str, str, Callable[..., Any]]] = []
+        for link in workload.links:
+            for attr, transform in (("weight", link.transform), ("bias", fxtie.same)):
+                target = f"{link.target}.{attr}"
+                if target in self.stored:
+                    self.stored.pop(target).requires_grad_(False)
+                    self.derivations.append((target, f"{link.source}.{attr}", transform))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        values: dict[str, torch.Tensor] = {}
+        for target, source, transform in self.derivations:
+            given = values[source] if source in values else self.stored[source]
+            values[target] = transform(given)
+        return torch.func.functional_call(self.model, values, (x,), tie_weights=False)

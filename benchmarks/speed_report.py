@@ -1,0 +1,203 @@
+"""Figures as tables and plots.
+
+In: `Figure`s. Out: text, `docs/speed.md`, `docs/speed.png`. Called by `speed.py`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import instructions
+import torch
+from measure import Figure
+from tabulate import tabulate
+
+INTRODUCTION = """# Speed
+
+Written by `python benchmarks/speed.py --docs`. Every ratio was measured side by side: what is
+compared runs in turn in one process, on one thread; a figure is the median of the pairs' ratios,
+with the quartiles around it. Below 1 is faster, or less, than what it is compared with. The clock
+is the processor time of the process, so that other work on the machine counts little.
+"""
+
+PEERS = """## Against other ways to tie
+
+Ratios to the untied model. *hand-linked*: layers that call `F.conv2d(x, f(other.weight), ...)`;
+*parametrize*: `torch.nn.utils.parametrize`, plain and inside of its `cached()`; *functional_call*:
+all tensors derived first, then `torch.func.functional_call`. A train step is forward, backward and
+Adam. All ways compute the same, which is checked before they are timed.
+"""
+
+WORKLOADS = """## What is run
+
+* **16 blocks**: residual 3 x 3 convs of 16 channels on 16 x 16 images; all derive from the first by
+  `torch.square`.
+* **ResNet-50**: 64 x 64 images; convs of equal shape in a stage derive from the first of them.
+* **ViT-B/16**: 64 x 64 images; the Linears of each block derive from those of the first.
+* **decoder**: 24 layers of width 384 on 8 tokens; all Linears derive from those of the first.
+* **100 targets**: Linears of width 32; each derives from the first by a roll of its own, so that no
+  two derivations are equal.
+* **chain of 50**: Linears of width 32; each derives from the one before it by `torch.sin`.
+"""
+
+REMARKS = """## Remarks
+
+* **Inference.** Deriving is work that the untied model doesn't have. Where many layers share one
+  derived tensor it is repaid by weights that stay in the cache. Where a large weight is derived for
+  few layers (ResNet-50, ViT-B/16), or each layer derives its own (the chain), it is not; there,
+  `derive_once` and `materialize` are for inference.
+* **Memory.** A tied model has no gradient, no optimizer states and no storage of a dropped tensor,
+  but has the derived one while it is used. With one for many layers that saves close to 4 times the
+  dropped bytes, with one per layer close to 3. The 16 small blocks reach their peak where backward
+  begins, when the untied model has no gradients yet: 3 times, less the derived tensor.
+* **Time of `transform`.** With everything tied, the graph has twice the nodes of a stock trace, and
+  where the modes differ, training and evaluation have a graph each: four times the nodes.
+* **Chain of 50.** Linked by hand or by plain `parametrize`, each layer derives all that come before
+  it again: the work is quadratic. A graph derives each once.
+* **Compile time.** What is derived is more to compile than what is stored: 50 more kernels in the
+  chain; in the decoder, sums of the gradients of 24 uses. Compiled steps are faster all the same.
+"""
+
+INSTRUCTIONS = """## Instructions of the pass
+
+Python's bytecode instructions that `fxtie.transform` runs. They repeat exactly, so that CI compares
+them with those that are committed (`python benchmarks/speed.py --count`).
+"""
+
+
+def table(figures: Iterable[Figure], form: str, *, headers: bool = True) -> str:
+    """One line per figure."""
+    names = ("what", "workload", "subject", "against", "figure", "quartiles", "goal", "")
+    body = [
+        (
+            figure.what,
+            figure.workload,
+            figure.subject,
+            figure.against,
+            f"{_number(figure.ratio.median)} {figure.unit}".rstrip(),
+            _spread(figure),
+            _goal(figure),
+            {True: "met", False: "not met", None: ""}[figure.met],
+        )
+        for figure in figures
+    ]
+    return tabulate(body, names if headers else (), tablefmt=form, disable_numparse=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _spread(figure: Figure) -> str:
+    ratio = figure.ratio
+    return "" if ratio.samples == 1 else f"{_number(ratio.low)} - {_number(ratio.high)}"
+
+
+def _goal(figure: Figure) -> str:
+    if figure.goal is None:
+        return ""
+    return f"{'>=' if figure.at_least else '<='} {figure.goal:g}"
+
+
+def against_untied(figures: Iterable[Figure], what: str) -> dict[str, dict[str, Figure]]:
+    """Ratios to the untied model: subjects by workload."""
+    found: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        if figure.what == what and figure.against == "untied":
+            found.setdefault(figure.workload, {})[figure.subject] = figure
+    return found
+
+
+def peers(figures: Sequence[Figure], what: str) -> str:
+    """One line per workload, one column per way to tie."""
+    rows = against_untied(figures, what)
+    subjects = list(dict.fromkeys(subject for row in rows.values() for subject in row))
+    body = [
+        [label, *(_number(row[s].ratio.median) if s in row else "" for s in subjects)]
+        for label, row in rows.items()
+    ]
+    return tabulate(body, [what, *subjects], tablefmt="github", disable_numparse=True)
+
+
+COMPARED = ("train step, eager", "inference, eager", "train step, compiled")
+
+
+def write_docs(figures: Sequence[Figure], folder: Path) -> None:
+    """`speed.md`, with `speed.png` beside it."""
+    goals = [figure for figure in figures if figure.goal is not None]
+    rest = [f for f in figures if f.goal is None and f.what not in COMPARED]
+    met = sum(figure.met is True for figure in goals)
+    parts = [
+        INTRODUCTION,
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{platform.machine()}, one thread.\n",
+        f"## Goals\n\n{met} of {len(goals)} are met.\n",
+        table(goals, "github") + "\n",
+        PEERS,
+        *(peers(figures, what) + "\n" for what in COMPARED),
+        "![Ratios to the untied model](speed.png)\n",
+        "## Everything else\n",
+        table(rest, "github") + "\n",
+        REMARKS,
+        WORKLOADS,
+        INSTRUCTIONS,
+        tabulate(
+            [(name, f"{value:,}") for name, value in instructions.committed().items()],
+            (instructions.versions(), "instructions"),
+            tablefmt="github",
+            disable_numparse=True,
+        )
+        + "\n",
+    ]
+    folder.joinpath("speed.md").write_text("\n".join(parts))
+    plot(figures, folder / "speed.png")
+
+
+def plot(figures: Sequence[Figure], path: Path) -> None:
+    """Every way to tie, by workload: medians, with the quartiles as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = [(what, rows) for what in COMPARED if (rows := against_untied(figures, what))]
+    heights = [len(rows) for _, rows in found]
+    figure, axes = pyplot.subplots(
+        len(found),
+        figsize=(8, 1 + 0.55 * sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    colors = {s: f"C{i}" for i, s in enumerate(dict.fromkeys(f.subject for f in figures))}
+    for (what, rows), axis in zip(found, axes.flat, strict=True):
+        for row, subjects in enumerate(rows.values()):
+            for i, (subject, f) in enumerate(subjects.items()):
+                axis.errorbar(
+                    f.ratio.median,
+                    row + 0.7 * ((i + 0.5) / len(subjects) - 0.5),
+                    xerr=[[f.ratio.median - f.ratio.low], [f.ratio.high - f.ratio.median]],
+                    fmt="D" if subject == "fxtie" else "o",
+                    color=colors[subject],
+                    label=subject,
+                    markersize=5,
+                )
+        axis.set_yticks(range(len(rows)), rows)
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(what, loc="left", fontsize="medium")
+    ticks = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    axes.flat[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.flat[-1].set_xlabel("time, ratio to the untied model (log scale; less is faster)")
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
