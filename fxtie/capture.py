@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtie.casting import share_casts
 from fxtie.copied import PathCopy, become
 from fxtie.copying import copy_paths
 from fxtie.errors import CaptureError, FxtieError
@@ -216,6 +217,8 @@ class _Capture:
             evaluate = trace_module(module, False, self.on_path, borrowed)
             if same_graph(train.graph, evaluate.graph):
                 evaluate = train
+        for tracer in {train, evaluate}:
+            share_casts(tracer.graph)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant, False: evaluate.variant}
         if train is evaluate:

@@ -133,8 +133,11 @@ class Region(TiedModule, fx.GraphModule):
     @property
     def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
         """By which graphs read derived tensors inside of derive_once."""
-        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
-        return values
+        read: Callable[[], Mapping[str, torch.Tensor]] | None
+        read = self.__dict__.get("_fxtie_read_once")
+        if read is None:
+            raise AttributeError("_fxtie_values: outside of derive_once")
+        return read()
 
     # torch.fx reads and writes these two; they belong to the variant of the current mode.
     @property

@@ -701,7 +701,7 @@ def test_derived_tensors_are_attributes():
 def test_equal_derivations_are_computed_once():
     net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5)))
     tied = check(net, Rule("*", "0", transforms.scale(-1.5)), torch.randn(4, 6))
-    assert sum("tie" in node.meta for node in tied.graph.nodes) == 1
+    assert sum("derived" in node.meta for node in tied.graph.nodes) == 1
     tied = check(net, [Rule("1", "0", torch.neg), Rule("2", "0", torch.neg)], torch.randn(4, 6))
     assert len(tied.graph.find_nodes(op="call_function", target=torch.neg)) == 1
 
