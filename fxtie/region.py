@@ -133,11 +133,10 @@ class Region(TiedModule, fx.GraphModule):
     @property
     def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
         """By which graphs read derived tensors inside of derive_once."""
-        read: Callable[[], Mapping[str, torch.Tensor]] | None
-        read = self.__dict__.get("_fxtie_read_once")
-        if read is None:
+        if "_fxtie_read_once" not in self.__dict__:
             raise AttributeError("_fxtie_values: outside of derive_once")
-        return read()
+        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
+        return values
 
     # torch.fx reads and writes these two; they belong to the variant of the current mode.
     @property
