@@ -18,7 +18,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,10 +26,10 @@ from torch import nn
 from fxtie.capture import transform
 from fxtie.diff import diff
 from fxtie.errors import FxtieError, closest
-from fxtie.plan import Plan, plan
-from fxtie.report import Report, report
+from fxtie.plan import plan
+from fxtie.report import report
 from fxtie.rule_files import dump_rules, load_rules
-from fxtie.rules import Rule, Tie, transform_name
+from fxtie.rules import Rule, Tie
 from fxtie.suggest import suggest
 
 _EPILOG = """\
@@ -215,18 +214,18 @@ def _model(name: str, found: Any, kwargs: dict[str, Any]) -> nn.Module:
 
 def _plan(arguments: argparse.Namespace) -> None:
     found = plan(*_model_and_rules(arguments))
-    _show(arguments, found, _plan_data(found))
+    _show(arguments, found)
 
 
 def _diff(arguments: argparse.Namespace) -> None:
     model, rules = _model_and_rules(arguments)
     found = diff(model, transform(model, rules))
-    _show(arguments, found, found.to_dict())
+    _show(arguments, found)
 
 
 def _report(arguments: argparse.Namespace) -> None:
     found = report(transform(*_model_and_rules(arguments)))
-    _show(arguments, found, _report_data(found))
+    _show(arguments, found)
 
 
 def _suggest(arguments: argparse.Namespace) -> None:
@@ -235,40 +234,11 @@ def _suggest(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         dump_rules(found.rules, arguments.output)
     picture = None if arguments.html is None else plan(model, found.rules)
-    _show(arguments, found, found.to_dict(), picture)
+    _show(arguments, found, picture)
 
 
-def _show(
-    arguments: argparse.Namespace, found: Any, data: dict[str, Any], picture: Any = None
-) -> None:
+def _show(arguments: argparse.Namespace, found: Any, picture: Any = None) -> None:
     """Print what was found; draw it, or another picture of it, if asked to."""
     if arguments.html is not None:
         (picture or found).html(arguments.html)
-    print(json.dumps(data, indent=2) if arguments.json else found)
-
-
-def _plan_data(plan: Plan) -> dict[str, Any]:
-    return {
-        "parameters": {"before": plan.parameters, "after": plan.parameters_after},
-        "ties": [
-            {
-                "target": step.tie.target,
-                "sources": list(step.tie.sources),
-                "transform": transform_name(step.tie.transform),
-                "shape": list(step.spec.shape),
-                "dtype": str(step.spec.dtype).removeprefix("torch."),
-                "saved": step.saved,
-            }
-            for step in plan.steps
-        ],
-    }
-
-
-def _report_data(report: Report) -> dict[str, Any]:
-    return {
-        **_plan_data(report.plan),
-        "bytes_saved": report.bytes_saved,
-        "regions": list(report.region_names),
-        "kept": [asdict(kept) for kept in report.kept],
-        "unused": list(report.unused),
-    }
+    print(json.dumps(found.to_dict(), indent=2) if arguments.json else found)

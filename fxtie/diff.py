@@ -25,7 +25,8 @@ from fxtie.show.layers import LayerDiff, RegionDiff
 from fxtie.show.nodes import NodeInfo, module_text, node_info
 from fxtie.show.page import notebook_html, write_page
 from fxtie.show.shapes import node_values
-from fxtie.show.text import count, diff_text, human_count
+from fxtie.show.text import diff_text
+from fxtie.show.words import count, parameter_change
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,9 @@ class GraphDiff:
         """
         if not self:
             return "no difference"
-        before, after = self.parameters
-        share = f" ({after / before:.1%})" if before else ""
         return (
             f"{count(len(self.layers), 'layer')} changed (nodes: -{self.removed} +{self.added}), "
-            f"parameters {human_count(before)} -> {human_count(after)}{share}"
+            f"{parameter_change(*self.parameters)}"
         )
 
     def code(self) -> str:

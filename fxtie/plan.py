@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.parameter import is_lazy
@@ -22,8 +21,9 @@ from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
 from fxtie.show.page import notebook_html, write_page
-from fxtie.show.text import count, human_count
+from fxtie.show.plan_text import HEADERS, plan_text, row
 from fxtie.show.tie_page import plan_page
+from fxtie.show.words import count, parameter_change
 from fxtie.watching import watching
 
 
@@ -84,21 +84,33 @@ class Plan:
 
     def summary(self) -> str:
         """The total, as one line."""
-        return f"{count(len(self.steps), 'tie')}, {parameter_change(self)}"
+        change = parameter_change(self.parameters, self.parameters_after)
+        return f"{count(len(self.steps), 'tie')}, {change}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """What `print` shows, as headers and rows of text."""
-        rows: list[tuple[str, ...]] = [
-            (
-                step.tie.target,
-                ", ".join(step.tie.sources) or "-",
-                step.transform_name,
-                "x".join(map(str, step.spec.shape)) or "scalar",
-                f"{step.saved:,}",
-            )
-            for step in self.steps
-        ]
-        return ("target", "sources", "transform", "shape", "saved"), rows
+        """Headers, and a row of text for each tie."""
+        return HEADERS, [row([step]) for step in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON.
+
+        Keys: `parameters` (`before`, `after`), `ties` (a list; each has `target`, `sources`,
+        `transform`, `shape`, `dtype`, and `saved`, a number of parameters).
+        """
+        return {
+            "parameters": {"before": self.parameters, "after": self.parameters_after},
+            "ties": [
+                {
+                    "target": step.tie.target,
+                    "sources": list(step.tie.sources),
+                    "transform": step.transform_name,
+                    "shape": list(step.spec.shape),
+                    "dtype": str(step.spec.dtype).removeprefix("torch."),
+                    "saved": step.saved,
+                }
+                for step in self.steps
+            ],
+        }
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Write a page with a picture of which layer feeds which: one file, without network.
@@ -112,17 +124,7 @@ class Plan:
         return notebook_html(lambda: plan_page(self), str(self))
 
     def __str__(self) -> str:
-        headers, rows = self.table()
-        align = ("left", "left", "left", "left", "right")
-        table = tabulate(rows, headers, colalign=align, disable_numparse=True)
-        return f"{table}\n{self.summary()}"
-
-
-def parameter_change(plan: Plan) -> str:
-    """`parameters 25.6M -> 14.2M (55.6%)`."""
-    before, after = plan.parameters, plan.parameters_after
-    share = f" ({after / before:.1%})" if before else ""
-    return f"parameters {human_count(before)} -> {human_count(after)}{share}"
+        return plan_text(self)
 
 
 def plan(model: nn.Module, rules: Rules) -> Plan:

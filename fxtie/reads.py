@@ -40,10 +40,16 @@ class TensorReads:
         self._stored: dict[Any, Traced] = {}
         self._derived: dict[Any, Traced] = {}
 
-    def read(self, key: Any, target: str, shape: torch.Size) -> Traced:
-        """A stored tensor: one `get_attr` for all its uses."""
+    def read(self, key: Any, target: str, shape: torch.Size, name: str = "") -> Traced:
+        """A stored tensor, by the path in the region: one `get_attr` for all its uses.
+
+        Args:
+            name: what to show of it, if not the path.
+        """
         if key not in self._stored:
             node = self.tracer.create_node("get_attr", target, (), {})
+            if name:
+                node.meta["reads"] = name
             self._stored[key] = self._value(node, shape)
         return self._stored[key]
 
@@ -87,9 +93,10 @@ class TensorReads:
         if tensor is not None:
             past = "_fxtie_stored" if stored else ""  # past the derived attribute
             target = ".".join(filter(None, (name, past, attr)))
-            return self.read((id(owner), attr), target, tensor.shape)
+            return self.read((id(owner), attr), target, tensor.shape, source.name)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
-        module = self.read((id(owner), None), name, torch.Size())
+        shown = source.name.rpartition(".")[0]
+        module = self.read((id(owner), None), name, torch.Size(), shown)
         return tracer.create_proxy("call_function", getattr, (module, attr), {})
 
     def _borrow(self, module: nn.Module, name: str) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 from torch import nn
@@ -16,8 +16,8 @@ from torch import nn
 from fxtie.copied import user_class
 from fxtie.errors import FxtieError
 from fxtie.show.page import notebook_html, write_page
-from fxtie.show.text import count
 from fxtie.show.tie_page import report_page
+from fxtie.show.words import count, human_bytes, parameter_change
 from fxtie.stops import Stop
 
 if TYPE_CHECKING:
@@ -109,10 +109,8 @@ class Report:
 
     def summary(self) -> str:
         """One line for a log."""
-        from fxtie.plan import parameter_change
-
         parts = [
-            parameter_change(self.plan),
+            parameter_change(*self.parameters),
             count(self.ties, "tie"),
             count(self.regions, "region"),
             f"{len(self.kept)} kept",
@@ -135,7 +133,21 @@ class Report:
         rows += [
             (name or "(root)", "region", "captured as one graph") for name in self.region_names
         ]
-        return ("module", "form", "remark"), rows
+        return ("name", "form", "remark"), rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON.
+
+        Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
+        list; each has `name`, `type`, `reason`, and `place`: file and line).
+        """
+        return {
+            **self.plan.to_dict(),
+            "bytes_saved": self.bytes_saved,
+            "regions": list(self.region_names),
+            "kept": [asdict(kept) for kept in self.kept],
+            "unused": list(self.unused),
+        }
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Write a page with the report and a picture of its ties: one file, without network.
@@ -151,7 +163,7 @@ class Report:
     def __str__(self) -> str:
         headers, rows = self.table()
         table = tabulate(rows, headers, disable_numparse=True)
-        return f"{self.summary()}\n{self.bytes_saved:,} bytes of parameters saved\n{table}"
+        return f"{self.summary()}\n{human_bytes(self.bytes_saved)} of parameters saved\n{table}"
 
 
 def report(tied: nn.Module) -> Report:

@@ -23,7 +23,7 @@ from fxtie.bank import Bank
 from fxtie.errors import RuleError, closest
 from fxtie.registry import from_spec
 from fxtie.rules import Pattern, Rule, Tie
-from fxtie.show.text import count
+from fxtie.show.words import count
 from fxtie.transforms import FitsTarget, Transform
 
 DataPath: TypeAlias = tuple[str | int, ...]

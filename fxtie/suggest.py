@@ -22,7 +22,7 @@ from fxtie.names import Names
 from fxtie.rule_writer import write_rules
 from fxtie.rules import Rule
 from fxtie.show.suggestions import suggestions_text
-from fxtie.show.text import count, human_count
+from fxtie.show.words import count, parameter_change
 from fxtie.spelling import Speller, pattern_of
 from fxtie.transforms import FitsTarget, Transform, same
 
@@ -124,11 +124,8 @@ class Suggestions(Sequence[Suggestion]):
         """What all of it would save, as one line."""
         if not self.groups:
             return "no two layers go together: nothing to suggest"
-        before, after = self.parameters, self.parameters - self.saved
-        return (
-            f"{count(len(self.rules), 'rule')} together: parameters "
-            f"{human_count(before)} -> {human_count(after)} ({after / before:.1%})"
-        )
+        change = parameter_change(self.parameters, self.parameters - self.saved)
+        return f"{count(len(self.rules), 'rule')} together: {change}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON.

@@ -14,7 +14,8 @@ from fxtie.show.layers import LayerDiff, RegionDiff
 from fxtie.show.layout import Arrow, Box, Picture
 from fxtie.show.nodes import NodeInfo
 from fxtie.show.page import Page, Section
-from fxtie.show.text import alike, count
+from fxtie.show.text import alike
+from fxtie.show.words import count
 
 if TYPE_CHECKING:
     from fxtie.diff import GraphDiff

@@ -87,7 +87,7 @@ def node_info(node: fx.Node, owner: nn.Module | None, layer: str, value: Any = N
 
 def target_text(node: fx.Node) -> str:
     """A node's target as one would write it: `torch.square`, `F.conv2d`, `conv_1.weight`."""
-    target: Any = node.target
+    target: Any = node.meta.get("reads") or node.target
     if isinstance(target, str):
         return target
     if isinstance(target, torch._ops.OpOverload):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from fxtie.show.text import human_count
+from fxtie.show.words import human_count
 from fxtie.spelling import pattern_of
 
 if TYPE_CHECKING:

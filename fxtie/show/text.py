@@ -1,7 +1,6 @@
 """Diffs as text for a terminal.
 
-In: a `GraphDiff`. Out: aligned tables, coloured on a terminal. Called by `diff.py`; the numbers as
-words also by `plan.py`.
+In: a `GraphDiff`. Out: aligned tables, coloured on a terminal. Called by `diff.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fxtie.show.layers import LayerDiff, Line
+from fxtie.show.words import count, list_names, role
 
 if TYPE_CHECKING:
     from fxtie.diff import GraphDiff
@@ -23,20 +23,6 @@ if TYPE_CHECKING:
 _COLOURS = {"-": "\033[31m", "+": "\033[32m"}
 _BOLD, _RESET = "\033[1m", "\033[0m"
 _CONTEXT = 2  # unchanged nodes shown around changed ones
-_MOST_NAMES = 8
-
-
-def human_count(n: int) -> str:
-    """`25.6M`: a number of parameters, short."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.1f}{suffix}"
-    return str(n)
-
-
-def count(n: int, noun: str) -> str:
-    """`1 layer`, `2 layers`."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def diff_text(diff: GraphDiff) -> str:
@@ -52,7 +38,9 @@ def diff_text(diff: GraphDiff) -> str:
         parts[-1] += f"\n{_table(layers[0], colour)}"
         if len(layers) > 1:
             names = list_names([layer.name for layer in layers[1:]])
-            parts[-1] += f"\n{names}: the same"
+            shares = any(len(layer.lines) < len(layers[0].lines) for layer in layers[1:])
+            same = "the same, sharing tensors of the first" if shares else "the same"
+            parts[-1] += f"\n{names}: {same}"
     if diff.unseen:
         names = list_names(diff.unseen)
         parts.append(f"derived in forwards that were kept, so in no graph: {names}")
@@ -106,19 +94,34 @@ def _with_context(lines: Sequence[Line]) -> Iterator[Line]:
 
 
 def alike(layers: Sequence[LayerDiff]) -> list[list[LayerDiff]]:
-    """Layers grouped by what changed in them, up to the indices in names."""
-    groups: dict[object, list[LayerDiff]] = {}
+    """Layers grouped by what changed in them, up to the indices in names.
+
+    What several layers have in common stands in the first of them; the others may lack it.
+    """
+    groups: dict[object, list[tuple[_Change, list[LayerDiff]]]] = {}
     for layer in layers:
-        groups.setdefault(_change(layer), []).append(layer)
-    return list(groups.values())
+        change = _change(layer)
+        same_role = groups.setdefault(role(layer.name), [])
+        for first, group in same_role:
+            if _lacks_only_what_is_shared(change, first):
+                group.append(layer)
+                break
+        else:
+            same_role.append((change, [layer]))
+    found = [group for same_role in groups.values() for _, group in same_role]
+    place = {layer.name: i for i, layer in enumerate(layers)}
+    return sorted(found, key=lambda group: place[group[0].name])
 
 
-def _change(layer: LayerDiff) -> object:
+_Change = list[tuple[str, ...]]
+
+
+def _change(layer: LayerDiff) -> _Change:
     def without_indices(text: str) -> str:
         # Names only: `(1, 1)`, `torch.float16` and the like must not differ.
-        return re.sub(r"(?<![\w.'\"])[A-Za-z_]\w*", lambda name: unnumbered(name[0]), text)
+        return re.sub(r"(?<![\w.'\"])[A-Za-z_]\w*", lambda name: _unnumbered(name[0]), text)
 
-    lines = [
+    return [
         (
             line.mark,
             line.op,
@@ -127,48 +130,20 @@ def _change(layer: LayerDiff) -> object:
         )
         for line in layer.lines
     ]
-    return re.sub(r"\d+", "#", layer.name), tuple(lines)
 
 
-def unnumbered(name: str) -> str:
+def _lacks_only_what_is_shared(change: _Change, first: _Change) -> bool:
+    """Whether `change` is `first` without some of the tensors that are read or derived there."""
+    rest = iter(change)
+    wanted = next(rest, None)
+    for line in first:
+        if line == wanted:
+            wanted = next(rest, None)
+        elif line[0] != "+":
+            return False
+    return wanted is None
+
+
+def _unnumbered(name: str) -> str:
+    """A node's name without indices: it is a dotted name with underscores, and maybe a counter."""
     return re.sub(r"\d+", "#", re.sub(r"_\d+$", "", name))
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Names in short: `layers.1 … layers.9, layers.12, layers.14 … layers.20`.
-
-    `a.1 … a.9` stands for all of these, `a.1, a.3 … a.9` for every second one.
-    """
-    parts: list[str] = []
-    i = 0
-    while i < len(names):
-        step, length = _progression(names[i:])
-        if length >= 3:
-            first = [names[i]] if step == 1 else [names[i], names[i + 1]]
-            parts.append(f"{', '.join(first)} … {names[i + length - 1]}")
-            i += length
-        else:
-            parts.append(names[i])
-            i += 1
-    if len(parts) > _MOST_NAMES:
-        parts = [*parts[: _MOST_NAMES - 1], f"… {parts[-1]}"]
-    return ", ".join(parts) + (f" ({len(names)} in all)" if len(parts) >= _MOST_NAMES else "")
-
-
-def _progression(names: Sequence[str]) -> tuple[int, int]:
-    """How far names count up in one of their indices by equal steps: the step, the number."""
-    split = [re.split(r"(\d+)", name) for name in names[:2]]
-    if len(names) < 2 or len(split[0]) != len(split[1]):
-        return 0, 1
-    differ = [k for k, (a, b) in enumerate(zip(*split, strict=True)) if a != b]
-    if len(differ) != 1 or differ[0] % 2 == 0:
-        return 0, 1
-    k = differ[0]
-    start, step = int(split[0][k]), int(split[1][k]) - int(split[0][k])
-    length = 1
-    for name in names[1:]:
-        expected = [*split[0][:k], str(start + length * step), *split[0][k + 1 :]]
-        if step < 1 or name != "".join(expected):
-            break
-        length += 1
-    return step, length

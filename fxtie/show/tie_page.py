@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fxtie.show.layout import Arrow, Box, Picture
 from fxtie.show.page import Page, Section, Table
-from fxtie.show.text import count, list_names, unnumbered
+from fxtie.show.words import count, human_bytes, list_names, role
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan, Step
@@ -33,7 +33,7 @@ def report_page(report: Report) -> Page:
     page = plan_page(report.plan)
     headers, rows = report.table()
     table = Section("modules", count(len(rows), "row"), table=Table(headers, rows))
-    facts = [("parameters saved", f"{report.bytes_saved:,} bytes")]
+    facts = [("parameters saved", human_bytes(report.bytes_saved))]
     return Page(
         "fxtie: report", report.summary(), facts, [table, *page.sections], legend=page.legend
     )
@@ -47,7 +47,7 @@ def tie_picture(plan: Plan) -> Picture:
         made_by.setdefault(_owner(step.tie.target), []).append(step)
     for owner, steps in made_by.items():
         how = tuple(sorted(_how(step) for step in steps))
-        groups.setdefault((unnumbered(owner), how), []).append(owner)
+        groups.setdefault((role(owner), how), []).append(owner)
     box_of = {owner: f"layers {i}" for i, owners in enumerate(groups.values()) for owner in owners}
     boxes: dict[str, Box] = {}
     arrows: dict[tuple[str, str], Arrow] = {}
