@@ -638,7 +638,7 @@ TRANSFORMS = st.recursive(
     # In a chain only one can take the shape of the target.
     lambda inner: (
         st.lists(st.one_of(inner, st.just(neg)), min_size=1, max_size=3)
-        .filter(lambda members: sum("tile" in repr(member) for member in members) < 2)
+        .filter(lambda ms: sum("tile" in repr(m) or "LowRank" in repr(m) for m in ms) < 2)
         .map(lambda members: chain(*members))
     ),
     max_leaves=3,
