@@ -77,8 +77,8 @@ def contenders(workload: Workload) -> dict[str, Contender]:
     }
 
 
-def tied(workload: Workload) -> nn.Module:
-    return fxtie.transform(copy.deepcopy(workload.model), workload.rules)
+def tied(workload: Workload, recompute: bool = False) -> nn.Module:
+    return fxtie.transform(copy.deepcopy(workload.model), workload.rules, recompute=recompute)
 
 
 # -- by hand ------------------------------------------------------------------------------------

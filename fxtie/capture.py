@@ -25,6 +25,7 @@ from fxtie.graphs import same_graph
 from fxtie.module_tracer import trace_module
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
+from fxtie.recompute import remember_derived
 from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
@@ -38,6 +39,7 @@ def transform(
     rules: Rules | Plan,
     *,
     compile: bool | dict[str, Any] = False,
+    recompute: bool = False,
     strict: bool = False,
 ) -> Any:
     """Tie tensors of a model by rules, as a graph.
@@ -46,6 +48,9 @@ def transform(
         model: any module. It is not changed and goes on working.
         rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
         compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
+        recompute: compute derived tensors again in the backward pass instead of storing them. Less
+            memory for more time. For eager training: a compiled model decides by itself. Left out
+            are derivations by modules and by random numbers, and forwards that were kept.
         strict: raise where a forward can't be captured, instead of keeping it as it is.
 
     Returns:
@@ -76,7 +81,7 @@ def transform(
     """
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
-        result = _Capture(model, checked).run()
+        result = _Capture(model, checked, recompute).run()
     kept = result.__dict__["_fxtie_report"].kept
     if strict and kept:
         listed = "\n".join(f"  {k}" for k in kept)
@@ -89,8 +94,9 @@ def transform(
 class _Capture:
     """One run of the pass."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, recompute: bool) -> None:
         self.plan = plan
+        self.recompute = recompute
         self.model = model
         self.names = Names(model)
         self.kept: dict[str, Kept] = {}
@@ -218,6 +224,8 @@ class _Capture:
             if same_graph(train.graph, evaluate.graph):
                 evaluate = train
         for tracer in {train, evaluate}:
+            if self.recompute:
+                remember_derived(tracer.graph)
             share_casts(tracer.graph)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant, False: evaluate.variant}
@@ -234,7 +242,9 @@ class _Capture:
         become(module, Region)
         assert isinstance(module, Region)
         try:
-            module._fxtie_capture(variants, switches, arguments, borrowed, (module, *inlined))
+            module._fxtie_capture(
+                variants, switches, arguments, borrowed, (module, *inlined), self.recompute
+            )
         # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
         except SyntaxError as error:
             module.__dict__.clear()

@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from fxtie.copied import PathCopy, subclass, user_class, warn_outdated
 from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.recompute import recomputing
 from fxtie.tied import TiedModule
 
 
@@ -84,7 +85,8 @@ class Region(TiedModule, fx.GraphModule):
     `graph` and `code` are those of the current mode. Where both modes have one graph, there is one
     `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
     asked for, `_fxtie_arguments` the names of the forward's arguments, `_fxtie_inlined` the modules
-    whose forwards stand in the graph.
+    whose forwards stand in the graph. `_fxtie_recomputes` tells whether derived tensors are to be
+    computed again in the backward pass.
     """
 
     _fxtie_variants: dict[bool, Variant]
@@ -92,6 +94,7 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_arguments: tuple[str, ...]
     _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_compiling: Variant | None = None
+    _fxtie_recomputes = False
 
     @classmethod
     def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
@@ -110,6 +113,7 @@ class Region(TiedModule, fx.GraphModule):
         arguments: tuple[str, ...],
         borrowed: dict[str, nn.Module],
         inlined: tuple[nn.Module, ...],
+        recompute: bool,
     ) -> None:
         """Take in what was captured."""
         before = set(self.__dict__)
@@ -120,6 +124,7 @@ class Region(TiedModule, fx.GraphModule):
             _fxtie_switches=switches,
             _fxtie_arguments=arguments,
             _fxtie_inlined=inlined,
+            _fxtie_recomputes=recompute,
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
         self.recompile()
@@ -189,7 +194,8 @@ class Region(TiedModule, fx.GraphModule):
         if "_fxtie_outdated" in self.__dict__:
             type(self).forward = users
         else:
-            type(self).forward = captured if self._fxtie_is_plain() else _dispatch(users)
+            forward = captured if self._fxtie_is_plain() else _dispatch(users)
+            type(self).forward = recomputing(forward) if self._fxtie_recomputes else forward
 
     def _fxtie_outdate(self, reason: str) -> None:
         """Run the user's forward from now on, since the graph doesn't hold any more."""
