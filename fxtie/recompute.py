@@ -108,6 +108,9 @@ class Remember:
     def __reduce__(self) -> Any:
         return Remember, (self.steps,)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Remember:
+        return self  # immutable
+
 
 def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

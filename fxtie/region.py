@@ -15,13 +15,13 @@ import operator
 import weakref
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 
-from fxtie.copied import PathCopy, subclass, user_class, warn_outdated
-from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.copied import PathCopy, become, subclass, user_class, warn_outdated
+from fxtie.graphs import graph_from_records, graph_to_records, same_graph
 from fxtie.recompute import recomputing
 from fxtie.tied import TiedModule
 
@@ -95,10 +95,11 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_compiling: Variant | None = None
     _fxtie_recomputes = False
+    _fxtie_is_shared: ClassVar[bool] = False  # whether deep copies have the class as well
 
     @classmethod
     def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
-        """A class for one region alone: its forward is its own."""
+        """A class for one region, and for deep copies of it as long as they are alike."""
         new = subclass(cls, user_cls)
         if issubclass(user_cls, fx.GraphModule):
             # torch.fx wraps the `__call__` of each class that it generates a forward for, and the
@@ -168,6 +169,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def recompile(self) -> Any:
         """Generate the forwards again, after an edit of `graph`."""
+        self._fxtie_part()
         self.__dict__.pop("_fxtie_spare", None)
         result = None
         variants = {id(variant): variant for variant in self._fxtie_variants.values()}
@@ -186,6 +188,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_install(self) -> None:
         """Make the variants' forwards that of the region."""
+        self._fxtie_part()
         captured = self._fxtie_variants[True].forward
         users = type(self)._fxtie_class.forward
         assert captured is not None
@@ -196,6 +199,21 @@ class Region(TiedModule, fx.GraphModule):
         else:
             forward = captured if self._fxtie_is_plain() else _dispatch(users)
             type(self).forward = recomputing(forward) if self._fxtie_recomputes else forward
+
+    def _fxtie_part(self) -> None:
+        """Take a class of its own, since the forward is about to differ from that of copies."""
+        if type(self)._fxtie_is_shared:
+            become(self, Region)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the same class, by which `torch.func.stack_module_state` tells like models."""
+        new = super().__deepcopy__(memo)
+        mine, its = self._fxtie_variants, new._fxtie_variants
+        # Not so inside of derive_once, nor where a graph calls an object that was copied.
+        if all(same_graph(mine[mode].graph, its[mode].graph) for mode in mine):
+            type(self)._fxtie_is_shared = True
+            object.__setattr__(new, "__class__", type(self))
+        return new
 
     def _fxtie_outdate(self, reason: str) -> None:
         """Run the user's forward from now on, since the graph doesn't hold any more."""
