@@ -8,7 +8,9 @@ from fxtie.diff import GraphDiff, diff
 from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
 from fxtie.files import FileError, load, save
 from fxtie.fit import Fit, fit
+from fxtie.freeze import freeze
 from fxtie.once import derive_once
+from fxtie.passes import TiePass
 from fxtie.plan import Plan, plan
 from fxtie.registry import register
 from fxtie.report import Report, report
@@ -33,11 +35,13 @@ __all__ = [
     "Suggestion",
     "Suggestions",
     "Tie",
+    "TiePass",
     "VerificationError",
     "derive_once",
     "diff",
     "dump_rules",
     "fit",
+    "freeze",
     "initialize",
     "load",
     "load_rules",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxtie.casting import share_casts
 from fxtie.copied import PathCopy, become
@@ -35,7 +36,7 @@ from fxtie.watching import watching
 
 
 def transform(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     rules: Rules | Plan,
     *,
     compile: bool | dict[str, Any] = False,
@@ -45,7 +46,8 @@ def transform(
     """Tie tensors of a model by rules, as a graph.
 
     Args:
-        model: any module. It is not changed and goes on working.
+        model: any module, or a program of `torch.export`, whose tensors are tied by their names in
+            its state_dict. It is not changed and goes on working.
         rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
         compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
         recompute: compute derived tensors again in the backward pass instead of storing them. Less
@@ -54,9 +56,12 @@ def transform(
         strict: raise where a forward can't be captured, instead of keeping it as it is.
 
     Returns:
-        The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule`
-        if the root's forward could be captured; then `graph` and `code` show it. All tensors that
-        are not derived are the model's own objects, and so are the modules that lead to no target.
+        The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule` if
+        the root's forward could be captured; then `graph` and `code` show it. All tensors that are
+        not derived are the model's own objects, and so are the modules that lead to no target.
+
+        Of a program: a tied one (see `fxtie.exported.tie_exported`). The targets are no inputs of
+        its graph and not in its state_dict.
 
     Raises:
         PlanError: if the rules don't fit the model.
@@ -79,6 +84,14 @@ def transform(
         >>> expected = net[0](x).relu() @ net[0].weight.square().T + net[0].bias
         >>> torch.testing.assert_close(tied(x), expected)
     """
+    if isinstance(model, ExportedProgram):
+        if compile or recompute:
+            raise FxtieError(
+                "A program is neither compiled nor run here. Compile what its module() returns."
+            )
+        from fxtie.exported import tie_exported  # which ties derivations by this function
+
+        return tie_exported(model, rules)
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
         result = _Capture(model, checked, recompute).run()

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxtie.copied import PathCopy, become, subclass, user_class, warn_outdated
 from fxtie.graphs import graph_from_records, graph_to_records, same_graph
@@ -147,7 +148,15 @@ class Region(TiedModule, fx.GraphModule):
     # torch.fx reads and writes these two; they belong to the variant of the current mode.
     @property
     def _graph(self) -> fx.Graph:
-        return self._fxtie_variant.graph
+        variant = self._fxtie_variant
+        if self._fxtie_compiling is None and get_proxy_mode() is not None:
+            # torch.export interprets the root's graph by itself, past hooks and the choice of a
+            # variant: give it the call.
+            graph = fx.Graph()
+            arguments = [graph.node_copy(n) for n in variant.graph.find_nodes(op="placeholder")]
+            graph.output(graph.call_function(self.__call__, tuple(arguments)))
+            return graph
+        return variant.graph
 
     @_graph.setter
     def _graph(self, graph: fx.Graph) -> None:

@@ -71,7 +71,9 @@ class _Learned(nn.Module):
     def _check(self, source: Tensor) -> tuple[int, ...]:
         """The shape it is fitted to, if the source has it."""
         shape = self._fitted_shape()
-        if tuple(source.shape) != shape:
+        # Sizes are traced values in torch.jit.trace, which would warn of the comparison.
+        is_traced = torch._C._get_tracing_state() is not None
+        if not is_traced and tuple(source.shape) != shape:
             raise ValueError(
                 f"{self!r} is fitted to the shape {shape} but its source has "
                 f"{tuple(source.shape)}. Bring the source to the target's shape first: "

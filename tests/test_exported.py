@@ -1,0 +1,469 @@
+"""Tying programs of `torch.export`: the second front end."""
+
+import io
+
+import pytest
+import torch
+from oracle import assert_tied_equals_oracle
+from torch import nn
+from torch.export import Dim, export
+from torch.export.graph_signature import InputKind
+
+import fxtie
+from fxtie import Rule
+from fxtie import transforms as T
+from fxtie.errors import FxtieError, PlanError
+
+aten = torch.ops.aten
+
+
+class Net(nn.Module):
+    """Linear layers and a batch norm; the last layer's weight is an output too."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc_1, self.fc_2, self.fc_3 = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = torch.tanh(self.fc_2(torch.tanh(self.fc_1(x))))
+        return self.head(self.norm(self.fc_3(x))), self.head.weight
+
+
+class Shared(nn.Module):
+    """One tensor of two names, one layer of two names, and a layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc_1, self.fc_2, self.fc_3 = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.again = self.fc_3
+        self.fc_2.weight = self.fc_1.weight
+
+    def forward(self, x):
+        return self.fc_3(self.again(self.fc_2(self.fc_1(x))))
+
+
+class Buffers(nn.Module):
+    """Buffers of all kinds, and a tensor that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.register_buffer("scale", torch.rand(6))
+        self.register_buffer("shift", torch.rand(6))
+        self.register_buffer("transient", torch.rand(6), persistent=False)
+        self.register_buffer("count", torch.zeros(()))
+        self.constant = torch.rand(6)
+
+    def forward(self, x):
+        self.count.add_(1)
+        return self.fc(x) * self.scale + self.shift * self.transient + self.constant + self.count
+
+
+@pytest.fixture
+def net(device):
+    net = Net().to(device).eval()
+    net.norm.running_mean.uniform_(-1, 1)
+    return net
+
+
+@pytest.fixture
+def x(device):
+    return torch.randn(3, 6, device=device)
+
+
+def targets(program):
+    return [node.target for node in program.graph.nodes]
+
+
+def reloaded(program):
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def scaled_sum(a, b):
+    return (a + b) / a.norm()
+
+
+def without_gradient(a):
+    """Brings a body of its own to a program that isn't decomposed."""
+    with torch.no_grad():
+        norm = a.norm()
+    return a.t() * norm
+
+
+RULES = {
+    "plain": [Rule("fc_2", "fc_1", weight=torch.square)],
+    "same": [Rule("fc_2", "fc_1")],
+    "chain": [Rule("fc_3", "fc_2", weight=torch.sin), Rule("fc_2", "fc_1", weight=T.transpose())],
+    "several sources": [Rule("fc_3", ("fc_1", "fc_2"), weight=scaled_sum, bias=None)],
+    "self-derived": [Rule("fc_1", "fc_1", weight=T.standardize(), bias=None)],
+    "learnable": [Rule("fc_2", "fc_1", weight=T.LowRank(2))],
+    "an output": [Rule("head", "fc_1", weight=torch.cos)],
+    "patterns": [Rule("fc_*", "fc_1", weight=torch.neg, exclude=["fc_1"])],
+}
+
+
+def test_no_grad(net, x):
+    """`no_grad` in a transform stays in a program that can train. Decomposing drops it."""
+    plan = fxtie.plan(net, Rule("fc_2.weight", "fc_1.weight", without_gradient))
+    tied = fxtie.transform(export(net, (x,)), plan)
+    assert_tied_equals_oracle(net, tied.module(), plan.ties, (x,), train=None)
+    decomposed = tied.run_decompositions()
+    untied = export(fxtie.transform(net, plan), (x,)).run_decompositions()
+    gradients = []
+    for program in (tied, decomposed, untied):
+        module = program.module()
+        module(x)[0].square().sum().backward()
+        gradients.append(module.fc_1.weight.grad.clone())
+        module.zero_grad()  # the programs share their parameters
+    assert not torch.allclose(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[1], gradients[2])
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_equals_the_oracle(net, x, rules, decomposed):
+    """And the numbers of the first front end, bit for bit."""
+    plan = fxtie.plan(net, rules)
+    for module in plan.modules.values():
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)  # a fresh LowRank adds nothing
+    program = export(net, (x,))
+    if decomposed:
+        program = program.run_decompositions()
+    tied = fxtie.transform(program, plan)
+    tied.graph.lint()
+    tied.validate()
+    assert tied.dialect == program.dialect
+    assert_tied_equals_oracle(net, tied.module(), plan.ties, (x,), train=None, exact=not decomposed)
+    expected = fxtie.transform(net, plan)
+    assert sorted(tied.state_dict) == sorted(expected.state_dict())
+    if not decomposed:
+        assert_same(tied.module()(x), expected(x))
+    assert_same(reloaded(tied).module()(x), tied.module()(x))
+    assert_same(torch.export.unflatten(tied)(x), tied.module()(x))
+
+
+def test_signature_and_graph(net, x):
+    program = export(net, (x,))
+    before = str(program)
+    rules = [Rule("fc_2", "fc_1", weight=torch.square), Rule("head", "fc_2")]
+    tied = fxtie.transform(program, rules)
+    assert str(program) == before, "the program that was given is not changed"
+    assert all(tied.state_dict[name] is program.state_dict[name] for name in tied.state_dict)
+    dropped = set(program.state_dict) - set(tied.state_dict)
+    assert dropped == {"fc_2.weight", "fc_2.bias", "head.weight", "head.bias"}
+    inputs = tied.graph_signature.input_specs
+    assert dropped.isdisjoint(spec.target for spec in inputs)
+    assert len(inputs) == len(program.graph_signature.input_specs) - 4
+    (derived,) = tied.graph.find_nodes(op="call_function", target=aten.square.default)
+    assert derived.name == "fc_2_weight"
+    assert len(derived.users) == 3, "fc_2, head, and the output"
+    first = next(node for node in tied.graph.nodes if node.op != "placeholder")
+    assert first is derived, "derivations stand at the start"
+    assert tied.graph_signature.user_outputs[1] == derived.name
+
+
+def test_one_derivation_for_equal_ones(net, x):
+    tied = fxtie.transform(export(net, (x,)), Rule("re:fc_[23]", "fc_1", weight=torch.square))
+    assert targets(tied).count(aten.square.default) == 1
+
+
+def test_bank(net, x):
+    """Parameters that rules bring come in as inputs, like those of the model."""
+    bank = fxtie.Bank(2, (6, 6))
+    plan = fxtie.plan(net, Rule("re:fc_[23]", bank, weight=T.Mix(2), bias=None))
+    for module in plan.modules.values():
+        module.to(x.device)
+    tied = fxtie.transform(export(net, (x,)), plan)
+    names = [name for name in tied.state_dict if name.startswith("ties.")]
+    assert sorted(names) == [
+        "ties.bank.templates.0",
+        "ties.bank.templates.1",
+        "ties.fc_2_weight.weights",
+        "ties.fc_3_weight.weights",
+    ]
+    assert set(names) <= set(tied.graph_signature.parameters)
+    module = tied.module()
+    found, expected = module(x)[0], fxtie.transform(net, plan)(x)[0]
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert all(module.get_parameter(name).grad.norm() > 0 for name in names)
+
+
+def test_rules_one_after_the_other(net, x):
+    """A tied program, saved and loaded, is a program that can be tied."""
+    first = Rule("fc_2", "fc_1", weight=T.LowRank(2))
+    second = Rule("head", "fc_3", weight=T.LowRank(2))
+    once = fxtie.transform(export(net, (x,)), first)
+    twice = fxtie.transform(reloaded(once), second)
+    assert {"ties.fc_2_weight.A", "ties.head_weight.A"} <= set(twice.state_dict)
+    both = fxtie.transform(fxtie.transform(net, first), second)
+    both.load_state_dict(twice.state_dict)
+    assert_same(twice.module()(x), both(x))
+
+
+def test_program_of_a_tied_model(net, x):
+    tied = fxtie.transform(net, Rule("fc_2", "fc_1", weight=torch.square))
+    both = fxtie.transform(export(tied, (x,)), Rule("fc_3", "head", weight=torch.sin))
+    assert {aten.square.default, aten.sin.default} <= set(targets(both))
+    expected = fxtie.transform(tied, Rule("fc_3", "head", weight=torch.sin))
+    assert_same(both.module()(x), expected(x))
+
+
+def test_dynamic_shapes(net, x):
+    program = export(net, (x,), dynamic_shapes=({0: Dim("batch", min=2, max=9)},))
+    tied = fxtie.transform(program, Rule("fc_2", "fc_1", weight=torch.square))
+    assert tied.range_constraints == program.range_constraints
+    wide = torch.randn(7, 6, device=x.device)
+    expected = fxtie.transform(net, Rule("fc_2", "fc_1", weight=torch.square))
+    assert_same(tied.module()(wide), expected(wide))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        tied.module()(torch.cat([wide, wide]))
+
+
+class Outer(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args):
+        return self.inner(*args)
+
+
+def test_call_signatures_that_are_kept(x, device):
+    """Modules that `unflatten` would call by their own arguments alone."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))).to(device)
+    program = export(net, (x,), preserve_module_call_signature=("0",))
+    with pytest.raises(PlanError, match=r"keeps the call signature of '0'.*Export without"):
+        fxtie.transform(program, Rule("0.1", "0.0", weight=torch.cos))
+
+
+def test_control_flow(device):
+    """The body of a `torch.cond` reads derived tensors too."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc_1, self.fc_2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x = self.fc_1(x)
+            return torch.cond(x.sum() > 0, lambda x: self.fc_2(x), lambda x: x - 1, (x,))
+
+    net = Branching().to(device)
+    rules = Rule("fc_2", "fc_1", weight=without_gradient)
+    for x in (torch.ones(3, 6, device=device), -torch.ones(3, 6, device=device)):
+        tied = fxtie.transform(export(net, (x,), strict=True), rules)
+        assert "fc_2.weight" not in tied.state_dict
+        weight, bias = without_gradient(net.fc_1.weight), net.fc_1.bias
+        y = net.fc_1(x)
+        expected = nn.functional.linear(y, weight, bias) if y.sum() > 0 else y - 1
+        torch.testing.assert_close(tied.module()(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*Attribute .* is being mutated")
+def test_buffers(device):
+    net, x = Buffers().to(device), torch.randn(3, 6, device=device)
+    tied = fxtie.transform(
+        export(net, (x,)), [Rule("transient", "scale"), Rule("shift", "scale", torch.sin)]
+    )
+    assert sorted(tied.state_dict) == ["count", "fc.bias", "fc.weight", "scale"]
+    (spec,) = (s for s in tied.graph_signature.input_specs if s.kind == InputKind.CONSTANT_TENSOR)
+    assert set(tied.constants) == {spec.target}, "the plain tensor stays, the buffer is gone"
+    module = tied.module()
+    expected = net.fc(x) * net.scale + net.scale.sin() * net.scale + net.constant
+    for count in (1, 2):
+        torch.testing.assert_close(module(x), expected + count)
+
+    from_transient = fxtie.transform(export(net, (x,)), Rule("shift", "transient"))
+    assert "transient" in from_transient.constants and "shift" not in from_transient.state_dict
+
+
+def test_source_that_nothing_read(net, x):
+    """A parameter that the forward doesn't read is no input yet."""
+    net.unused = nn.Parameter(torch.randn(6, 6, device=x.device))
+    program = export(net, (x,))
+    tied = fxtie.transform(program, Rule("fc_2.weight", "unused"))
+    assert "unused" in tied.graph_signature.parameters
+    assert_same(tied.module()(x), fxtie.transform(net, Rule("fc_2.weight", "unused"))(x))
+    unread = fxtie.transform(program, Rule("unused", "fc_2.weight"))
+    assert "unused" not in unread.state_dict
+    assert_same(unread.module()(x), net(x))
+
+
+def test_user_defined_op(net, x):
+    with torch.library._scoped_library("fxtie_test", "DEF") as library:
+        library.define("double(Tensor x) -> Tensor")
+        library.impl("double", lambda x: x * 2, "CompositeExplicitAutograd")
+        library.impl("double", torch.empty_like, "Meta")
+        double = torch.ops.fxtie_test.double
+        torch.library.register_autograd(double.default, lambda ctx, grad: grad * 2, lib=library)
+        rule = Rule("fc_2", "fc_1", weight=double)
+        plan = fxtie.plan(net, rule)
+        for program in (export(net, (x,)), export(net, (x,)).run_decompositions()):
+            tied = fxtie.transform(program, plan)
+            assert targets(tied).count(double.default) == 1
+            exact = program.dialect == "TRAINING"
+            assert_tied_equals_oracle(net, tied.module(), plan.ties, (x,), train=None, exact=exact)
+
+
+def test_without_data():
+    """Rules are resolved on names and shapes: nothing needs the values."""
+    with torch.device("meta"):
+        net, x = Net().eval(), torch.empty(3, 6)
+    tied = fxtie.transform(export(net, (x,)), Rule("fc_2", "fc_1", weight=torch.square))
+    assert all(tensor.is_meta for tensor in tied.state_dict.values())
+    assert tied.module()(x)[0].is_meta
+    with torch._subclasses.FakeTensorMode():
+        net, x = Net().eval(), torch.empty(3, 6)
+    tied = fxtie.transform(export(net, (x,)), Rule("fc_2", "fc_1", weight=torch.square))
+    assert targets(tied).count(aten.square.default) == 1
+
+
+def test_frozen_parameters(net, x):
+    """A derived tensor carries gradients if its sources do; a program exported without has none."""
+    net.requires_grad_(False)
+    tied = fxtie.transform(export(net, (x,)), Rule("fc_2", "fc_1", weight=torch.square))
+    assert not tied.module()(x)[0].requires_grad
+    with torch.no_grad():
+        program = export(net.requires_grad_(), (x,))
+    tied = fxtie.transform(program, Rule("fc_2", "fc_1", weight=torch.square))
+    assert_same(tied.module()(x), fxtie.transform(export(net, (x,)), RULES["plain"]).module()(x))
+
+
+# --- Tensors of several names -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_shared_tensor_as_source(device, strict):
+    net, x = Shared().to(device), torch.randn(3, 6, device=device)
+    program = export(net, (x,), strict=strict)
+    tied = fxtie.transform(program, Rule("re:fc_3|again", "fc_2", weight=torch.square))
+    expected = fxtie.transform(net, Rule("fc_3", "fc_2", weight=torch.square))
+    assert torch.equal(tied.module()(x), expected(x))
+    with pytest.raises(PlanError, match=r"'fc_3.weight': the same tensor as 'again.weight'"):
+        fxtie.transform(program, Rule("fc_3", "fc_2", weight=torch.square))
+
+
+def test_shared_tensor_split(device):
+    """One input stands for both names, so that the uses of one can't be told from the other's."""
+    net, x = Shared().to(device), torch.randn(3, 6, device=device)
+    program = export(net, (x,))
+    with pytest.raises(PlanError, match=r"'fc_2.weight': the same tensor as 'fc_1.weight'") as e:
+        fxtie.transform(program, Rule("fc_2.weight", "fc_3.weight", torch.square))
+    assert "Derive them all alike" in str(e.value)
+    assert "torch.export.export(fxtie.transform(model, rules)" in str(e.value)
+    with pytest.raises(PlanError, match=r"the same tensor as 'fc_1.weight'"):
+        fxtie.transform(program, Rule("fc_2.weight", "fc_1.weight", torch.square))
+    alike = fxtie.transform(program, Rule("re:fc_[12].weight", "fc_3.weight", torch.square))
+    assert sorted(alike.state_dict) == [
+        "again.bias",
+        "again.weight",
+        "fc_1.bias",
+        "fc_2.bias",
+        "fc_3.bias",
+        "fc_3.weight",
+    ]
+    weight = net.fc_3.weight.square()
+    y = nn.functional.linear(x, weight, net.fc_1.bias)
+    expected = net.fc_3(net.fc_3(nn.functional.linear(y, weight, net.fc_2.bias)))
+    torch.testing.assert_close(alike.module()(x), expected)
+
+
+# --- Faults -----------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_there(net, x):
+    program = export(net, (x,))
+    with pytest.raises(PlanError, match=r"fc_9") as e:
+        fxtie.transform(program, [Rule("fc_9", "fc_1"), Rule("fc_2", "fc_11")])
+    assert len(e.value.faults) == 2, "all at once"
+    assert "'fc_1'" in str(e.value), "the closest name"
+
+
+def test_callable_pattern(net, x):
+    def is_linear(name, module):
+        return isinstance(module, nn.Linear)
+
+    program = export(net, (x,))
+    for rule in (Rule(is_linear, "fc_1"), Rule("fc_*", "fc_1", exclude=[is_linear])):
+        with pytest.raises(PlanError, match="an exported program has their names only"):
+            fxtie.transform(program, rule)
+
+
+def test_updated_tensors(device):
+    """Batch norm in training updates its statistics, and a derived tensor can have no update."""
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    x = torch.randn(3, 6, device=device)
+    program = export(net.to(device).train(), (x,))
+    for decomposed in (program, program.run_decompositions()):
+        for rule, role in (
+            (Rule("3.running_mean", "0.bias"), "'3.running_mean' is a target of the rules"),
+            (Rule("2.bias", "1.running_mean"), "'1.running_mean' is a source of the rules"),
+        ):
+            with pytest.raises(PlanError, match=f"{role}, and the program updates it. Tie the mod"):
+                fxtie.transform(decomposed, rule)
+        tied = fxtie.transform(
+            decomposed,
+            Rule("3", "1", running_mean=None, running_var=None, num_batches_tracked=None),
+        )
+        tied.module()(x)
+        assert torch.equal(tied.state_dict["1.num_batches_tracked"], torch.tensor(1).to(device))
+        net[1].num_batches_tracked.zero_()
+
+
+def test_updated_transform(net, x):
+    class Norm(nn.BatchNorm1d):
+        """A learnable transform with statistics of its own."""
+
+    program = export(net, (x,))
+    rule = Rule("fc_2.weight", "fc_1.weight", Norm(6).to(x.device))
+    with pytest.raises(PlanError, match="of a learnable transform is updated when it runs"):
+        fxtie.transform(program, rule)
+
+
+def branching(weight):
+    return weight if weight.sum() > 0 else -weight
+
+
+def test_opaque_transform(net, x):
+    """What can't be exported is named, with the reason why it could not be traced either."""
+    rule = Rule("fc_2", "fc_1", weight=branching)
+    with pytest.raises(FxtieError, match="The transforms can't be exported") as e:
+        fxtie.transform(export(net, (x,)), rule)
+    assert "'fc_2.weight': branching can't be traced" in str(e.value)
+    assert e.value.__cause__ is not None
+
+
+def test_closed_over_tensor(net, x):
+    """A transform that torch.fx can't hold may still be one that torch.export can."""
+    scale = torch.rand(6, device=x.device)
+    rule = Rule("fc_2", "fc_1", weight=lambda w: w * scale)
+    tied = fxtie.transform(export(net, (x,)), rule)
+    assert_same(tied.module()(x), fxtie.transform(net, rule)(x))
+    assert any(tensor is scale or torch.equal(tensor, scale) for tensor in tied.constants.values())
+    assert_same(reloaded(tied).module()(x), tied.module()(x))
+
+
+def test_values_read_into_python(net, x):
+    def scaled(weight):
+        return weight / weight.norm().item()
+
+    with pytest.raises(FxtieError, match="values"):
+        fxtie.transform(export(net, (x,)), Rule("fc_2", "fc_1", weight=scaled))
+
+
+def test_plan_of_another_model(net, x):
+    plan = fxtie.plan(Shared().to(x.device), Rule("again.weight", "fc_1.weight", torch.square))
+    with pytest.raises(FxtieError, match=r"The plan was made for another model: 'again.weight'"):
+        fxtie.transform(export(net, (x,)), plan)
