@@ -68,10 +68,22 @@ def pytest_configure(config):
         "the packages, of torch if none is named",
     )
     path = config.getoption("--compat-table", default=None)
-    if path is not None:
-        if config.getoption("numprocesses", default=None):
-            raise pytest.UsageError("--compat-table wants the tests in one process: add -n 0")
+    if path is not None and not hasattr(
+        config, "workerinput"
+    ):  # workers report to the main process
         config.pluginmanager.register(_Table(Path(path)))
+
+
+def pytest_collection_modifyitems(items):
+    """Reports carry the rows, so that they reach the main process wherever a test runs."""
+    for item in items:
+        marker = item.get_closest_marker("compat")
+        if marker is not None:
+            tool, what, *packages = marker.args
+            versions = ", ".join(map(_version, packages or ("torch",)))
+            parameters = getattr(item, "callspec", None)
+            device = parameters.params.get("device", "cpu") if parameters else "cpu"
+            item.user_properties.append(("compat", (tool, versions, what, device)))
 
 
 class _Table:
@@ -79,28 +91,27 @@ class _Table:
 
     def __init__(self, path):
         self.path = path
-        self.rows = {}  # (tool, version, what) -> outcomes, each once, in order
+        self.outcomes = {}  # (tool, versions, what, device) -> outcomes of tests
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
-        report = yield
-        marker = item.get_closest_marker("compat")
-        if marker is not None and (report.when == "call" or not report.passed):
-            tool, what, *packages = marker.args
-            versions = ", ".join(map(_version, packages or ("torch",)))
-            self.rows.setdefault((tool, versions, what), {})[_outcome(report)] = None
-        return report
+    def pytest_runtest_logreport(self, report):
+        row = dict(report.user_properties).get("compat")
+        if row is not None and (report.when == "call" or not report.passed):
+            self.outcomes.setdefault(tuple(row), set()).add(_outcome(report))
 
     def pytest_sessionfinish(self, session):
-        rows = [(*row, "; ".join(outcomes)) for row, outcomes in self.rows.items()]
-        table = tabulate(
-            rows, ("tool", "version", "what", "result"), tablefmt="github", disable_numparse=True
-        )
-        devices = "the CPU and CUDA" if torch.cuda.is_available() else "the CPU"
+        notes = {}  # reason -> number
+        rows = sorted({row[:-1] for row in self.outcomes}, key=lambda row: (row[0].lower(), row))
+        cells = [
+            (*row, *(_cell(self.outcomes.get((*row, device)), notes) for device in ("cpu", "cuda")))
+            for row in rows
+        ]
+        header = ("tool", "version", "what", "CPU", "CUDA")
+        table = tabulate(cells, header, tablefmt="github", disable_numparse=True)
+        listed = "\n".join(f"{number}. {reason}" for reason, number in notes.items())
         self.path.write_text(
             f"# What fxtie works with\n\n"
-            f"Written by `pytest tests/compat -n 0 --compat-table {self.path.as_posix()}`, not by "
-            f"hand. This run was on {devices}.\n\n{table}\n",
+            f"Written by `pytest tests/compat --compat-table {self.path.as_posix()}`, not by hand. "
+            f"Numbers stand for the notes below.\n\n{table}\n\n## Notes\n\n{listed}\n",
             encoding="utf-8",
         )
 
@@ -113,8 +124,19 @@ def _version(package):
 
 
 def _outcome(report):
+    """One word, and why where it needs a reason."""
     if hasattr(report, "wasxfail"):
-        return f"does not: {report.wasxfail}" if report.skipped else "works against expectation"
+        return ("does not", report.wasxfail) if report.skipped else ("works, unexpectedly", None)
     if report.skipped:
-        return f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}"
-    return "works" if report.passed else "FAILS"
+        return "not tried", report.longrepr[2].removeprefix("Skipped: ")
+    return ("works" if report.passed else "FAILS"), None
+
+
+def _cell(outcomes, notes):
+    if outcomes is None:
+        return "-"
+    words = []
+    for word, reason in sorted(outcomes, key=str):
+        note = "" if reason is None else f" ({notes.setdefault(reason, len(notes) + 1)})"
+        words.append(word + note)
+    return ", ".join(words)
