@@ -5,19 +5,19 @@ from fxtie.bank import Bank
 from fxtie.capture import transform
 from fxtie.convert import initialize, materialize, untied_state_dict
 from fxtie.diff import GraphDiff, diff
-from fxtie.errors import CaptureError, FxtieError, PlanError, RuleError
-from fxtie.files import FileError, load, save
+from fxtie.errors import CaptureError, FileError, FxtieError, Outdated, PlanError, RuleError
+from fxtie.export.freeze import freeze
+from fxtie.files.rule_files import dump_rules, load_rules
+from fxtie.files.tied_models import check_saveable, load, save
 from fxtie.fit import Fit, fit
-from fxtie.freeze import freeze
 from fxtie.once import derive_once
 from fxtie.passes import TiePass
 from fxtie.plan import Plan, plan
-from fxtie.registry import register
 from fxtie.report import Report, report
-from fxtie.rule_files import dump_rules, load_rules
 from fxtie.rules import Rule, Tie
-from fxtie.suggest import Suggestion, Suggestions, suggest
+from fxtie.suggesting.suggest import Suggestion, Suggestions, suggest
 from fxtie.transforms import same
+from fxtie.transforms.registry import register
 from fxtie.verify import VerificationError, verify
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Fit",
     "FxtieError",
     "GraphDiff",
+    "Outdated",
     "Plan",
     "PlanError",
     "Report",
@@ -37,6 +38,7 @@ __all__ = [
     "Tie",
     "TiePass",
     "VerificationError",
+    "check_saveable",
     "derive_once",
     "diff",
     "dump_rules",

@@ -18,21 +18,21 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxtie.casting import share_casts
-from fxtie.copied import PathCopy, become
-from fxtie.copying import copy_paths
 from fxtie.errors import CaptureError, FxtieError
 from fxtie.graphs import same_graph
-from fxtie.module_tracer import trace_module
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
-from fxtie.recompute import remember_derived
-from fxtie.region import Region, clashes
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
-from fxtie.stops import Stop
-from fxtie.tied import Derived, Source, TiedModule, Ties
-from fxtie.watching import watching
+from fxtie.runtime.casting import share_casts
+from fxtie.runtime.copied import PathCopy, become
+from fxtie.runtime.copying import copy_paths
+from fxtie.runtime.recompute import remember_derived
+from fxtie.runtime.region import Region, clashes
+from fxtie.runtime.tied import Derived, Source, TiedModule, Ties
+from fxtie.tracing.module_tracer import trace_module
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.watching import watching
 
 
 def transform(
@@ -89,7 +89,7 @@ def transform(
             raise FxtieError(
                 "A program is neither compiled nor run here. Compile what its module() returns."
             )
-        from fxtie.exported import tie_exported  # which ties derivations by this function
+        from fxtie.export.exported import tie_exported  # which ties derivations by this function
 
         return tie_exported(model, rules)
     with watching():

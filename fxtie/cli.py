@@ -26,11 +26,11 @@ from torch import nn
 from fxtie.capture import transform
 from fxtie.diff import diff
 from fxtie.errors import FxtieError, closest
+from fxtie.files.rule_files import dump_rules, load_rules
 from fxtie.plan import plan
 from fxtie.report import report
-from fxtie.rule_files import dump_rules, load_rules
 from fxtie.rules import Rule, Tie
-from fxtie.suggest import suggest
+from fxtie.suggesting.suggest import suggest
 
 _EPILOG = """\
 examples:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.copied import PathCopy
-from fxtie.copying import copy_paths
 from fxtie.errors import FxtieError
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
 from fxtie.rules import Rules
-from fxtie.tied import TiedModule, Ties
+from fxtie.runtime.copied import PathCopy
+from fxtie.runtime.copying import copy_paths
+from fxtie.runtime.tied import TiedModule, Ties
 
 
 @torch.no_grad()

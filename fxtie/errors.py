@@ -1,4 +1,4 @@
-"""The exceptions of fxtie, and how a list of faults is worded.
+"""The exceptions and warnings of fxtie, and how a list of faults is worded.
 
 In: faults as sentences. Out: one exception that carries them all. Called by every other file.
 """
@@ -38,6 +38,14 @@ class PlanError(FxtieError):
 
 class CaptureError(FxtieError):
     """The forward could not be captured as asked for (`strict=True`)."""
+
+
+class FileError(FxtieError):
+    """A file that can't be written or loaded. What it was meant for is unchanged."""
+
+
+class Outdated(UserWarning):
+    """A captured module has changed, so that it runs the forward that the user wrote."""
 
 
 def closest(name: str, names: Iterable[str], n: int = 3) -> str:

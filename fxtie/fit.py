@@ -19,7 +19,7 @@ from fxtie.errors import FxtieError
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
 from fxtie.rules import Rules
-from fxtie.tied import relative_distance
+from fxtie.runtime.tied import relative_distance
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.rules import transform_name
-from fxtie.stops import Stop
-from fxtie.tracing import Traced, TracedTensor, Tracer, strictly
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.tracer import Traced, TracedTensor, Tracer, strictly
+from fxtie.tracing.watching import without_random_numbers
 from fxtie.transforms import Transform
-from fxtie.watching import without_random_numbers
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fxtie.errors import FxtieError
-from fxtie.region import Region
-from fxtie.tied import Derived, Source, Stored, TiedModule
+from fxtie.runtime.region import Region
+from fxtie.runtime.tied import Derived, Source, Stored, TiedModule
 
 _Slot = tuple[int, str]
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxtie.capture import transform
-from fxtie.copied import PathCopy
-from fxtie.copying import copy_paths
 from fxtie.errors import FxtieError
 from fxtie.resolve import Resolver
 from fxtie.rules import Rules, as_rules
-from fxtie.tied import Derived, TiedModule
+from fxtie.runtime.copied import PathCopy
+from fxtie.runtime.copying import copy_paths
+from fxtie.runtime.tied import Derived, TiedModule
 
 
 class TiePass:

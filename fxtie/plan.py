@@ -24,7 +24,7 @@ from fxtie.show.page import notebook_html, write_page
 from fxtie.show.plan_text import HEADERS, plan_text, row
 from fxtie.show.tie_page import plan_page
 from fxtie.show.words import count, parameter_change
-from fxtie.watching import watching
+from fxtie.tracing.watching import watching
 
 
 @dataclass(frozen=True)

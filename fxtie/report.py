@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 from torch import nn
 
-from fxtie.copied import user_class
 from fxtie.errors import FxtieError
+from fxtie.runtime.copied import user_class
 from fxtie.show.page import notebook_html, write_page
 from fxtie.show.tie_page import report_page
 from fxtie.show.words import count, human_bytes, parameter_change
-from fxtie.stops import Stop
+from fxtie.tracing.stops import Stop
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan

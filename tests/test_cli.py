@@ -12,7 +12,7 @@ from vision import import_torchvision
 import fxtie
 from fxtie.cli import main
 from fxtie.plan import Plan
-from fxtie.suggest import suggest
+from fxtie.suggesting.suggest import suggest
 
 RULES = '[[rule]]\ntarget = "2"\nsource = "0"\nweight = "square"\n'
 NETS = """

@@ -1,4 +1,4 @@
-"""`fxtie.container`: a file is whole or refused, whatever happened to it or to its writer."""
+"""`fxtie.files.container`: a file is whole or refused, whatever happened to it or to its writer."""
 
 import errno
 import os
@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fxtie import container
-from fxtie.container import DTYPES, FileError, read, replacing, write
+from fxtie.errors import FileError
+from fxtie.files import container
+from fxtie.files.container import DTYPES, read, replacing, write
 
 TENSORS = {"a": torch.tensor([[1.0, -0.0]]), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
 RECORD = {"rules": {"rule": [{"target": "é", "k": 0.5}]}}
@@ -189,7 +190,7 @@ def test_replacing_keeps_the_old_file_until_the_end(path):
 KILLED = """
     import os, signal, sys
     import safetensors.torch, torch
-    from fxtie.container import write
+    from fxtie.files.container import write
 
     def die(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,10 +17,9 @@ from safetensors import safe_open
 from torch import nn
 
 import fxtie
-from fxtie import container
-from fxtie.errors import FxtieError
-from fxtie.files import FileError, check_saveable, load, save
-from fxtie.registry import register
+from fxtie.errors import FileError, FxtieError
+from fxtie.files import container
+from fxtie.files.tied_models import check_saveable, load, save
 from fxtie.transforms import (
     ChannelScale,
     LowRank,
@@ -38,6 +37,7 @@ from fxtie.transforms import (
     standardize,
     tile,
 )
+from fxtie.transforms.registry import register
 
 
 class Kept(nn.Module):

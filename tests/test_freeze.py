@@ -11,7 +11,7 @@ import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.errors import FxtieError
-from fxtie.freeze import freeze
+from fxtie.export.freeze import freeze
 
 aten = torch.ops.aten
 

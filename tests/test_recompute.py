@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
-from fxtie.recompute import Remember
+from fxtie.runtime.recompute import Remember
 
 FEATURES = 64
 

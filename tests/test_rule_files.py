@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxtie
-from fxtie import rule_files
 from fxtie.errors import RuleError
-from fxtie.registry import register
-from fxtie.rule_files import dump_rules, load_rules
-from fxtie.rule_reader import DTYPES, RESERVED
+from fxtie.files import rule_files
+from fxtie.files.rule_files import dump_rules, load_rules
+from fxtie.files.rule_reader import DTYPES, RESERVED
 from fxtie.rules import Rule, Tie
 from fxtie.transforms import (
     ChannelScale,
@@ -36,8 +35,9 @@ from fxtie.transforms import (
     square,
     tile,
 )
+from fxtie.transforms.registry import register
 
-SCHEMA = json.loads(resources.files("fxtie").joinpath("rules.schema.json").read_text())
+SCHEMA = json.loads(resources.files("fxtie.files").joinpath("rules.schema.json").read_text())
 
 
 @register("tests.rule_files.Gain")

@@ -1,4 +1,4 @@
-"""`fxtie.transforms` and `fxtie.registry`: values, gradients, shapes, tracing, copies, specs."""
+"""`fxtie.transforms` and its registry: values, gradients, shapes, tracing, copies, specs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fxtie.errors import RuleError
-from fxtie.registry import from_spec, register, to_spec
 from fxtie.transforms import (
     ChannelScale,
     FitsTarget,
@@ -49,6 +48,7 @@ from fxtie.transforms import (
     tile,
     transpose,
 )
+from fxtie.transforms.registry import from_spec, register, to_spec
 
 MODES = ("nearest", "nearest-exact", "area", "linear", "cubic")
 

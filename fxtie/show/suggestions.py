@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fxtie.show.words import human_count
-from fxtie.spelling import pattern_of
+from fxtie.suggesting.spelling import pattern_of
 
 if TYPE_CHECKING:
-    from fxtie.suggest import Suggestion, Suggestions
+    from fxtie.suggesting.suggest import Suggestion, Suggestions
 
 _LEAST_SHOWN = 0.001  # of all parameters: what saves less gets no row
 _MOST_SHOWN = 20

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxtie.registry import register
 from fxtie.transforms.fitting import Shaped
 from fxtie.transforms.protocol import FitsTarget, Transform
+from fxtie.transforms.registry import register
 
 
 class _Sequence:

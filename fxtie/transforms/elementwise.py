@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxtie.arguments import number
-from fxtie.registry import register
+from fxtie.transforms.arguments import number
 from fxtie.transforms.protocol import Named, set_fields
+from fxtie.transforms.registry import register
 
 
 @register("same")

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxtie.arguments import integer, number
-from fxtie.registry import register
+from fxtie.transforms.arguments import integer, number
 from fxtie.transforms.protocol import Named, Shape, set_fields
+from fxtie.transforms.registry import register
 
 _Self = TypeVar("_Self", bound="Shaped")
 

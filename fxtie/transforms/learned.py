@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fxtie.arguments import integer
-from fxtie.registry import register
+from fxtie.transforms.arguments import integer
+from fxtie.transforms.registry import register
 
 
 class _Learned(nn.Module):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxtie.arguments import integer
-from fxtie.registry import register
+from fxtie.transforms.arguments import integer
 from fxtie.transforms.protocol import Named, set_fields
+from fxtie.transforms.registry import register
 
 
 @register("transpose")

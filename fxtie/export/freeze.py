@@ -17,8 +17,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fxtie.convert import materialize
+from fxtie.export.program import Editor, tensor_of, updated
 from fxtie.graphs import map_arg
-from fxtie.program import Editor, tensor_of, updated
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 

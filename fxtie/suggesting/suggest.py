@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxtie.candidates import Candidate, Layer, find_candidates
 from fxtie.errors import FxtieError
+from fxtie.files.rule_writer import write_rules
 from fxtie.names import Names
-from fxtie.rule_writer import write_rules
 from fxtie.rules import Rule
 from fxtie.show.suggestions import suggestions_text
 from fxtie.show.words import count, parameter_change
-from fxtie.spelling import Speller, pattern_of
+from fxtie.suggesting.candidates import Candidate, Layer, find_candidates
+from fxtie.suggesting.spelling import Speller, pattern_of
 from fxtie.transforms import FitsTarget, Transform, same
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxtie.watching import patched
+from fxtie.tracing.watching import patched
 
 _JUMPS = ("POP_JUMP_IF_", "POP_JUMP_FORWARD_IF_", "POP_JUMP_BACKWARD_IF_")
 _PURE = (

@@ -1,7 +1,7 @@
 """Tied models as files: data in, data out, no code.
 
 In: a tied model and a path; or a path and the untied model. Out: one safetensors file; or the tied
-model again. Called by users as `fxtie.save`, `fxtie.load` and `fxtie.files.check_saveable`.
+model again. Called by users as `fxtie.save`, `fxtie.load` and `fxtie.check_saveable`.
 
 `container.py` reads and writes the file and sees that it is whole. It holds the stored tensors,
 each once, under their state_dict names, and as its record
@@ -24,19 +24,18 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxtie import container
 from fxtie.bank import Bank
 from fxtie.capture import transform
-from fxtie.container import FileError as FileError
-from fxtie.container import FilePath
-from fxtie.copied import user_class
-from fxtie.errors import FxtieError
+from fxtie.errors import FileError, FxtieError
+from fxtie.files import container
+from fxtie.files.container import FilePath
+from fxtie.files.rule_reader import RuleDataError, listed, path_text, read_rules, transforms_of
+from fxtie.files.rule_writer import write_rules
 from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
 from fxtie.report import report
-from fxtie.rule_reader import RuleDataError, listed, path_text, read_rules, transforms_of
-from fxtie.rule_writer import write_rules
 from fxtie.rules import Rule, Tie
+from fxtie.runtime.copied import user_class
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -60,7 +59,7 @@ def save(tied: nn.Module, path: FilePath) -> None:
 
     Example:
         >>> import fxtie, tempfile
-        >>> from fxtie.files import load, save
+        >>> from fxtie.files.tied_models import load, save
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
         >>> tied = fxtie.transform(net, fxtie.Rule("2", "0", weight=torch.square))
         >>> fresh = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -96,13 +95,13 @@ def check_saveable(tied: nn.Module | Plan) -> None:
     Example:
         >>> import fxtie
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        >>> check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=torch.square)))
-        >>> check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=lambda w: w + 1)))
+        >>> fxtie.check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=torch.square)))
+        >>> fxtie.check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=lambda w: w + 1)))
         Traceback (most recent call last):
         ...
-        fxtie.container.FileError: This can't be saved:
+        fxtie.errors.FileError: This can't be saved:
         '1.weight': The transform <function <lambda> at ...> has no registered name. Give it ...
-        fxtie.files.check_saveable(plan) tells this before training.
+        fxtie.check_saveable(plan) tells this before training.
     """
     _record(tied if isinstance(tied, Plan) else getattr(tied, "_orig_mod", tied))
 
@@ -129,7 +128,7 @@ def load(path: FilePath, model: nn.Module) -> Any:
 
     Example:
         >>> import fxtie, tempfile
-        >>> from fxtie.files import load, save
+        >>> from fxtie.files.tied_models import load, save
         >>> tied = fxtie.transform(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
         ...                        fxtie.Rule("1", "0"))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +136,7 @@ def load(path: FilePath, model: nn.Module) -> Any:
         ...     load(f"{folder}/tied.safetensors", nn.Sequential(nn.Linear(4, 4)))
         Traceback (most recent call last):
         ...
-        fxtie.container.FileError: '...tied.safetensors' can't be loaded into a Sequential: 2 fau...
+        fxtie.errors.FileError: '...tied.safetensors' can't be loaded into a Sequential: 2 fau...
           1. Tie(target='1.weight', ...): the target '1.weight' is not a tensor of the model. ...
     """
     if not isinstance(model, nn.Module):
@@ -178,7 +177,7 @@ def _record(tied: nn.Module | Plan) -> dict[str, Any]:
     if faults:
         raise FileError(
             f"This can't be saved:\n{listed(faults, len(faults))}\n"
-            f"fxtie.files.check_saveable(plan) tells this before training."
+            f"fxtie.check_saveable(plan) tells this before training."
         )
     return {"model": model, "modules": list(checked.modules), "rules": data}
 

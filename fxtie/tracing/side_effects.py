@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from fxtie.copied import user_class
-from fxtie.stops import Stop
-from fxtie.tracing import Traced
-from fxtie.watching import without_random_numbers
+from fxtie.runtime.copied import user_class
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.tracer import Traced
+from fxtie.tracing.watching import without_random_numbers
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What code may not do while it is traced: patched, so that it stops the trace.
 
 In: the tracer at work. Out: for as long as a block lasts, contexts, modes, writes to modules and
-random numbers that a graph would not speak of raise `Stop`. Called by `tracing.py`, and by
+random numbers that a graph would not speak of raise `Stop`. Called by `tracer.py`, and by
 `plan.py` and `capture.py` around many traces.
 """
 
@@ -19,10 +19,10 @@ import torch
 import torch.nn.attention
 from torch import nn
 
-from fxtie.stops import Stop
+from fxtie.tracing.stops import Stop
 
 if TYPE_CHECKING:
-    from fxtie.tracing import Tracer
+    from fxtie.tracing.tracer import Tracer
 
 # Contexts and modes that code enters or asks for, and of which a graph keeps no trace.
 _MODES: tuple[tuple[Any, str, str], ...] = (

@@ -14,11 +14,11 @@ import torch
 from torch import fx, nn
 
 from fxtie.lowering import Lowered
-from fxtie.tied import Derived, Source
-from fxtie.tracing import Traced, TracedTensor
+from fxtie.runtime.tied import Derived, Source
+from fxtie.tracing.tracer import Traced, TracedTensor
 
 if TYPE_CHECKING:
-    from fxtie.module_tracer import ModuleTracer
+    from fxtie.tracing.module_tracer import ModuleTracer
 
 
 class TensorReads:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.copied import PathCopy
 from fxtie.errors import FxtieError
+from fxtie.runtime.copied import PathCopy
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fxtie.errors import Outdated
+
 
 class PathCopy(nn.Module):
     """A copy of a module of the user's.
@@ -121,10 +123,6 @@ def _is_baked_in(module: nn.Module, name: str, value: Any) -> bool:
         return before is not value and (isinstance(value, Tensor) or bool(before != value))
     default = getattr(type(module), name, None)
     return default is not None and not hasattr(type(default), "__set__")
-
-
-class Outdated(UserWarning):
-    """A captured module has changed, so that it runs the forward that the user wrote."""
 
 
 def warn_outdated(reason: str) -> None:

@@ -21,10 +21,10 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from fxtie.copied import PathCopy, become, subclass, user_class, warn_outdated
 from fxtie.graphs import graph_from_records, graph_to_records, same_graph
-from fxtie.recompute import recomputing
-from fxtie.tied import TiedModule
+from fxtie.runtime.copied import PathCopy, become, subclass, user_class, warn_outdated
+from fxtie.runtime.recompute import recomputing
+from fxtie.runtime.tied import TiedModule
 
 
 @dataclass

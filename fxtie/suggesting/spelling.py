@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fxtie.candidates import split_name
 from fxtie.names import Names
 from fxtie.rules import Pattern, Rule
+from fxtie.suggesting.candidates import split_name
 
 _MOST_EXCLUDED = 2  # names; a pattern with more exceptions does not read well
 

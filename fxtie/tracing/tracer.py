@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from fxtie.stops import Stop, is_machinery, location, user_frame
-from fxtie.watching import watching
+from fxtie.tracing.stops import Stop, is_machinery, location, user_frame
+from fxtie.tracing.watching import watching
 
 
 class Traced(fx.Proxy):

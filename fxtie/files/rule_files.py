@@ -61,10 +61,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fxtie.container import replacing
 from fxtie.errors import RuleError
-from fxtie.rule_reader import DataPath, RuleDataError, listed, path_text, read_rules
-from fxtie.rule_writer import write_rules
+from fxtie.files.container import replacing
+from fxtie.files.rule_reader import DataPath, RuleDataError, listed, path_text, read_rules
+from fxtie.files.rule_writer import write_rules
 from fxtie.rules import Rule, Rules, Tie, as_rules
 
 if sys.version_info >= (3, 11):

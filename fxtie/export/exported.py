@@ -22,11 +22,11 @@ from torch.export.graph_signature import InputKind
 
 from fxtie.capture import transform
 from fxtie.errors import FxtieError, PlanError
+from fxtie.export.program import Editor, free_name, names_by_tensor, tensor_of, updated
 from fxtie.lowering import Opaque
 from fxtie.plan import Plan, plan
-from fxtie.program import Editor, free_name, names_by_tensor, tensor_of, updated
 from fxtie.rules import Rule, Rules, Tie, as_rules
-from fxtie.tied import Ties
+from fxtie.runtime.tied import Ties
 
 _REMEDY = (
     "Tie the module that the program was made of, and export the result: "

@@ -1,7 +1,7 @@
 """Plain data -> rules: what rule files and the files of tied models have in common.
 
 In: a dict of JSON's own types, whose form `rule_files.py` describes. Out: rules, and the banks and
-shared transforms that have a name in it. Called by `rule_files.py` and `files.py`.
+shared transforms that have a name in it. Called by `rule_files.py` and `tied_models.py`.
 
 Names are looked up, and what was registered under them (`registry.py`) is called; nothing else is.
 All faults come at once, each with its *path*: the keys and numbers that lead to it in the data.
@@ -21,10 +21,10 @@ from torch import nn
 
 from fxtie.bank import Bank
 from fxtie.errors import RuleError, closest
-from fxtie.registry import from_spec
 from fxtie.rules import Pattern, Rule, Tie
 from fxtie.show.words import count
 from fxtie.transforms import FitsTarget, Transform
+from fxtie.transforms.registry import from_spec
 
 DataPath: TypeAlias = tuple[str | int, ...]
 Reader: TypeAlias = Callable[[Any], Any]
@@ -104,7 +104,7 @@ def read_rules(data: Any) -> tuple[list[Rule | Tie], dict[str, nn.Module]]:
         >>> read_rules({"rule": [{"target": "b", "sorce": "a"}]})
         Traceback (most recent call last):
         ...
-        fxtie.rule_reader.RuleDataError: rule[0].sorce: There is no such key. Closest names: ...
+        fxtie.files.rule_reader.RuleDataError: rule[0].sorce: There is no such key. Closest names: ...
         rule[0]: The key 'source' is missing.
     """
     faults, tables, rules = Faults(), {}, []

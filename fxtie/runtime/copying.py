@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.copied import user_class, user_members
-from fxtie.tied import Derived, Source
+from fxtie.runtime.copied import user_class, user_members
+from fxtie.runtime.tied import Derived, Source
 
 
 def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:

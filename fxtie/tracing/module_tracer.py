@@ -25,19 +25,19 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from fxtie import tied
-from fxtie.branches import checked_outcome, without_rank_checks
-from fxtie.concrete import ConcreteTensors
-from fxtie.copied import user_class
-from fxtie.inference import is_tensor
 from fxtie.names import has_hooks
-from fxtie.reads import TensorReads
-from fxtie.region import Variant
 from fxtie.report import Kept
-from fxtie.side_effects import take_back, unchanged
-from fxtie.stops import Stop
-from fxtie.tracing import CONSTANTS, Traced, Tracer, strictly
-from fxtie.watching import patched
+from fxtie.runtime import tied
+from fxtie.runtime.copied import user_class
+from fxtie.runtime.region import Variant
+from fxtie.tracing.branches import checked_outcome, without_rank_checks
+from fxtie.tracing.concrete import ConcreteTensors
+from fxtie.tracing.inference import is_tensor
+from fxtie.tracing.reads import TensorReads
+from fxtie.tracing.side_effects import take_back, unchanged
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.tracer import CONSTANTS, Traced, Tracer, strictly
+from fxtie.tracing.watching import patched
 
 _T = TypeVar("_T", bound=Traced)
 

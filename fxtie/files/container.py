@@ -1,7 +1,7 @@
 """The file of a tied model: what is in it, and that it is whole.
 
 In: tensors by name, and a record of JSON's own types. Out: one safetensors file; or the other way
-round. Called by `files.py`; `rule_files.py` uses `replacing`.
+round. Called by `tied_models.py`; `rule_files.py` uses `replacing`.
 
 The record is a text in the file's metadata. safetensors itself refuses a file that is cut off, or
 whose header doesn't fit its length; a CRC-32 over the record and all tensors tells of the rest.
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fxtie.errors import FxtieError
+from fxtie.errors import FileError
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
@@ -35,10 +35,6 @@ DTYPES = frozenset(
 
 _VERSION = 1
 _RECORD, _SUM = "fxtie", "fxtie.crc32"
-
-
-class FileError(FxtieError):
-    """A file that can't be written or loaded. What it was meant for is unchanged."""
 
 
 def write(path: FilePath, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Rules -> plain data: the reverse of `rule_reader.py`.
 
-In: rules. Out: a dict of JSON's own types. Called by `rule_files.py` and `files.py`.
+In: rules. Out: a dict of JSON's own types. Called by `rule_files.py` and `tied_models.py`.
 
 Banks have names in it, and so have learnable transforms that are used twice. What the data can't
 bring back is refused here, not when they are read.
@@ -19,10 +19,10 @@ from torch import nn
 
 from fxtie.bank import Bank
 from fxtie.errors import RuleError
-from fxtie.registry import to_spec
-from fxtie.rule_reader import DTYPES, Faults, SharedNames, transforms_of
+from fxtie.files.rule_reader import DTYPES, Faults, SharedNames, transforms_of
 from fxtie.rules import Pattern, Rule, Tie
 from fxtie.transforms import FitsTarget, Transform, same
+from fxtie.transforms.registry import to_spec
 
 
 def write_rules(

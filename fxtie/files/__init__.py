@@ -1,0 +1,1 @@
+"""Rules and tied models as files: data and no code."""
