@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -20,17 +19,19 @@ from fxtie.capture import untied_graphs
 from fxtie.errors import FxtieError
 from fxtie.matching import Matching, match_graphs
 from fxtie.report import Report
-from fxtie.show.diff_page import diff_page
 from fxtie.show.layers import LayerDiff, RegionDiff
 from fxtie.show.nodes import NodeInfo, module_text, node_info
-from fxtie.show.page import notebook_html, write_page
+from fxtie.show.paged import Paged
 from fxtie.show.shapes import node_values
 from fxtie.show.text import diff_text
 from fxtie.show.words import count, parameter_change
 
+if TYPE_CHECKING:
+    from fxtie.show.page import Page
+
 
 @dataclass(frozen=True)
-class GraphDiff:
+class GraphDiff(Paged):
     """What changed between two graphs. `print` shows a table for each layer that did.
 
     Attributes:
@@ -110,16 +111,10 @@ class GraphDiff:
             "unseen": list(self.unseen),
         }
 
-    def html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page that shows both graphs side by side: one file, which needs no network.
+    def _page(self) -> Page:
+        from fxtie.show.diff_page import diff_page
 
-        Raises:
-            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
-        """
-        write_page(diff_page(self), path)
-
-    def _repr_html_(self) -> str:
-        return notebook_html(lambda: diff_page(self), str(self))
+        return diff_page(self)
 
     def __str__(self) -> str:
         return diff_text(self)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from fxtie.errors import FxtieError
@@ -20,6 +19,7 @@ from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
 from fxtie.rules import Rules
 from fxtie.runtime.tied import relative_distance
+from fxtie.show.tables import table
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Fit:
     def __str__(self) -> str:
         rows = [(name, f"{self.before[name]:.2%}", f"{e:.2%}") for name, e in self.after.items()]
         headers = ("target", "error before", "error after")
-        return tabulate(rows, headers, colalign=("left", "right", "right"))
+        return table(rows, headers, ("left", "right", "right"))
 
 
 def fit(model: nn.Module, rules: Rules | Plan, *, steps: int = 100) -> Fit:

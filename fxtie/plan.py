@@ -6,9 +6,8 @@ model. Nothing of the model's forward runs. Called by users and by `capture.tran
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,11 +19,13 @@ from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
 from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
 from fxtie.rules import Rules, Tie, as_rules, transform_name
-from fxtie.show.page import notebook_html, write_page
+from fxtie.show.paged import Paged
 from fxtie.show.plan_text import HEADERS, plan_text, row
-from fxtie.show.tie_page import plan_page
 from fxtie.show.words import count, parameter_change
 from fxtie.tracing.watching import watching
+
+if TYPE_CHECKING:
+    from fxtie.show.page import Page
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Paged):
     """The ordered, checked list of ties for one model. `print` shows it as a table.
 
     Attributes:
@@ -112,16 +113,10 @@ class Plan:
             ],
         }
 
-    def html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page with a picture of which layer feeds which: one file, without network.
+    def _page(self) -> Page:
+        from fxtie.show.tie_page import plan_page
 
-        Raises:
-            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
-        """
-        write_page(plan_page(self), path)
-
-    def _repr_html_(self) -> str:
-        return notebook_html(lambda: plan_page(self), str(self))
+        return plan_page(self)
 
     def __str__(self) -> str:
         return plan_text(self)

@@ -5,23 +5,22 @@ In: the plan and what the capture noted. Out: `Report`. Called by users as `fxti
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
 from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.runtime.copied import user_class
-from fxtie.show.page import notebook_html, write_page
-from fxtie.show.tie_page import report_page
+from fxtie.show.paged import Paged
+from fxtie.show.tables import table
 from fxtie.show.words import count, human_bytes, parameter_change
 from fxtie.tracing.stops import Stop
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan
+    from fxtie.show.page import Page
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Paged):
     """What the pass did. `print` shows a table, `summary()` one line.
 
     Attributes:
@@ -149,21 +148,15 @@ class Report:
             "unused": list(self.unused),
         }
 
-    def html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page with the report and a picture of its ties: one file, without network.
+    def _page(self) -> Page:
+        from fxtie.show.tie_page import report_page
 
-        Raises:
-            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
-        """
-        write_page(report_page(self), path)
-
-    def _repr_html_(self) -> str:
-        return notebook_html(lambda: report_page(self), str(self))
+        return report_page(self)
 
     def __str__(self) -> str:
         headers, rows = self.table()
-        table = tabulate(rows, headers, disable_numparse=True)
-        return f"{self.summary()}\n{human_bytes(self.bytes_saved)} of parameters saved\n{table}"
+        saved = f"{human_bytes(self.bytes_saved)} of parameters saved"
+        return f"{self.summary()}\n{saved}\n{table(rows, headers)}"
 
 
 def report(tied: nn.Module) -> Report:

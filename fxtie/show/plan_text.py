@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
+from fxtie.show.tables import table
 from fxtie.show.words import list_names, role
 
 if TYPE_CHECKING:
@@ -26,13 +25,10 @@ def plan_text(plan: Plan) -> str:
         _, _, transform, shape, _ = row([step])
         key = (*map(_role, (step.tie.target, *step.tie.sources)), transform, shape)
         groups.setdefault(key, []).append(step)
-    table = tabulate(
-        map(row, groups.values()),
-        HEADERS,
-        colalign=("left", "left", "left", "left", "right"),
-        disable_numparse=True,
-    )
-    return f"{table}\n{plan.summary()}" if groups else plan.summary()
+    if not groups:
+        return plan.summary()
+    align = ("left", "left", "left", "left", "right")
+    return f"{table(map(row, groups.values()), HEADERS, align)}\n{plan.summary()}"
 
 
 def _role(tensor: str) -> tuple[str, str]:

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
+from fxtie.show.tables import table
 from fxtie.show.words import human_count
 from fxtie.suggesting.spelling import pattern_of
 
@@ -44,7 +43,7 @@ def _table(found: Suggestions) -> Iterator[str]:
         headers = ("layers", "n", "as", "kind", "saved", "distance", "best scale")
         align = ("left", "right", "left", "left", "right", "right", "right")
         n = len(headers) if with_values else len(headers) - 2
-        yield tabulate(rows, headers[:n], colalign=align[:n], disable_numparse=True)
+        yield table(rows, headers[:n], align[:n])
     if left_out := found[len(shown) :]:
         saved = sum(group.saved for group in left_out)
         yield f"… {len(left_out)} more, which save {human_count(saved)} together"

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
 from fxtie.show.layers import LayerDiff, Line
+from fxtie.show.tables import table
 from fxtie.show.words import count, list_names, role
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def wants_colour() -> bool:
 
 def _table(layer: LayerDiff, colour: bool) -> str:
     rows = [(ln.mark, ln.op, ln.name, ln.target, ln.args) for ln in _with_context(layer.lines)]
-    text = tabulate(rows, ("", "opcode", "name", "target", "args"), disable_numparse=True)
+    text = table(rows, ("", "opcode", "name", "target", "args"))
     lines = [line.rstrip() for line in text.splitlines()]
     if not colour:
         return "\n".join(lines)

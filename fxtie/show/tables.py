@@ -1,0 +1,14 @@
+"""Rows of text -> a table for a terminal, by tabulate, which is imported with the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def table(
+    rows: Iterable[Sequence[str]], headers: Sequence[str], align: Sequence[str] | None = None
+) -> str:
+    """A table as tabulate draws it, with the cells as they are."""
+    from tabulate import tabulate
+
+    return tabulate(list(rows), headers, colalign=align, disable_numparse=True)
