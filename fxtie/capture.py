@@ -10,6 +10,8 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -92,7 +94,7 @@ def transform(
         from fxtie.export.exported import tie_exported  # which ties derivations by this function
 
         return tie_exported(model, rules)
-    with watching():
+    with watching(), _collector_paused():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
         result = _Capture(model, checked, recompute).run()
     kept = result.__dict__["_fxtie_report"].kept
@@ -293,6 +295,18 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Graphs are many objects that stay: each search for garbage would look through all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _requires_grad(slot: Slot) -> bool | None:
