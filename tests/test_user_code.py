@@ -204,6 +204,23 @@ def test_a_stop_that_the_code_catches():
 # -- calls that lose something in a graph ------------------------------------------------------
 
 
+def test_compiled_code_gets_no_traced_value():
+    """It would take what says to be a tensor for one of its own, and crash."""
+    compiled = torch._C._functorch.maybe_get_level  # a plain C++ function of a tensor
+
+    def forward(self, x):
+        hidden = self.a(x)
+        return self.b(hidden) * (2 if compiled(hidden + 1) < 0 else 3)
+
+    (kept,) = check(model_with(forward)).kept
+    assert "maybe_get_level" in kept.reason
+
+    def transform(weight):
+        return weight * (2 if compiled(weight) < 0 else 3)
+
+    check(Two(), rule=Rule("b", "a", weight=transform))
+
+
 class Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

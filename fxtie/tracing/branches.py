@@ -1,8 +1,9 @@
-"""Branches that only check: found in the bytecode of the frame that takes them.
+"""What a frame is about to do with a traced value, found in its bytecode.
 
-In: a frame that is about to branch on a traced value. Out: the side that does not raise, if the
-other side does nothing else. `if x.dim() != 4: raise ...` and `assert ...` have but one outcome in
-a run that succeeds, so a trace may go on there. Called by `module_tracer.py`.
+In: a frame that branches on a traced value. Out: the side that does not raise, if the other side
+does nothing else. `if x.dim() != 4: raise ...` and `assert ...` have but one outcome in a run that
+succeeds, so a trace may go on there. In: a frame in which a value's type is looked at. Out: whether
+it does that itself. Called by `module_tracer.py` and `tracer.py`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,28 @@ def checked_outcome(frame: FrameType, *, direct: bool) -> bool | None:
     if _only_raises(instructions, at, target, beside, direct):
         return not jumps_if
     return None
+
+
+def asks_type(frame: FrameType) -> bool:
+    """Whether the frame itself asks for a type: `isinstance(x, T)`, `x.__class__`, `case T():`.
+
+    If it calls something else, compiled code is asking. What that takes for a tensor, it opens.
+    """
+    if frame.f_globals.get("__name__") == "abc":  # by which `isinstance(x, Sequence)` goes
+        return True
+    instructions, at = _instructions(frame.f_code)
+    i = at.get(frame.f_lasti)
+    if i is None or "CALL" not in instructions[i].opname:
+        return True
+    if instructions[i - 1].opname == "PRECALL":  # Python 3.11
+        i -= 1
+    arguments = 0
+    while i > 0 and arguments < 2:  # back to where the callable is loaded
+        i -= 1
+        arguments += dis.stack_effect(instructions[i].opcode, instructions[i].arg, jump=False)
+    if instructions[i - 1].opname == "PUSH_NULL":
+        i -= 1
+    return i > 0 and instructions[i - 1].argval in ("isinstance", "issubclass")
 
 
 def _only_raises(

@@ -183,7 +183,9 @@ class ModuleTracer(Tracer):
                 by_keyword[p.name] = value
             elif not is_optional:
                 given.append(value)
-        return functools.partial(root_fn, **by_keyword), given
+        forward = functools.partial(root_fn, **by_keyword)
+        forward.__annotations__ = {}  # which older torch.fx reads
+        return forward, given
 
     def assumed_type(self, proxy: Traced) -> type:
         def assume(argument: fx.Node) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from fxtie.tracing.branches import asks_type
 from fxtie.tracing.stops import Stop, is_machinery, location, user_frame
 from fxtie.tracing.watching import watching
 
@@ -33,6 +34,11 @@ class Traced(fx.Proxy):
         if asks and is_machinery(frame.f_globals.get("__name__", "")):
             return Traced
         tracer: Tracer = object.__getattribute__(self, "tracer")
+        if not asks_type(frame):
+            # Which crashes with what only says to be a tensor, and may crash of a Stop: that is
+            # raised at the end of the trace, if nothing else was before.
+            tracer.stop("hands a traced value to compiled code")
+            return Traced
         return tracer.assumed_type(self)
 
     def __hash__(self) -> int:
@@ -93,8 +99,9 @@ class Tracer(fx.Tracer):
 
     def stop(self, reason: str) -> Stop:
         """A `Stop`, remembered in case that the traced code catches it."""
-        self.stopped = self.stopped or Stop(reason)
-        return self.stopped
+        stop = Stop(reason)
+        self.stopped = self.stopped or stop
+        return stop
 
     def record(
         self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: dict[str, Any]

@@ -44,9 +44,9 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
     (torch.nn.attention, "sdpa_kernel", "enters torch.nn.attention.sdpa_kernel"),
     (random.Random, "random", "draws random numbers from a random.Random"),
     (random.Random, "getrandbits", "draws random numbers from a random.Random"),
-    # Its forward would be inlined without its backward. `apply` asks this, by whatever name it is
-    # called: `ste = STE.apply`.
-    (torch.autograd.function, "_is_setup_context_defined", "calls a torch.autograd.Function"),
+    # Its forward would be inlined without its backward. `apply` makes one of these, by whatever
+    # name it is called: `ste = STE.apply`.
+    (torch.autograd.function.BackwardCFunction, "__init__", "calls a torch.autograd.Function"),
 )
 
 _one_at_a_time = threading.RLock()  # what is patched is the process's
