@@ -23,7 +23,6 @@ from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
     InputSpec,
-    OutputKind,
     TensorArgument,
 )
 from torch.utils import _pytree as pytree
@@ -202,8 +201,9 @@ def updated(program: ExportedProgram) -> set[str]:
     """The parameters and buffers that a program writes to, by all of their names."""
     if program.dialect == "TRAINING":  # writes in place; the functional form tells what it writes
         program = program.run_decompositions({})
-    kinds = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-    found = {spec.target for spec in program.graph_signature.output_specs if spec.kind in kinds}
+    kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has but the first
+    outputs = program.graph_signature.output_specs
+    found = {spec.target for spec in outputs if spec.kind.name in kinds}
     return {name for names in names_by_tensor(program) if names & found for name in names}
 
 

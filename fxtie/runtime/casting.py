@@ -26,7 +26,7 @@ def cast_once(tensor: torch.Tensor) -> torch.Tensor:
     if has_torch_function_unary(tensor):  # a torch.fx trace of the generated code records the call
         return handle_torch_function(cast_once, (tensor,), tensor)
     device = tensor.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if tensor.is_meta or not torch.is_autocast_enabled(device):  # which meta has none of
         return tensor
     if not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor

@@ -272,7 +272,8 @@ class Region(TiedModule, fx.GraphModule):
                 return None
         variant = self._fxtie_variants[training]
         names = self._fxtie_arguments
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        # torch 2.9 compiles no `strict=False`.
+        arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
         if not all(name in names for name in kwargs):
             return None
         return variant if variant.accepts(arguments) else None

@@ -292,7 +292,7 @@ class ModuleTracer(Tracer):
 
     def _checkpoint(self) -> Callable[[], None]:
         """A function that takes back everything recorded from now on."""
-        last = next(reversed(self.graph.nodes), None)
+        last = next(iter(reversed(self.graph.nodes)), None)
         # Lengths of what grows with the model: copies would make the trace quadratic.
         entered, inlined, values = len(self._entered), len(self.inlined), len(self._values)
         kept, stopped = dict(self.kept), self.stopped
