@@ -53,8 +53,8 @@ class Bank(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        if n < 1:
-            raise RuleError(f"A bank holds one template or more, not {n}.")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise RuleError(f"A bank holds one template or more, not {n!r}.")
         bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
         self.templates = nn.ParameterList(
             torch.empty(tuple(shape), dtype=dtype, device=device).uniform_(-bound, bound)

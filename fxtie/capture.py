@@ -10,8 +10,6 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,10 +18,10 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxtie.errors import CaptureError, FxtieError
+from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
 from fxtie.names import Names, Slot
-from fxtie.plan import Plan, plan
+from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
 from fxtie.runtime.casting import share_casts
@@ -53,17 +51,19 @@ def transform(
         rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
         compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
         recompute: compute derived tensors again in the backward pass instead of storing them. Less
-            memory for more time. For eager training: a compiled model decides by itself. Left out
+            memory for more time. For eager training: a compiled model decides by itself, and
+            `torch.func.grad` doesn't go through it. Left out
             are derivations by modules and by random numbers, and forwards that were kept.
-        strict: raise where a forward can't be captured, instead of keeping it as it is.
+        strict: raise where a forward can't be captured, instead of keeping it as it is. A program
+            is captured already.
 
     Returns:
         The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule` if
         the root's forward could be captured; then `graph` and `code` show it. All tensors that are
         not derived are the model's own objects, and so are the modules that lead to no target.
 
-        Of a program: a tied one (see `fxtie.exported.tie_exported`). The targets are no inputs of
-        its graph and not in its state_dict.
+        Of a program: a tied one (see `fxtie.export.exported.tie_exported`). The targets are no
+        inputs of its graph and not in its state_dict.
 
     Raises:
         PlanError: if the rules don't fit the model.
@@ -94,7 +94,7 @@ def transform(
         from fxtie.export.exported import tie_exported  # which ties derivations by this function
 
         return tie_exported(model, rules)
-    with watching(), _collector_paused():
+    with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
         result = _Capture(model, checked, recompute).run()
     kept = result.__dict__["_fxtie_report"].kept
@@ -132,7 +132,7 @@ class _Capture:
 
     def copy(self) -> nn.Module:
         """The tied model, with every forward still as the user wrote it."""
-        slots = [self.slot(tie.target) for tie in self.plan.ties]
+        slots = [self.target(step) for step in self.plan.steps]
         copies = copy_paths(self.model, [slot.owner for slot in slots])
         self.on_path = set(copies.values())
         root = copies[self.model]
@@ -142,7 +142,7 @@ class _Capture:
             owner = copies[slot.owner]
             sources = []
             for name in step.tie.sources:
-                source = self.slot(name)
+                source = self.names.get(name)
                 owner_now = copies.get(source.owner, source.owner)
                 sources.append(Source(owner_now, source.attr, name))
             derived = Derived(
@@ -160,10 +160,17 @@ class _Capture:
                 become(module, TiedModule)
         return root
 
-    def slot(self, name: str) -> Slot:
-        slot = self.names.find(name)
-        if isinstance(slot, str):
-            raise FxtieError(f"The plan was made for another model: {name!r} {slot}")
+    def target(self, step: Step) -> Slot:
+        """Where a target is, in the model that the plan was made for and as it was then."""
+        slot = self.names.get(step.tie.target)
+        faults = slot.faults_as_target()
+        if slot.tensor.shape != step.spec.shape:
+            faults.append(
+                f"{slot.name!r} has the shape {tuple(slot.tensor.shape)}, in the plan "
+                f"{tuple(step.spec.shape)}. Plan again: fxtie.plan(model, rules)."
+            )
+        if faults:
+            raise PlanError(faults)
         return slot
 
     def register_modules(self, root: nn.Module) -> None:
@@ -243,9 +250,8 @@ class _Capture:
                 remember_derived(tracer.graph)
             share_casts(tracer.graph)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
-        variants = {True: train.variant, False: evaluate.variant}
-        if train is evaluate:
-            variants[False] = variants[True]
+        variants = {True: train.variant}
+        variants[False] = variants[True] if evaluate is train else evaluate.variant
         arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
         if reserved := sorted({"torch", "device", "inf", "nan", "self"}.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
@@ -295,18 +301,6 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Graphs are many objects that stay: each search for garbage would look through all of them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _requires_grad(slot: Slot) -> bool | None:

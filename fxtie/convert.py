@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.errors import FxtieError
-from fxtie.names import Names, Slot
+from fxtie.names import Names
 from fxtie.plan import Plan, plan
 from fxtie.rules import Rules
-from fxtie.runtime.copied import PathCopy
+from fxtie.runtime.copied import PathCopy, tied_model
 from fxtie.runtime.copying import copy_paths
 from fxtie.runtime.tied import TiedModule, Ties
 
@@ -48,18 +47,11 @@ def initialize(model: nn.Module, rules: Rules | Plan) -> Plan:
     names = Names(model)
     for name, module in checked.modules.items():
         names.add_module(f"ties.{name}", module)
-    slots = {tie: _slot(names, tie.target) for tie in checked.ties}
+    slots = {tie: names.get(tie.target) for tie in checked.ties}
     for tie in checked.ties:
-        sources = [_slot(names, name).tensor for name in tie.sources]
+        sources = [names.get(name).tensor for name in tie.sources]
         slots[tie].tensor.copy_(tie.transform(*sources))
     return checked
-
-
-def _slot(names: Names, name: str) -> Slot:
-    found = names.find(name)
-    if isinstance(found, str):
-        raise FxtieError(f"The plan was made for another model: {name!r} {found}")
-    return found
 
 
 @torch.no_grad()
@@ -84,10 +76,8 @@ def materialize(tied: nn.Module) -> nn.Module:
         >>> type(plain), list(plain.state_dict()) == list(net.state_dict())
         (<class 'torch.nn.modules.container.Sequential'>, True)
     """
-    tied = getattr(tied, "_orig_mod", tied)
+    tied = tied_model(tied)
     ours = [module for module in tied.modules() if isinstance(module, PathCopy)]
-    if not ours:
-        raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
     copies = copy_paths(tied, ours)
     for module in ours:
         if isinstance(module, TiedModule):
@@ -95,8 +85,6 @@ def materialize(tied: nn.Module) -> nn.Module:
     root = copies[tied]
     if isinstance(root._modules.get("ties"), Ties):
         del root._modules["ties"]
-    for name in [name for name in root.__dict__ if name.startswith("_fxtie_")]:
-        del root.__dict__[name]
     return copy.deepcopy(root)
 
 

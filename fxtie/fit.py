@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
-from fxtie.names import Names, Slot
+from fxtie.names import Names
 from fxtie.plan import Plan, plan
 from fxtie.rules import Rules
 from fxtie.runtime.tied import relative_distance
@@ -93,16 +93,16 @@ class _Problem:
         self.names = Names(model)
         for name, module in plan.modules.items():
             self.names.add_module(f"ties.{name}", module)
-        targets = {self.slot(tie.target).key for tie in plan.ties if not tie.is_self_derived}
+        targets = {self.names.get(tie.target).key for tie in plan.ties if not tie.is_self_derived}
         self.trained = {
-            tie.target: self.slot(tie.target).tensor.detach().double() for tie in plan.ties
+            tie.target: self.names.get(tie.target).tensor.detach().double() for tie in plan.ties
         }
         # What may move: stored sources, and the parameters of learnable transforms.
         self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
         self.own: list[tuple[int, torch.Tensor]] = []
         for tie in plan.ties:
             for name in tie.sources:
-                slot = self.slot(name)
+                slot = self.names.get(name)
                 parameter = slot.owner._parameters.get(slot.attr)
                 if slot.key in targets or parameter is None or id(parameter) in self.values:
                     continue
@@ -111,12 +111,6 @@ class _Problem:
         for module in plan.modules.values():
             for parameter in module.parameters():
                 self.add(parameter)
-
-    def slot(self, name: str) -> Slot:
-        found = self.names.find(name)
-        if isinstance(found, str):
-            raise FxtieError(f"The plan was made for another model: {name!r} {found}")
-        return found
 
     def add(self, parameter: nn.Parameter) -> bool:
         if not parameter.is_floating_point():
@@ -132,11 +126,11 @@ class _Problem:
         for tie in self.plan.ties:
             sources = [self.read(name, found, tie.is_self_derived) for name in tie.sources]
             value = self.apply(tie.transform, sources)
-            found[self.slot(tie.target).key] = value
+            found[self.names.get(tie.target).key] = value
             yield tie.target, tie.transform, sources, value
 
     def read(self, name: str, found: Mapping[Any, torch.Tensor], own: bool) -> torch.Tensor:
-        slot = self.slot(name)
+        slot = self.names.get(name)
         if slot.key in found and not own:
             return found[slot.key]
         parameter = slot.owner._parameters.get(slot.attr)

@@ -1,6 +1,6 @@
-"""Small tools on `torch.fx.Graph`: as records for pickling and copying, inlining, comparing.
+"""Small tools on `torch.fx.Graph`: as records for pickling and copying, comparing.
 
-In: graphs. Out: graphs or plain data. Called by `lowering.py`, `capture.py` and `tied.py`.
+In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `runtime/`, `export/`.
 """
 
 from __future__ import annotations

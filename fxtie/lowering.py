@@ -2,7 +2,8 @@
 
 In: a transform (any callable on tensors) and the shapes it gets. Out: a `Lowered` transform, which
 runs without the user's function, can be copied into a larger graph and can be pickled. A transform
-that can't be traced stays a call of the user's function. Called by `plan.py`.
+that can't be traced stays a call of the user's function. Called by `plan.py`;
+`tracing/reads.py` puts what it makes into graphs.
 """
 
 from __future__ import annotations

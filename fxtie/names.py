@@ -1,8 +1,8 @@
 """Names of a model's modules and tensors, and what stands behind each.
 
 In: a model. Out: for a dotted name the module that owns the tensor (`Slot`). Owners are compared by
-identity, since one module may have several names and one Parameter several owners. Called by
-`plan.py` and `capture.py`.
+identity, since one module may have several names and one Parameter several owners. Called by all
+that looks tensors up by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxtie.bank import Bank
-from fxtie.errors import closest
+from fxtie.errors import FxtieError, closest
 from fxtie.lowering import Spec
 
 _HOOKS = (
@@ -144,6 +144,17 @@ class Names:
         ):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
         return slot
+
+    def get(self, name: str) -> Slot:
+        """The slot of a name in a plan.
+
+        Raises:
+            FxtieError: if the plan was made for another model.
+        """
+        found = self.find(name)
+        if isinstance(found, str):
+            raise FxtieError(f"The plan was made for another model: {name!r} {found} Plan again.")
+        return found
 
     def _why_missing(self, name: str) -> str:
         if name in self.modules:

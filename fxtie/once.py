@@ -19,10 +19,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fxtie.errors import FxtieError
+from fxtie.names import SlotKey
+from fxtie.runtime.copied import tied_model
 from fxtie.runtime.region import Region
 from fxtie.runtime.tied import Derived, Source, Stored, TiedModule
-
-_Slot = tuple[int, str]
 
 
 @dataclass(eq=False)
@@ -138,10 +138,8 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
         >>> net[0].weight.grad is not None
         True
     """
-    tied = getattr(tied, "_orig_mod", tied)
+    tied = tied_model(tied)
     owners = [module for module in tied.modules() if isinstance(module, TiedModule)]
-    if not owners:
-        raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
     if any(owner._fxtie_once for owner in owners):
         raise FxtieError("derive_once is already in force for this model.")
     regions = [owner for owner in owners if isinstance(owner, Region)]
@@ -155,10 +153,12 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
             raise FxtieError("An optimizer step inside of derive_once: leave the block first.")
 
     hook = register_optimizer_step_pre_hook(refuse_step)
-    for region in regions:
-        region.__dict__["_fxtie_read_once"] = read
-        region._fxtie_derive_inline(False)
+    reading: list[Region] = []
     try:
+        for region in regions:
+            region.__dict__["_fxtie_read_once"] = read
+            region._fxtie_derive_inline(False)
+            reading.append(region)
         yield
         for value in values:
             value.check()
@@ -166,9 +166,10 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
         hook.remove()
         for value in values:
             value.is_open = False
-        for region in regions:
+        for region in reading:
             region._fxtie_derive_inline(True)
-            del region.__dict__["_fxtie_read_once"]
+        for region in regions:
+            region.__dict__.pop("_fxtie_read_once", None)
         for owner in owners:
             owner.__dict__.pop("_fxtie_once", None)
     pairs = [(value.live, value.leaf.grad) for value in values if value.leaf is not value.live]
@@ -182,7 +183,7 @@ def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
     """The values of all derived tensors, by name, put where their modules read them."""
     named: dict[str, _Value] = {}
     computed: dict[Any, _Value] = {}
-    by_slot: dict[_Slot, _Value] = {}
+    by_slot: dict[SlotKey, _Value] = {}
     with_grad = torch.is_grad_enabled()
 
     def of(owner: nn.Module, attr: str, derived: Derived) -> _Value:
@@ -211,11 +212,14 @@ def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
             return tensor, (_Guard(source.name, owner, source.attr, tensor, tensor._version),)
         return tensor, tuple(_parameters_of(source.owner))  # parametrized
 
+    by_owner: dict[TiedModule, dict[str, _Value]] = {}
     for owner in owners:
         once = {attr: of(owner, attr, derived) for attr, derived in owner._fxtie_derived.items()}
         if once:
-            owner.__dict__["_fxtie_once"] = once
+            by_owner[owner] = once
             named |= {owner._fxtie_derived[attr].name: value for attr, value in once.items()}
+    for owner, once in by_owner.items():  # now that all of them could be computed
+        owner.__dict__["_fxtie_once"] = once
     return named
 
 

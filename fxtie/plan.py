@@ -64,7 +64,7 @@ class Plan(Paged):
     Attributes:
         steps: one per tie; what a tie reads comes before it.
         modules: learnable transforms and banks, by the name under which the tied model registers
-            them (below `ties`).
+            them (below `ties`). Models that are tied by one plan share them.
         parameters: number of parameters of the model before.
     """
 
@@ -222,7 +222,7 @@ class _Planner:
 
     def key(self, name: str) -> SlotKey:
         found = self.names.find(name)
-        assert isinstance(found, Slot)  # `add` has told of the others
+        assert isinstance(found, Slot)  # `Resolver.add` has told of the others
         return found.key
 
     def report_cycle(self, keys: list[SlotKey]) -> None:

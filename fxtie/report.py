@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fxtie.errors import FxtieError
-from fxtie.runtime.copied import user_class
+from fxtie.runtime.copied import tied_model, user_class
 from fxtie.show.paged import Paged
 from fxtie.show.tables import table
 from fxtie.show.words import count, human_bytes, parameter_change
@@ -138,7 +138,8 @@ class Report(Paged):
         """Plain data, ready for JSON.
 
         Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
-        list; each has `name`, `type`, `reason`, and `place`: file and line).
+        list; each has `name`, `type`, `reason`, `file` and `line`), and `distances` (of a loaded
+        untied checkpoint's tensors from their derived values, relative, by name).
         """
         return {
             **self.plan.to_dict(),
@@ -146,6 +147,7 @@ class Report(Paged):
             "regions": list(self.region_names),
             "kept": [asdict(kept) for kept in self.kept],
             "unused": list(self.unused),
+            "distances": dict(self.distances),
         }
 
     def _page(self) -> Page:
@@ -174,14 +176,14 @@ def report(tied: nn.Module) -> Report:
         >>> fxtie.report(fxtie.transform(net, fxtie.Rule("2", "0"))).summary()
         'parameters 40 -> 20 (50.0%), 2 ties, 1 region, 0 kept'
     """
-    tied = getattr(tied, "_orig_mod", tied)
-    found = tied.__dict__.get("_fxtie_report") if isinstance(tied, nn.Module) else None
+    tied = tied_model(tied)
+    found = tied.__dict__.get("_fxtie_report")
     if not isinstance(found, Report):
-        raise FxtieError(f"This is not a tied model, but {type(tied).__name__}.")
+        raise FxtieError("This is a part of a tied model. Pass the whole of it.")
     outdated = [
-        Kept(name, user_class(module).__name__, module.__dict__["_fxtie_outdated"])
+        Kept(name, user_class(module).__name__, f"has changed: {reason}")
         for name, module in tied.named_modules()
-        if "_fxtie_outdated" in module.__dict__
+        if (reason := module.__dict__.get("_fxtie_outdated"))
     ]
     names = {kept.name for kept in outdated}
     return replace(

@@ -1,7 +1,7 @@
 """Rules + names -> ties: what the patterns match, and what is wrong with it.
 
 In: rules and a model. Out: ties by target, with the slots of the targets; faults as sentences.
-Called by `plan.py`.
+Called by `plan.py` and `passes.py`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Resolver:
         except (LookupError, ValueError) as error:
             self.faults.append(
                 f"{rule}: the source asks for a group that {str(rule.target)!r} has not "
-                f"({error}). Groups are numbered from {{0}}, one per wildcard."
+                f"({error}). Write {{0}}, {{1}}, ..., one per wildcard, or {{name}}."
             )
             return None
 

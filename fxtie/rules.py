@@ -30,7 +30,15 @@ class Match:
     named: Mapping[str, str] | None = None
 
     def fill(self, template: str) -> str:
-        """`template` with `{0}`, `{1}`, `{name}` replaced. Raises LookupError for a missing one."""
+        """`template` with `{0}`, `{1}`, `{name}` replaced.
+
+        Raises:
+            LookupError: if there is no such group.
+            ValueError: if the braces hold anything else than a group.
+        """
+        for _, group, form, conversion in string.Formatter().parse(template):
+            if group is not None and (form or conversion or not re.fullmatch(r"\w*", group)):
+                raise ValueError(f"{{{group}}} is no group")
         filled = string.Formatter().vformat(template, self.groups, self.named or {})
         return ".".join(filter(None, filled.split(".")))  # a `**` may have matched nothing
 
@@ -181,6 +189,10 @@ class Rule:
             exclude = ()
         elif isinstance(exclude, str) or callable(exclude):
             exclude = (exclude,)
+        elif not isinstance(exclude, Iterable):
+            raise RuleError(
+                f"exclude= of the rule for {self.target} is a pattern or several, not {exclude!r}."
+            )
         self.exclude = tuple(map(Pattern, exclude))
         if count is not None and (
             isinstance(count, bool) or not isinstance(count, int) or count < 1

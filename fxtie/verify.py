@@ -8,6 +8,7 @@ from the same random state.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import random
@@ -121,6 +122,20 @@ def oracle_run(
         values[tie.target] = tie.transform(*sources)
     swapped = {f"model.{name}": value for name, value in values.items()}
     return torch.func.functional_call(_Then(model, then), swapped, args, kwargs, tie_weights=False)
+
+
+@contextlib.contextmanager
+def same_random_states() -> Iterator[None]:
+    """A block after which all random generators are as they were before it."""
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
 
 
 def seed() -> None:
@@ -244,7 +259,8 @@ def _require(condition: bool, message: str) -> None:
 def verify(model: nn.Module, tied: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Check a tied model on inputs of yours: outputs and gradients, in train and in eval.
 
-    Both sides run on copies, from the same random state.
+    Both sides run on copies, from the same random state. All random generators are left as they
+    were.
 
     Args:
         model: the model that was tied.
@@ -254,7 +270,9 @@ def verify(model: nn.Module, tied: nn.Module, *args: Any, **kwargs: Any) -> None
     Raises:
         VerificationError: naming the first tensor that differs. Outputs must be equal bit for bit,
             gradients to rounding: a relative error of 1e-5, or 1e-12 for a model in float64.
-        Vacuous: if outputs or gradients are zero, constant or not finite: nothing is proved then.
+            Its subclass `Vacuous`, if outputs or gradients are zero, constant or not finite:
+            nothing is proved then.
+        FxtieError: if `tied` is not a tied model.
 
     Example:
         >>> import fxtie
@@ -267,7 +285,8 @@ def verify(model: nn.Module, tied: nn.Module, *args: Any, **kwargs: Any) -> None
     double = any(p.dtype == torch.float64 for p in model.parameters())
     tolerance = 1e-12 if double else 1e-5
     for train in (False, True):
-        found = compare(model, tied, ties, args, kwargs, train=train)
+        with same_random_states():
+            found = compare(model, tied, ties, args, kwargs, train=train)
         mode = "train" if train else "eval"
         for name, error in found.output_errors.items():
             _require(error == 0, f"{name} in {mode}, by {error:.1e}")

@@ -138,3 +138,11 @@ def test_learnable_transforms_of_two_passes_have_names_of_their_own():
     twice = fxtie.transform(once, Rule("1", fxtie.Bank(2, (6, 6)), torch.sub, None))
     assert list(once.state_dict()) == keys
     assert {k.split(".")[1] for k in twice.state_dict() if "ties" in k} == {"bank", "bank_2"}
+
+
+def test_materialize_after_derive_once_leaves_nothing_behind():
+    tied = fxtie.transform(Kept(), RULES)
+    with fxtie.derive_once(tied):
+        tied(torch.randn(4, 6))
+    plain = fxtie.materialize(tied)
+    assert not [name for m in plain.modules() for name in vars(m) if "fxtie" in name]

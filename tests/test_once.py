@@ -25,6 +25,19 @@ class Counting(nn.Module):
         return self.gain * w
 
 
+class Fragile(nn.Module):
+    """A transform that fails when it is told to."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def forward(self, weight):
+        if self.state["fails"]:
+            raise RuntimeError("no luck")
+        return weight / 2
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -145,3 +158,19 @@ def test_a_failure_in_the_block_leaves_the_model_as_it_was():
     with fxtie.derive_once(tied):
         assert tied.code != code and "neg" not in tied.code
     assert tied.code == code
+
+
+def test_a_transform_that_fails_leaves_the_model_as_it_was():
+    net = Net()
+    state = {"fails": False}
+
+    tied = fxtie.transform(net, [Rule("b.0", "a", torch.neg), Rule("b.2", "a", Fragile(state))])
+    x = torch.randn(2, 6)
+    expected = tied(x)
+    state["fails"] = True
+    with pytest.raises(RuntimeError, match="no luck"), fxtie.derive_once(tied):
+        pass
+    state["fails"] = False
+    assert torch.equal(tied(x), expected)
+    with fxtie.derive_once(tied):
+        assert torch.equal(tied(x), expected)

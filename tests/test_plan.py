@@ -176,6 +176,7 @@ FAULTS = {
     "as itself": (chain_net(1), Rule("0", "0"), "derived from itself"),
     "count": (chain_net(), Rule("*", "0", count=2), "must match 2 targets and matches 3"),
     "missing group": (chain_net(), Rule("1", "{0}"), "asks for a group"),
+    "attribute of a group": (chain_net(), Rule("*", "{0.real}"), "asks for a group"),
     "two rules": (chain_net(), [Rule("1", "0"), Rule("*", "2")], "Two rules for one tensor"),
     "cycle": (
         chain_net(),
@@ -248,3 +249,18 @@ def test_closest_names_are_offered():
     net = nn.ModuleDict({"conv_1": nn.Conv2d(1, 1, 1), "conv_2": nn.Conv2d(1, 1, 1)})
     with pytest.raises(fxtie.PlanError, match=r"Closest names: .*'conv_2'"):
         fxtie.plan(net, Rule("conv2", "conv_1"))
+
+
+def test_a_plan_holds_for_the_model_that_it_was_made_for():
+    plan = fxtie.plan(chain_net(), Rule("1", "0"))
+    other = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 8))
+    for use in (fxtie.transform, fxtie.initialize, fxtie.fit):
+        with pytest.raises(fxtie.FxtieError, match=r"Plan again|another model"):
+            use(nn.Sequential(nn.Linear(6, 6)), plan)
+    with pytest.raises(fxtie.PlanError, match=r"shape.*Plan again"):
+        fxtie.transform(other, plan)
+    hooked = chain_net()
+    plan = fxtie.plan(hooked, Rule("1", "0"))
+    hooked[1].register_forward_hook(lambda module, args, output: output + 1)
+    with pytest.raises(fxtie.PlanError, match="has hooks"):
+        fxtie.transform(hooked, plan)

@@ -78,6 +78,8 @@ def test_sources_are_filled_in():
         (lambda: fxtie.Rule("a", "b", weight=None, bias=None), "ties nothing"),
         (lambda: fxtie.Rule("a", ("b", 3)), "A source is a dotted name"),
         (lambda: fxtie.Rule("a", "b", count=0), "positive int"),
+        (lambda: fxtie.Rule("a", "b", exclude=3), "exclude= of the rule for a"),
+        (lambda: fxtie.Bank(2.5, (3, 3)), "one template or more, not 2.5"),
         (lambda: fxtie.Rule("a", "b", count=True), "positive int"),
         (lambda: fxtie.Tie("a.weight", "b.weight", 3), "not callable"),
         (lambda: fxtie.plan(torch.nn.Linear(1, 1), []), "list is empty"),

@@ -515,3 +515,41 @@ def test_changes_that_a_graph_follows():
     a = tied.two.a
     torch.testing.assert_close(tied(x), F.linear(a(x), a.weight.square(), a.bias))
     assert not fxtie.report(tied).kept
+
+
+# -- arguments that the trace took something for granted of ------------------------------------
+
+
+@pytest.mark.parametrize("default", [{}, {"x": None}])
+def test_a_single_argument_is_checked(default):
+    """Code tells None, True and strings apart by `is`, which a trace of a tensor cannot see."""
+
+    def with_default(self, x=None):
+        if x is None:
+            x = torch.ones(2, 4)
+        return self.b(self.a(x))
+
+    def without(self, x):
+        if x is None:
+            x = torch.ones(2, 4)
+        return self.b(self.a(torch.zeros(2, 4) if x is True else x))
+
+    model = model_with(with_default if default else without)
+    tied = fxtie.transform(model, RULE)
+    assert isinstance(tied, torch.fx.GraphModule)
+    plain = fxtie.materialize(tied)
+    for x in (None, torch.randn(2, 4), *(() if default else (True,))):
+        assert torch.equal(tied(x), plain(x))
+    assert not torch.equal(tied(None), tied(torch.zeros(2, 4)))
+
+
+def test_a_model_that_has_changed_can_be_tied_again():
+    model, x = Switched(), torch.randn(3, 4)
+    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
+    with pytest.warns(fxtie.Outdated):
+        tied.doubled = True
+    (kept,) = fxtie.report(tied).kept
+    assert str(kept) == "the root: Switched has changed: Switched: doubled was set"
+    again = fxtie.transform(tied, Rule("two.a", "two.a", weight=torch.neg))
+    assert not fxtie.report(again).kept
+    assert torch.equal(again(x), fxtie.materialize(again)(x))

@@ -1,5 +1,7 @@
 """The oracle itself: it passes what is right and finds what is wrong."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,21 @@ def test_learnable_transforms_are_compared():
     model = net()
     tied = fxtie.transform(model, Rule("2", "0", fxtie.transforms.LowRank(2)))
     fxtie.verify(model, tied, torch.randn(3, 4))
+
+
+def test_random_generators_are_as_before():
+    numpy = pytest.importorskip("numpy")
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    tied = fxtie.transform(net, fxtie.Rule("2", "0", torch.neg))
+    x = torch.randn(8, 4)
+
+    def draw():
+        return torch.rand(1).item(), random.random(), numpy.random.rand()
+
+    for generator in (torch.manual_seed, random.seed, numpy.random.seed):
+        generator(5)
+    expected = draw()
+    for generator in (torch.manual_seed, random.seed, numpy.random.seed):
+        generator(5)
+    fxtie.verify(net, tied, x)
+    assert draw() == expected

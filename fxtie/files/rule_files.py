@@ -76,7 +76,7 @@ LineOf: TypeAlias = Callable[[DataPath], int]
 
 
 def load_rules(path: str | os.PathLike[str]) -> list[Rule | Tie]:
-    """The rules of a TOML or JSON file. `help(fxtie.rule_files)` shows all that it can say.
+    """The rules of a TOML or JSON file. `help("fxtie.files.rule_files")` shows all that it can say.
 
     Args:
         path: a file that ends in `.toml` or `.json`. Transforms of your own must have been

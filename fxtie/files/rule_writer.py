@@ -1,6 +1,7 @@
 """Rules -> plain data: the reverse of `rule_reader.py`.
 
-In: rules. Out: a dict of JSON's own types. Called by `rule_files.py` and `tied_models.py`.
+In: rules. Out: a dict of JSON's own types. Called by `rule_files.py`, `tied_models.py`
+and `suggesting/suggest.py`.
 
 Banks have names in it, and so have learnable transforms that are used twice. What the data can't
 bring back is refused here, not when they are read.

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fxtie.errors import Outdated
+from fxtie.errors import FxtieError, Outdated
 
 
 class PathCopy(nn.Module):
@@ -167,9 +167,28 @@ def become(module: nn.Module, base: type[PathCopy]) -> None:
     object.__setattr__(module, "__class__", base._fxtie_of(user_class(module)))
 
 
+def tied_model(model: Any) -> nn.Module:
+    """A tied model, or a part of one, out of the wrapper of torch.compile.
+
+    Raises:
+        FxtieError: for anything else.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, nn.Module) and any(isinstance(m, PathCopy) for m in model.modules()):
+        return model
+    raise FxtieError(
+        f"This is not a tied model, but {type(model).__name__}. Pass what fxtie.transform returned."
+    )
+
+
 def user_members(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes, less those that capturing it as a region has added."""
-    members = dict(module.__dict__)
-    for name in (*members.get("_fxtie_added", ()), "_fxtie_within"):
-        members.pop(name, None)
-    return members
+    """A module's attributes, less what capturing and running it have added."""
+    added = module.__dict__.get("_fxtie_added", ())
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if name in _OF_TIES or not (name in added or name.startswith("_fxtie_"))
+    }
+
+
+_OF_TIES = frozenset({"_fxtie_derived", "_fxtie_order"})  # of `TiedModule`

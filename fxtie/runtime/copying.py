@@ -2,7 +2,7 @@
 
 In: a model and the modules to be changed. Out: a new root in which these modules, and every module
 that leads to one of them, are fresh objects; all other modules and all tensors are shared with the
-original, which is not touched. Called by `capture.py` and `convert.py`.
+original, which is not touched. Called by `capture.py`, `convert.py` and `passes.py`.
 
 "Leads to" means by registration or by any plain attribute: a list of blocks, a bound method, a
 back-reference. All of these then refer to the copies.

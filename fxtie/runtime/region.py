@@ -10,7 +10,6 @@ is given) run the class's own forward on the copy, which reads derived attribute
 from __future__ import annotations
 
 import enum
-import inspect
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Set
@@ -198,15 +197,13 @@ class Region(TiedModule, fx.GraphModule):
     def _fxtie_install(self) -> None:
         """Make the variants' forwards that of the region."""
         self._fxtie_part()
-        captured = self._fxtie_variants[True].forward
         users = type(self)._fxtie_class.forward
-        assert captured is not None
         for module in self._fxtie_inlined:
             module.__dict__["_fxtie_within"] = weakref.ref(self)
         if "_fxtie_outdated" in self.__dict__:
             type(self).forward = users
         else:
-            forward = captured if self._fxtie_is_plain() else _dispatch(users)
+            forward = _dispatch(users)
             type(self).forward = recomputing(forward) if self._fxtie_recomputes else forward
 
     def _fxtie_part(self) -> None:
@@ -252,17 +249,6 @@ class Region(TiedModule, fx.GraphModule):
             self._fxtie_install()
         self.__dict__["_fxtie_spare"] = usual
         self.__dict__["_fxtie_is_inline"] = inline
-
-    def _fxtie_is_plain(self) -> bool:
-        """Whether one graph serves every call, so that its forward needs no dispatch."""
-        train, evaluate = self._fxtie_variants[True], self._fxtie_variants[False]
-        return (
-            train is evaluate
-            and not self._fxtie_switches
-            and not train.tensors
-            and len(self._fxtie_arguments) <= 1
-            and not _takes_any_keyword(type(self)._fxtie_class.forward)
-        )
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """The variant that was captured for such a call, if any."""
@@ -322,11 +308,6 @@ def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
 
     forward.__wrapped__ = user_forward  # type: ignore[attr-defined]  # its signature
     return forward
-
-
-def _takes_any_keyword(function: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(function).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 _FLAGS = (type(None), bool, str, enum.Enum)

@@ -1,7 +1,7 @@
 """A module's forward -> a graph, with derived tensors lowered as they are read.
 
-In: a path copy (`copying.py`) whose targets are derived attributes, and the set of modules to open.
-Out: a traced graph and what it took for granted. Called by `capture.py`.
+In: a path copy (`runtime/copying.py`) whose targets are derived attributes, and the modules to
+open. Out: a traced graph and what it took for granted. Called by `capture.py`.
 
 Only modules on the way to a target are opened; all others stay one opaque call. An opened module
 that can't be traced is rolled back to such a call, and told as kept.
