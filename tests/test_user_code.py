@@ -204,6 +204,17 @@ def test_a_stop_that_the_code_catches():
 # -- calls that lose something in a graph ------------------------------------------------------
 
 
+def test_compiled_code_that_a_graph_can_call():
+    """It asks whether its argument is a tensor before it has the call recorded."""
+
+    def forward(self, x):
+        hidden = self.a(x)
+        norm = torch.pow(torch.sum(torch.pow(hidden, 2), dim=-1, keepdim=True), 0.5)
+        return self.b(torch.add(torch.mul(2, hidden), 1) / norm)
+
+    assert not check(model_with(forward)).kept
+
+
 def test_compiled_code_gets_no_traced_value():
     """It would take what says to be a tensor for one of its own, and crash."""
     compiled = torch._C._functorch.maybe_get_level  # a plain C++ function of a tensor

@@ -305,7 +305,7 @@ class ModuleTracer(Tracer):
                 self.graph.erase_node(node)
                 erased.add(node)
             self.reads.forget(erased)
-            self.kept, self.stopped = kept, stopped
+            self.kept, self.stopped, self.suspected = kept, stopped, None
             while len(self._entered) > entered:
                 self.num_calls[self._entered.pop()] -= 1
             while len(self.inlined) > inlined:

@@ -12,6 +12,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,9 +36,9 @@ class Traced(fx.Proxy):
             return Traced
         tracer: Tracer = object.__getattribute__(self, "tracer")
         if not asks_type(frame):
-            # Which crashes with what only says to be a tensor, and may crash of a Stop: that is
-            # raised at the end of the trace, if nothing else was before.
-            tracer.stop("hands a traced value to compiled code")
+            # Compiled code, which crashes with what only says to be a tensor, and may crash of a
+            # Stop. torch's own goes on to have the call recorded; what does not is stopped later.
+            tracer.suspect(frame)
             return Traced
         return tracer.assumed_type(self)
 
@@ -89,6 +90,9 @@ class Tracer(fx.Tracer):
     stopped: Stop | None = None
     """The first `Stop`, which traced code may have caught."""
 
+    suspected: tuple[int, int, Stop] | None = None
+    """A call of compiled code with a traced value: its frame and instruction, and the `Stop`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.get_ident()
@@ -113,10 +117,26 @@ class Tracer(fx.Tracer):
         """A property (`shape`, `dtype`, ...) of a tensor that is no proxy."""
         return getter(tensor)
 
+    def suspect(self, frame: FrameType) -> None:
+        """Remember the call that a frame is at, which may be none that is recorded."""
+        if self.suspected is not None and self.suspected[:2] != (id(frame), frame.f_lasti):
+            self.stopped = self.stopped or self.suspected[2]
+        stop = Stop("hands a traced value to compiled code")
+        self.suspected = id(frame), frame.f_lasti, stop
+
+    def clear(self, frame: FrameType | None) -> None:
+        """Take the suspicion back if this is within the call: it is being recorded."""
+        while frame is not None and self.suspected is not None:
+            if self.suspected[:2] == (id(frame), frame.f_lasti):
+                self.suspected = None
+            frame = frame.f_back
+
     def raise_swallowed(self) -> None:
-        """Raise the `Stop` that traced code has caught."""
-        if self.stopped is not None:
-            raise self.stopped
+        """Raise the `Stop` that traced code has caught, or that is due by now."""
+        stop = self.stopped or (self.suspected and self.suspected[2])
+        self.suspected = None
+        if stop is not None:
+            raise stop
 
     def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
@@ -142,6 +162,8 @@ class Tracer(fx.Tracer):
     ) -> fx.Node:
         # Without what torch.fx notes here for tools of its own, at several times the cost.
         node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        if self.suspected is not None:
+            self.clear(sys._getframe(1))
         frame = user_frame(sys._getframe(1))
         if frame is not None:
             node.meta["stack_trace"] = location(frame.f_code, frame.f_lineno)
