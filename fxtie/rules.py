@@ -6,11 +6,12 @@ a model. Nothing here looks at a model.
 
 from __future__ import annotations
 
+import copy
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -126,6 +127,12 @@ class Tie:
             raise RuleError(
                 f"The transform of {self.target!r} is not callable: {self.transform!r}."
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tie:
+        """Transforms with parameters are copied with the model. Others need not be; some can't."""
+        if isinstance(self.transform, nn.Module):
+            return replace(self, transform=copy.deepcopy(self.transform, memo))
+        return self
 
     @property
     def is_self_derived(self) -> bool:

@@ -554,6 +554,22 @@ def test_a_single_argument_is_checked(default):
     assert not torch.equal(tied(None), tied(torch.zeros(2, 4)))
 
 
+def test_a_transform_that_cannot_be_copied():
+    """Such as an op of `torch.library`, whose handle holds compiled objects."""
+    lock = threading.Lock()
+
+    class Halved:
+        def __init__(self):
+            self.lock = lock
+
+        def __call__(self, weight):
+            return weight / 2
+
+    check(Two(), rule=Rule("b", "a", weight=Halved()))
+    tied = copy.deepcopy(fxtie.transform(Two(), Rule("b", "a", weight=Halved())))
+    assert torch.equal(tied.b.weight, tied.a.weight / 2)
+
+
 def test_a_model_that_has_changed_can_be_tied_again():
     model, x = Switched(), torch.randn(3, 4)
     tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))

@@ -252,11 +252,13 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """The variant that was captured for such a call, if any."""
-        training = self.training
-        for module in self._fxtie_switches:
-            if module.training is not training:
-                return None
-        variant = self._fxtie_variants[training]
+        variant = self._fxtie_variants[True]
+        if variant is not self._fxtie_variants[False]:  # else a compiler needs no guard on the mode
+            training = self.training
+            for module in self._fxtie_switches:
+                if module.training is not training:
+                    return None
+            variant = self._fxtie_variants[training]
         names = self._fxtie_arguments
         # torch 2.9 compiles no `strict=False`.
         arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
