@@ -19,11 +19,11 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtie.graphs import graph_from_records, graph_to_records
-from fxtie.rules import transform_name
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.tracer import Traced, TracedTensor, Tracer, strictly
 from fxtie.tracing.watching import without_random_numbers
 from fxtie.transforms import Transform
+from fxtie.transforms.protocol import transform_name
 
 
 @dataclass(frozen=True)

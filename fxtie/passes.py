@@ -6,8 +6,6 @@ In: rules, and a module that some other pass made. Out: `PassResult`. Called by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
@@ -18,7 +16,7 @@ from fxtie.resolve import Resolver
 from fxtie.rules import Rules, as_rules
 from fxtie.runtime.copied import PathCopy
 from fxtie.runtime.copying import copy_paths
-from fxtie.runtime.tied import Derived, TiedModule
+from fxtie.runtime.tied import derived_tensors
 
 
 class TiePass:
@@ -58,7 +56,7 @@ class TiePass:
         self.rules = as_rules(rules)
 
     def __call__(self, module: nn.Module) -> PassResult:
-        derived = {name for name, _, _ in _derived(module)}
+        derived = {name for name, _, _ in derived_tensors(module)}
         targets = self._targets(module) if derived else set()
         done = targets & derived
         if done and done == targets:
@@ -78,17 +76,10 @@ class TiePass:
         return {tie.target for tie, _, _ in resolver.resolved.values()}
 
 
-def _derived(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:
-    for prefix, module in model.named_modules():
-        if isinstance(module, TiedModule):
-            for attr, derived in module._fxtie_derived.items():
-                yield (f"{prefix}.{attr}" if prefix else attr), module, derived
-
-
 def _untied(tied: nn.Module) -> nn.Module:
     """The untied model with its names but not its values: nothing is computed or copied."""
     copies = copy_paths(tied, [m for m in tied.modules() if isinstance(m, PathCopy)])
-    for name, owner, derived in _derived(tied):
+    for name, owner, derived in derived_tensors(tied):
         if not derived.stored:
             attr = name.rpartition(".")[2]
             value = nn.Parameter(torch.empty(derived.shape, device="meta"), requires_grad=False)

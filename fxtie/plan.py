@@ -18,11 +18,13 @@ from fxtie.errors import PlanError
 from fxtie.lowering import Lowered, Opaque, Spec, fake_mode, lower
 from fxtie.names import Slot, SlotKey
 from fxtie.resolve import Resolved, Resolver
-from fxtie.rules import Rules, Tie, as_rules, transform_name
+from fxtie.rules import Rules, Tie, as_rules
 from fxtie.show.paged import Paged
 from fxtie.show.plan_text import HEADERS, plan_text, row
 from fxtie.show.words import count, parameter_change
 from fxtie.tracing.watching import watching
+from fxtie.transforms import FitsTarget
+from fxtie.transforms.protocol import transform_name
 
 if TYPE_CHECKING:
     from fxtie.show.page import Page
@@ -277,8 +279,8 @@ class _Planner:
     @staticmethod
     def bind(tie: Tie, spec: Spec, mode: Any) -> Any:
         """The transform, fitted to its target where it wants that (`transforms.FitsTarget`)."""
-        adapt = getattr(tie.transform, "for_target", None)
-        return tie.transform if adapt is None else adapt(spec.fake(mode))
+        f = tie.transform
+        return f.for_target(spec.fake(mode)) if isinstance(f, FitsTarget) else f
 
     @staticmethod
     def examine(

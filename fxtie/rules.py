@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxtie.bank import Bank
 from fxtie.errors import RuleError
 from fxtie.transforms import Transform, same
+from fxtie.transforms.protocol import transform_name
 
 TargetPattern: TypeAlias = str | Callable[[str, nn.Module], bool]
 SourcePattern: TypeAlias = str | Sequence[str] | Bank | None
@@ -262,11 +263,3 @@ def as_rules(rules: Rules) -> tuple[Rule | Tie, ...]:
     if not listed:
         raise RuleError("There are no rules: the list is empty.")
     return listed
-
-
-def transform_name(transform: Transform | None) -> str:
-    """How a transform is shown in tables: its function name, or its repr."""
-    if transform is None or isinstance(transform, Tensor):
-        return repr(transform)
-    name = getattr(transform, "__name__", None)
-    return name if isinstance(name, str) else repr(transform)

@@ -21,12 +21,13 @@ def assert_tied_equals_oracle(
     *,
     train: bool | None,
     exact: bool = True,
+    tolerance: float | None = None,
 ) -> Comparison:
-    """Outputs bit for bit, gradients to rounding."""
+    """Outputs bit for bit, gradients to rounding, or to `tolerance`."""
     result = compare(model, tied, ties, args, kwargs, train=train)
     assert result.exact or not exact, f"outputs differ by {result.output_error:.2e}"
     double = any(p.dtype == torch.float64 for p in model.parameters())
-    tolerance = 1e-12 if double else 1e-5
+    tolerance = tolerance or (1e-12 if double else 1e-5)
     assert result.output_error < tolerance
     assert result.gradient_error < tolerance, f"gradients differ by {result.gradient_error:.2e}"
     return result

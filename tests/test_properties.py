@@ -132,13 +132,14 @@ def test_random_models_and_rules_equal_the_oracle(case, train, seed):
     model, ties = case
     assume(ties)
     torch.manual_seed(seed)
-    x = torch.randn(2, WIDTH, 5, 5)
+    # In double: of a gradient through two batch norms nearly all digits cancel.
+    model, x = model.double(), torch.randn(2, WIDTH, 5, 5, dtype=torch.double)
     names = list(model.state_dict())
     plan = fxtie.plan(model, ties)
     tied = fxtie.transform(model, plan)
     assert list(model.state_dict()) == names
     try:
-        assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=train)
+        assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=train, tolerance=1e-7)
     except Vacuous:  # saturated
         reject()
     if isinstance(tied, fx.GraphModule):

@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from fxtie.graphs import graph_from_records, graph_to_records, same_graph
 from fxtie.runtime.copied import PathCopy, become, subclass, user_class, warn_outdated
 from fxtie.runtime.recompute import recomputing
-from fxtie.runtime.tied import TiedModule
+from fxtie.runtime.tied import TiedModule, derived_tensors
 
 
 @dataclass
@@ -234,11 +234,7 @@ class Region(TiedModule, fx.GraphModule):
         spare = self.__dict__.pop("_fxtie_spare", None)
         if spare is None:
             assert not inline
-            names = {
-                derived.name
-                for module in self.modules()
-                for derived in getattr(module, "_fxtie_derived", {}).values()
-            }
+            names = {derived.name for _, _, derived in derived_tensors(self)}
             train, evaluate = usual[True], usual[False]
             reading = train.reading(names)
             other = reading if evaluate is train else evaluate.reading(names)

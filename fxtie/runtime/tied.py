@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +125,10 @@ class TiedModule(PathCopy):
             raise FxtieError("Loading inside of derive_once would leave its values stale.")
         result = super().load_state_dict(state_dict, *args, **kwargs)
         distances = {}
-        for prefix, module in self.named_modules():
-            for attr, derived in getattr(module, "_fxtie_derived", {}).items():
-                given = state_dict.get(f"{prefix}.{attr}" if prefix else attr)
-                if given is not None and not derived.stored:
-                    distances[derived.name] = relative_distance(derived.compute(), given)
+        for name, _, derived in derived_tensors(self):
+            given = state_dict.get(name)
+            if given is not None and not derived.stored:
+                distances[derived.name] = relative_distance(derived.compute(), given)
         self.__dict__["_fxtie_distances"] = distances
         return result
 
@@ -170,3 +169,11 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _is_computed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_leaf
+
+
+def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:
+    """Name, owner and derivation of each derived tensor in a model or a part of one."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, TiedModule):
+            for attr, derived in module._fxtie_derived.items():
+                yield (f"{prefix}.{attr}" if prefix else attr), module, derived

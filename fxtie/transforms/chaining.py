@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxtie.transforms.fitting import Shaped
-from fxtie.transforms.protocol import FitsTarget, Transform
+from fxtie.transforms.protocol import FitsTarget, Transform, transform_name
 from fxtie.transforms.registry import register
 
 
@@ -29,7 +29,7 @@ class _Sequence:
         return self if unchanged else chain(*fitted)  # type: ignore[return-value]
 
     def __repr__(self) -> str:
-        return f"chain({', '.join(_name(f) for f in self.transforms)})"
+        return f"chain({', '.join(transform_name(f) for f in self.transforms)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,8 +115,3 @@ def _run(transforms: Sequence[Transform], sources: tuple[Tensor, ...]) -> Tensor
     for f in transforms[1:]:
         result = f(result)
     return result  # type: ignore[no-any-return]
-
-
-def _name(transform: Transform) -> str:
-    name = getattr(transform, "__name__", None)
-    return name if isinstance(name, str) else repr(transform)

@@ -51,6 +51,14 @@ class FitsTarget(Protocol):
         ...
 
 
+def transform_name(transform: Transform | None) -> str:
+    """How a transform is shown in tables: its function name, or its repr."""
+    if transform is None or isinstance(transform, Tensor):
+        return repr(transform)
+    name = getattr(transform, "__name__", None)
+    return name if isinstance(name, str) else repr(transform)
+
+
 class Named:
     """Base of the dataclasses here: a repr that reads as the call that makes it."""
 
