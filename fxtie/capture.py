@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
 from fxtie.names import Names, Slot
-from fxtie.plan import Plan, Step, plan
+from fxtie.plan import Plan, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
 from fxtie.runtime.casting import share_casts
@@ -96,7 +96,10 @@ def transform(
         return tie_exported(model, rules)
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
-        result = _Capture(model, checked, recompute).run()
+        capture = _Capture(model, checked, recompute)
+        if checked is rules:
+            capture.check_plan()
+        result = capture.run()
     kept = result.__dict__["_fxtie_report"].kept
     if strict and kept:
         listed = "\n".join(f"  {k}" for k in kept)
@@ -132,7 +135,7 @@ class _Capture:
 
     def copy(self) -> nn.Module:
         """The tied model, with every forward still as the user wrote it."""
-        slots = [self.target(step) for step in self.plan.steps]
+        slots = [self.names.get(tie.target) for tie in self.plan.ties]
         copies = copy_paths(self.model, [slot.owner for slot in slots])
         self.on_path = set(copies.values())
         root = copies[self.model]
@@ -160,18 +163,19 @@ class _Capture:
                 become(module, TiedModule)
         return root
 
-    def target(self, step: Step) -> Slot:
-        """Where a target is, in the model that the plan was made for and as it was then."""
-        slot = self.names.get(step.tie.target)
-        faults = slot.faults_as_target()
-        if slot.tensor.shape != step.spec.shape:
-            faults.append(
-                f"{slot.name!r} has the shape {tuple(slot.tensor.shape)}, in the plan "
-                f"{tuple(step.spec.shape)}. Plan again: fxtie.plan(model, rules)."
-            )
+    def check_plan(self) -> None:
+        """Raise if the plan, made some time ago, is for another model or one that has changed."""
+        faults = []
+        for step in self.plan.steps:
+            slot = self.names.get(step.tie.target)
+            faults += slot.faults_as_target()
+            if slot.tensor.shape != step.spec.shape:
+                faults.append(
+                    f"{slot.name!r} has the shape {tuple(slot.tensor.shape)}, in the plan "
+                    f"{tuple(step.spec.shape)}. Plan again: fxtie.plan(model, rules)."
+                )
         if faults:
             raise PlanError(faults)
-        return slot
 
     def register_modules(self, root: nn.Module) -> None:
         """Give learnable transforms and banks their place under `ties`."""

@@ -23,7 +23,6 @@ from fxtie.show.paged import Paged
 from fxtie.show.plan_text import HEADERS, plan_text, row
 from fxtie.show.words import count, parameter_change
 from fxtie.tracing.watching import watching
-from fxtie.transforms import FitsTarget
 from fxtie.transforms.protocol import transform_name
 
 if TYPE_CHECKING:
@@ -279,8 +278,9 @@ class _Planner:
     @staticmethod
     def bind(tie: Tie, spec: Spec, mode: Any) -> Any:
         """The transform, fitted to its target where it wants that (`transforms.FitsTarget`)."""
-        f = tie.transform
-        return f.for_target(spec.fake(mode)) if isinstance(f, FitsTarget) else f
+        # Much faster than isinstance with a Protocol, and once for each tie.
+        adapt = getattr(tie.transform, "for_target", None)
+        return tie.transform if adapt is None else adapt(spec.fake(mode))
 
     @staticmethod
     def examine(
