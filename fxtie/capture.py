@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
-from fxtie.names import Names, Slot
+from fxtie.names import Names, Slot, join
 from fxtie.plan import Plan, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
@@ -52,8 +52,8 @@ def transform(
         compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
         recompute: compute derived tensors again in the backward pass instead of storing them. Less
             memory for more time. For eager training: a compiled model decides by itself, and
-            `torch.func.grad` doesn't go through it. Left out
-            are derivations by modules and by random numbers, and forwards that were kept.
+            `torch.func.grad` doesn't go through it. Left out are derivations by modules and by
+            random numbers, and forwards that were kept.
         strict: raise where a forward can't be captured, instead of keeping it as it is. A program
             is captured already.
 
@@ -227,14 +227,14 @@ class _Capture:
             else:
                 self.regions.append(name)
                 for inner_name, inner in kept_inside.items():
-                    self.descend(inner, _join(name, inner_name))
+                    self.descend(inner, join(name, inner_name))
                 return
         self.descend(module, name)
 
     def descend(self, module: nn.Module, name: str) -> None:
         for child_name, child in module.named_children():
             if child in self.on_path:
-                self.capture(child, _join(name, child_name))
+                self.capture(child, join(name, child_name))
 
     def make_region(self, module: nn.Module, name: str) -> dict[str, nn.Module]:
         """Capture a module's forward in both modes. Returns the modules kept inside it."""
@@ -282,7 +282,7 @@ class _Capture:
             self.used |= tracer.reads.used
             for inner_name, kept in tracer.kept.items():
                 kept_inside[inner_name] = modules[inner_name]
-                full = _join(name, inner_name)
+                full = join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
         return kept_inside
 
@@ -310,10 +310,6 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
 def _requires_grad(slot: Slot) -> bool | None:
     parameter = slot.owner._parameters.get(slot.attr)
     return None if parameter is None else parameter.requires_grad
-
-
-def _join(*parts: str) -> str:
-    return ".".join(filter(None, parts))
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import fx
 
+from fxtie.names import join
+
 Nodes = list[fx.Node]
 Gap = tuple[Nodes, Nodes]
 
@@ -88,10 +90,10 @@ def _layer_of(node: fx.Node, region: str, by_stack: bool) -> str:
     if tie := node.meta.get("tie") or _tie_of_readers(node):
         return str(tie).rpartition(".")[0]
     if node.op == "call_module":
-        return _join(region, str(node.target))
+        return join(region, str(node.target))
     if node.op == "get_attr" and node.users and not (by_stack and _stack(node)):
         return _layer_of(next(iter(node.users)), region, by_stack)
-    return _join(region, _stack(node) if by_stack else "")
+    return join(region, _stack(node) if by_stack else "")
 
 
 def _tie_of_readers(node: fx.Node) -> str:
@@ -109,10 +111,6 @@ def _stack(node: fx.Node) -> str:
         return ""
     path = str(next(reversed(stack.values()))[0])
     return path.removeprefix("L['self']").removeprefix(".")  # as torch.compile writes it
-
-
-def _join(*parts: str) -> str:
-    return ".".join(filter(None, parts))
 
 
 # -- nodes ----------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, None) for name in _HOOKS)
 
 
+def join(*parts: str) -> str:
+    """A dotted name; empty parts, such as the root's name, are left out."""
+    return ".".join(filter(None, parts))
+
+
 SlotKey: TypeAlias = tuple[int, str]
 
 

@@ -1,10 +1,9 @@
 """Tying programs of `torch.export`: the second front end."""
 
-import io
-
 import pytest
 import torch
 from oracle import assert_tied_equals_oracle
+from programs import reloaded
 from torch import nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind
@@ -75,13 +74,6 @@ def x(device):
 
 def targets(program):
     return [node.target for node in program.graph.nodes]
-
-
-def reloaded(program):
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    return torch.export.load(file)
 
 
 def assert_same(found, expected):

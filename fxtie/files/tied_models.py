@@ -35,7 +35,7 @@ from fxtie.names import Names, Slot
 from fxtie.plan import Plan, plan
 from fxtie.report import report
 from fxtie.rules import Rule, Tie
-from fxtie.runtime.copied import user_class
+from fxtie.runtime.copied import tied_model, user_class
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -69,7 +69,7 @@ def save(tied: nn.Module, path: FilePath) -> None:
         >>> torch.equal(again[2].weight, net[0].weight.square())
         True
     """
-    tied = getattr(tied, "_orig_mod", tied)
+    tied = tied_model(tied)
     record = _record(tied)
     state = tied.state_dict(keep_vars=True)
     firsts = _first_names(state)
@@ -103,7 +103,7 @@ def check_saveable(tied: nn.Module | Plan) -> None:
         '1.weight': The transform <function <lambda> at ...> has no registered name. Give it ...
         fxtie.check_saveable(plan) tells this before training.
     """
-    _record(tied if isinstance(tied, Plan) else getattr(tied, "_orig_mod", tied))
+    _record(tied if isinstance(tied, Plan) else tied_model(tied))
 
 
 def load(path: FilePath, model: nn.Module) -> Any:

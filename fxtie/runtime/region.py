@@ -129,8 +129,7 @@ class Region(TiedModule, fx.GraphModule):
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
         self.recompile()
-        added = (*(set(self.__dict__) - before), "_fxtie_added")
-        self.__dict__["_fxtie_added"] = added
+        self.__dict__["_fxtie_added"] = tuple(set(self.__dict__) - before)
 
     @property
     def _fxtie_variant(self) -> Variant:

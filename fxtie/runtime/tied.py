@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.names import join
 from fxtie.runtime.copied import PathCopy
 
 
@@ -176,4 +177,4 @@ def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]
     for prefix, module in model.named_modules():
         if isinstance(module, TiedModule):
             for attr, derived in module._fxtie_derived.items():
-                yield (f"{prefix}.{attr}" if prefix else attr), module, derived
+                yield join(prefix, attr), module, derived

@@ -1,11 +1,10 @@
 """torch.export: of tied models, and rules on exported programs."""
 
-import io
-
 import pytest
 import torch
 from compat.nets import Net, rules
 from oracle import assert_tied_equals_oracle
+from programs import reloaded
 from torch import nn
 from torch.export import Dim, export
 from vision import import_torchvision
@@ -66,13 +65,6 @@ def case(request, device):
         Rule("net.gate.fc_2", "net.gate.fc_1", weight=torch.neg),
     ]
     return Case(KeptRoot(), inside, x, aten.sin.default)
-
-
-def reloaded(program):
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    return torch.export.load(file)
 
 
 def count(program, target):
