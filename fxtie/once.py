@@ -153,12 +153,9 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
             raise FxtieError("An optimizer step inside of derive_once: leave the block first.")
 
     hook = register_optimizer_step_pre_hook(refuse_step)
-    reading: list[Region] = []
     try:
         for region in regions:
-            region.__dict__["_fxtie_read_once"] = read
-            region._fxtie_derive_inline(False)
-            reading.append(region)
+            region._fxtie_read_from(read)
         yield
         for value in values:
             value.check()
@@ -166,10 +163,8 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
         hook.remove()
         for value in values:
             value.is_open = False
-        for region in reading:
-            region._fxtie_derive_inline(True)
         for region in regions:
-            region.__dict__.pop("_fxtie_read_once", None)
+            region._fxtie_read_from(None)
         for owner in owners:
             owner.__dict__.pop("_fxtie_once", None)
     pairs = [(value.live, value.leaf.grad) for value in values if value.leaf is not value.live]

@@ -13,7 +13,7 @@ import copy
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -39,12 +39,19 @@ class PathCopy(nn.Module):
         """Classes made here are none of the user's: keep them out of the user's registries."""
 
     @classmethod
-    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
-        """The class of copies of the user's class: one for all of them."""
-        classes = _classes.setdefault(user_cls, {})
-        if cls not in classes:
-            classes[cls] = subclass(cls, user_cls)
-        return classes[cls]
+    def _fxtie_of(cls, user_cls: type[nn.Module], contents: Hashable = None) -> type[PathCopy]:
+        """The class of copies of the user's class: one for all that have the same contents."""
+        classes = _classes.setdefault(user_cls, weakref.WeakValueDictionary())
+        found = classes.get((cls, contents))
+        if found is None:
+            namespace = cls._fxtie_namespace(user_cls, contents)
+            found = classes[cls, contents] = _subclass(cls, user_cls, namespace)
+        return found
+
+    @classmethod
+    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
+        """What such a class has that the user's has not."""
+        return {}
 
     # -- changes that a graph can't follow ------------------------------------------------------
 
@@ -136,7 +143,10 @@ def warn_outdated(reason: str) -> None:
 
 # --- Classes ----------------------------------------------------------------------------------
 
-_classes: weakref.WeakKeyDictionary[type, dict[type, type[PathCopy]]] = weakref.WeakKeyDictionary()
+# Weak in both: an instance holds its class, and that the user's.
+_classes: weakref.WeakKeyDictionary[
+    type, weakref.WeakValueDictionary[tuple[type, Hashable], type[PathCopy]]
+] = weakref.WeakKeyDictionary()
 
 
 def user_class(module: nn.Module) -> type[nn.Module]:
@@ -144,7 +154,9 @@ def user_class(module: nn.Module) -> type[nn.Module]:
     return type(module)._fxtie_class if isinstance(module, PathCopy) else type(module)
 
 
-def subclass(base: type[PathCopy], cls: type[nn.Module]) -> type[Any]:
+def _subclass(
+    base: type[PathCopy], cls: type[nn.Module], members: Mapping[str, Any]
+) -> type[PathCopy]:
     """A class that looks like `cls` and behaves like `base`."""
     bases = (base,) if cls is nn.Module else (base, cls)
     namespace = {
@@ -153,6 +165,7 @@ def subclass(base: type[PathCopy], cls: type[nn.Module]) -> type[Any]:
         "__doc__": cls.__doc__,
         "_fxtie_base": base,
         "_fxtie_class": cls,
+        **members,
     }
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
 
@@ -161,10 +174,10 @@ def _new_like(base: type[PathCopy], cls: type[nn.Module]) -> Any:
     return object.__new__(base._fxtie_of(cls))
 
 
-def become(module: nn.Module, base: type[PathCopy]) -> None:
-    """Give a copy, in place, a class made of `base` and its own."""
+def become(module: nn.Module, base: type[PathCopy], contents: Hashable = None) -> None:
+    """Give a copy, in place, a class made of `base` and its own, for these contents."""
     # Past a `__setattr__` of the user's, which may refuse it.
-    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module)))
+    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module), contents))
 
 
 def tied_model(model: Any) -> nn.Module:

@@ -14,14 +14,16 @@ import operator
 import weakref
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _forward_from_src
 
-from fxtie.graphs import graph_from_records, graph_to_records, same_graph
-from fxtie.runtime.copied import PathCopy, become, subclass, user_class, warn_outdated
+from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.runtime.copied import become, user_class, warn_outdated
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
 
@@ -34,18 +36,32 @@ class Variant:
         graph: the graph.
         defaults: arguments for which the trace took their default values.
         tensors: arguments which the trace took for tensors because the code asked.
-        forward: the function generated from the graph.
-        code: its source text.
+        generated: the code that is made of the graph.
+        forward: the function that this defines.
+        reading: the same forward, reading derived tensors where this one derives them.
     """
 
     graph: fx.Graph
     defaults: dict[str, Any] = field(default_factory=dict)
     tensors: frozenset[str] = frozenset()
+    generated: PythonCode | None = None
     forward: Callable[..., Any] | None = None
-    code: str = ""
+    reading: Variant | None = None
 
-    def reading(self, names: Set[str]) -> Variant:
-        """The same with derived tensors of these names read where this one derives them."""
+    def generate(self) -> None:
+        """Make code of the graph."""
+        self.generated = self.graph.python_code("self")
+        self.forward = _forward_from_src(self.generated.src, self.generated.globals)
+
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Equal for variants whose forwards compute the same."""
+        assert self.generated is not None
+        names = frozenset(self.generated.globals.items())
+        return self.generated.src, names, repr(self.defaults), self.tensors
+
+    def make_reading(self, names: Set[str]) -> Variant:
+        """Make `reading`, which takes derived tensors of these names from `_fxtie_values`."""
         graph = graph_from_records(graph_to_records(self.graph))
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
@@ -58,7 +74,9 @@ class Variant:
         for node in reversed(graph.nodes):
             if not node.users and (node.op == "get_attr" or "tie" in node.meta):
                 graph.erase_node(node)
-        return Variant(graph, self.defaults, self.tensors)
+        self.reading = Variant(graph, self.defaults, self.tensors)
+        self.reading.generate()
+        return self.reading
 
     def accepts(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the trace holds for these arguments."""
@@ -87,25 +105,24 @@ class Region(TiedModule, fx.GraphModule):
     asked for, `_fxtie_arguments` the names of the forward's arguments, `_fxtie_inlined` the modules
     whose forwards stand in the graph. `_fxtie_recomputes` tells whether derived tensors are to be
     computed again in the backward pass.
+
+    Regions of one class compute the same, as far as that lies in their graphs: by its class
+    `torch.func.stack_module_state` tells like models.
     """
 
     _fxtie_variants: dict[bool, Variant]
     _fxtie_switches: tuple[nn.Module, ...]
     _fxtie_arguments: tuple[str, ...]
     _fxtie_inlined: tuple[nn.Module, ...]
-    _fxtie_compiling: Variant | None = None
     _fxtie_recomputes = False
-    _fxtie_is_shared: ClassVar[bool] = False  # whether deep copies have the class as well
 
     @classmethod
-    def _fxtie_of(cls, user_cls: type[nn.Module]) -> type[PathCopy]:
-        """A class for one region, and for deep copies of it as long as they are alike."""
-        new = subclass(cls, user_cls)
-        if issubclass(user_cls, fx.GraphModule):
-            # torch.fx wraps the `__call__` of each class that it generates a forward for, and the
-            # wrapper of one class would call that of the other without end.
-            new.__call__ = nn.Module.__call__
-        return new
+    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
+        if contents is None:  # the user's forward runs, since the graphs don't hold any more
+            return {"forward": user_cls.forward}
+        forward = _dispatch(user_cls.forward)
+        recomputes, _ = contents
+        return {"forward": recomputing(forward) if recomputes else forward}
 
     def _fxtie_capture(
         self,
@@ -133,21 +150,13 @@ class Region(TiedModule, fx.GraphModule):
 
     @property
     def _fxtie_variant(self) -> Variant:
-        return self._fxtie_compiling or self._fxtie_variants[self.training]
+        return self._fxtie_running(self._fxtie_variants[self.training])
 
-    @property
-    def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
-        """By which graphs read derived tensors inside of derive_once."""
-        if "_fxtie_read_once" not in self.__dict__:
-            raise AttributeError("_fxtie_values: outside of derive_once")
-        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
-        return values
-
-    # torch.fx reads and writes these two; they belong to the variant of the current mode.
+    # torch.fx reads and writes these; they belong to the variant of the current mode.
     @property
     def _graph(self) -> fx.Graph:
         variant = self._fxtie_variant
-        if self._fxtie_compiling is None and get_proxy_mode() is not None:
+        if get_proxy_mode() is not None:
             # torch.export interprets the root's graph by itself, past hooks and the choice of a
             # variant: give it the call.
             graph = fx.Graph()
@@ -162,88 +171,44 @@ class Region(TiedModule, fx.GraphModule):
 
     @property
     def _code(self) -> str:
-        return self._fxtie_variant.code
+        generated = self._fxtie_variant.generated
+        assert generated is not None
+        return generated.src
 
-    @_code.setter
-    def _code(self, code: str) -> None:
-        self._fxtie_variant.code = code
+    @property
+    def _lineno_map(self) -> Any:
+        generated = self._fxtie_variant.generated
+        return generated and generated._lineno_map
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _GENERATED:  # past a `__setattr__` of the user's
+        if name == "_graph":  # past a `__setattr__` of the user's
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def recompile(self) -> Any:
         """Generate the forwards again, after an edit of `graph`."""
-        self._fxtie_part()
-        self.__dict__.pop("_fxtie_spare", None)
-        result = None
         variants = {id(variant): variant for variant in self._fxtie_variants.values()}
         for variant in variants.values():
-            variant.graph.owning_module = self
-            self.__dict__["_fxtie_compiling"] = variant
-            try:
-                code = super().recompile()
-            finally:
-                del self.__dict__["_fxtie_compiling"]
-            variant.forward = vars(type(self))["forward"]
-            if variant is self._fxtie_variant:
-                result = code
-        self._fxtie_install()
-        return result
-
-    def _fxtie_install(self) -> None:
-        """Make the variants' forwards that of the region."""
-        self._fxtie_part()
-        users = type(self)._fxtie_class.forward
+            running = self._fxtie_running(variant)
+            running.graph.owning_module = self
+            running.generate()
+            if running is variant:
+                variant.reading = None
         for module in self._fxtie_inlined:
             module.__dict__["_fxtie_within"] = weakref.ref(self)
-        if "_fxtie_outdated" in self.__dict__:
-            type(self).forward = users
-        else:
-            forward = _dispatch(users)
-            type(self).forward = recomputing(forward) if self._fxtie_recomputes else forward
-
-    def _fxtie_part(self) -> None:
-        """Take a class of its own, since the forward is about to differ from that of copies."""
-        if type(self)._fxtie_is_shared:
-            become(self, Region)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the same class, by which `torch.func.stack_module_state` tells like models."""
-        new = super().__deepcopy__(memo)
-        mine, its = self._fxtie_variants, new._fxtie_variants
-        # Not so inside of derive_once, nor where a graph calls an object that was copied.
-        if all(same_graph(mine[mode].graph, its[mode].graph) for mode in mine):
-            type(self)._fxtie_is_shared = True
-            object.__setattr__(new, "__class__", type(self))
-        return new
+        contents = None
+        if "_fxtie_outdated" not in self.__dict__:
+            contents = self._fxtie_recomputes, tuple(v.contents for v in variants.values())
+        become(self, Region, contents)
+        return self._fxtie_variant.generated
 
     def _fxtie_outdate(self, reason: str) -> None:
         """Run the user's forward from now on, since the graph doesn't hold any more."""
         if "_fxtie_outdated" not in self.__dict__:
             self.__dict__["_fxtie_outdated"] = reason
-            self._fxtie_install()
+            become(self, Region)
             warn_outdated(reason)
-
-    def _fxtie_derive_inline(self, inline: bool) -> None:
-        """Switch between graphs that derive inline and graphs that read derived attributes."""
-        usual = self._fxtie_variants
-        spare = self.__dict__.pop("_fxtie_spare", None)
-        if spare is None:
-            assert not inline
-            names = {derived.name for _, _, derived in derived_tensors(self)}
-            train, evaluate = usual[True], usual[False]
-            reading = train.reading(names)
-            other = reading if evaluate is train else evaluate.reading(names)
-            self.__dict__["_fxtie_variants"] = {True: reading, False: other}
-            self.recompile()
-        else:
-            self.__dict__["_fxtie_variants"] = spare
-            self._fxtie_install()
-        self.__dict__["_fxtie_spare"] = usual
-        self.__dict__["_fxtie_is_inline"] = inline
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """The variant that was captured for such a call, if any."""
@@ -257,24 +222,42 @@ class Region(TiedModule, fx.GraphModule):
         names = self._fxtie_arguments
         # torch 2.9 compiles no `strict=False`.
         arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
-        if not all(name in names for name in kwargs):
+        if not all(name in names for name in kwargs) or not variant.accepts(arguments):
             return None
-        return variant if variant.accepts(arguments) else None
+        return self._fxtie_running(variant)
+
+    # -- derived tensors that are computed elsewhere --------------------------------------------
+
+    def _fxtie_running(self, variant: Variant) -> Variant:
+        """The variant itself, or the one that reads derived tensors instead of deriving them."""
+        if "_fxtie_read_once" not in self.__dict__:
+            return variant
+        if variant.reading is None:
+            return variant.make_reading({derived.name for _, _, derived in derived_tensors(self)})
+        return variant.reading
+
+    @property
+    def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
+        """By which the graphs of such variants read."""
+        if "_fxtie_read_once" not in self.__dict__:
+            raise AttributeError("_fxtie_values: outside of derive_once")
+        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
+        return values
+
+    def _fxtie_read_from(self, values: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
+        """Read derived tensors from `values`; from None on, derive them again."""
+        if values is None:
+            self.__dict__.pop("_fxtie_read_once", None)
+            return
+        self.__dict__["_fxtie_read_once"] = values
+        for variant in self._fxtie_variants.values():
+            self._fxtie_running(variant)  # makes it: torch.compile couldn't look through that
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in (
-            "_fxtie_spare",
-            "_fxtie_read_once",
-            "_lineno_map",
-            "_prologue_start",
-            "_in_spec",
-            "_out_spec",
-        ):
+        for name in ("_fxtie_read_once", "_in_spec", "_out_spec"):
             state.pop(name, None)
         variants = self._fxtie_variants
-        if not state.pop("_fxtie_is_inline", True):  # a copy made inside of derive_once
-            variants = self.__dict__["_fxtie_spare"]
         train, evaluate = variants[True], variants[False]
         state["_fxtie_variants"] = [
             (graph_to_records(variant.graph), variant.defaults, variant.tensors)
@@ -320,7 +303,6 @@ _GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {
     "_deepcopy_hooks": list,
     "shape_env": lambda: None,
 }
-_GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
 
 
 def clashes(module: nn.Module) -> list[str]:
@@ -329,7 +311,7 @@ def clashes(module: nn.Module) -> list[str]:
     taken = set(vars(fx.GraphModule)) - set(vars(nn.Module)) - {"__module__", "__doc__"}
     taken = {name for name in taken if not name.startswith("__")} | {
         *_GRAPH_MODULE_MEMBERS,
-        *_GENERATED,
+        *("_graph", "_code", "_lineno_map"),
     }
     if issubclass(cls, fx.GraphModule):
         return []

@@ -21,11 +21,12 @@ from fxtie.verify import _gradient_errors, backward, relative_error, seed
 
 
 class Case(NamedTuple):
-    """A net to try things with."""
+    """A net to try things with. `rules()` makes those that it is tied by."""
 
     model: nn.Module
     tied: nn.Module
     x: torch.Tensor | None = None
+    rules: Callable[[], Any] | None = None
 
     @property
     def ties(self) -> Any:

@@ -40,7 +40,7 @@ def case(request, device):
     model = make().to(device).eval()
     tied = fxtie.transform(model, rules())
     randomize(tied)
-    return Case(model, tied, torch.randn(shape, device=device))
+    return Case(model, tied, torch.randn(shape, device=device), rules)
 
 
 def randomize(tied):

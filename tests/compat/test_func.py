@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from compat.checks import Case, assert_close, oracle_function, parameters_and_buffers
-from torch import fx, nn
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import (
     functional_call,
@@ -158,19 +158,31 @@ def test_gradients_for_each_sample(functions):
 # --- Ensembles --------------------------------------------------------------------------------
 
 
-def ensemble(tied, size=2):
-    """Copies of a tied model, each with values of its own."""
-    members = [copy.deepcopy(tied) for _ in range(size)]
+def copies(case):
+    return [copy.deepcopy(case.tied) for _ in range(2)]
+
+
+def tied_one_by_one(case):
+    """By rules of their own each, with learnable transforms that start alike."""
+    members = [fxtie.transform(copy.deepcopy(case.model), case.rules()) for _ in range(2)]
+    for member in members:
+        member.load_state_dict(case.tied.state_dict())
+    return members
+
+
+def vary(members):
+    """Give each member values of its own."""
     with torch.no_grad():
         for member in members:
             for parameter in member.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
-    return members
 
 
-@compat("torch.func", "vmap over an ensemble of deep copies (stack_module_state)")
-def test_ensemble(case):
-    members = ensemble(case.tied.double())
+@compat("torch.func", "vmap over an ensemble (stack_module_state): copies, or tied one by one")
+@pytest.mark.parametrize("make", [copies, tied_one_by_one])
+def test_ensemble(case, make):
+    members = [member.double() for member in make(case)]
+    vary(members)
     x = case.x.double()
     parameters, buffers = stack_module_state(members)
     base = copy.deepcopy(case.tied).to("meta")
@@ -194,18 +206,11 @@ def test_ensemble(case):
     assert_close(found, stacked, 1e-9)
 
 
-@compat("torch.func", "vmap over an ensemble of models that were tied one by one")
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="stack_module_state wants models of one class, and each torch.fx.GraphModule has its "
-    "own. Give copy.deepcopy of one tied model other values",
-)
-def test_ensemble_of_separate_models(net):
+def test_models_tied_by_other_rules_are_no_ensemble(net):
+    """They are of another class, as torch.fx.GraphModules are."""
+    rules = [Rule("conv_2", "conv_1", weight=transform) for transform in (torch.sin, torch.cos)]
     with pytest.raises(RuntimeError, match="same class"):
-        stack_module_state([fx.symbolic_trace(nn.Linear(2, 2)) for _ in range(2)])
-    rule = Rule("conv_2", "conv_1", weight=torch.sin)
-    stack_module_state([fxtie.transform(net, rule) for _ in range(2)])
+        stack_module_state([fxtie.transform(net, rule) for rule in rules])
 
 
 def edit(member):
