@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
@@ -26,7 +27,7 @@ from fxtie.report import Kept, Report
 from fxtie.rules import Rules
 from fxtie.runtime.casting import share_casts
 from fxtie.runtime.copied import PathCopy, become
-from fxtie.runtime.copying import copy_paths
+from fxtie.runtime.copying import copy_modules, copy_paths, leading_to, referrers
 from fxtie.runtime.recompute import remember_derived
 from fxtie.runtime.region import Region, clashes
 from fxtie.runtime.tied import Derived, Source, TiedModule, Ties
@@ -60,7 +61,8 @@ def transform(
     Returns:
         The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule` if
         the root's forward could be captured; then `graph` and `code` show it. All tensors that are
-        not derived are the model's own objects, and so are the modules that lead to no target.
+        not derived are the model's own objects, and so are the modules that lead to no target and
+        no source.
 
         Of a program: a tied one (see `fxtie.export.exported.tie_exported`). The targets are no
         inputs of its graph and not in its state_dict.
@@ -136,8 +138,7 @@ class _Capture:
     def copy(self) -> nn.Module:
         """The tied model, with every forward still as the user wrote it."""
         slots = [self.names.get(tie.target) for tie in self.plan.ties]
-        copies = copy_paths(self.model, [slot.owner for slot in slots])
-        self.on_path = set(copies.values())
+        copies = self.copy_modules([slot.owner for slot in slots])
         root = copies[self.model]
         self.register_modules(root)
         self.derived: list[Derived] = []
@@ -162,6 +163,21 @@ class _Capture:
             if module is root or "_fxtie_derived" in module.__dict__:
                 become(module, TiedModule)
         return root
+
+    def copy_modules(self, targets: list[nn.Module]) -> dict[nn.Module, nn.Module]:
+        """Copies, by original, of what owns a target or a source, and of what leads to these."""
+        read = [self.names.find(name) for tie in self.plan.ties for name in tie.sources]
+        sources = {slot.owner for slot in read if isinstance(slot, Slot)}
+        sources = {module for module in sources if not is_parametrized(module)}
+        parents = referrers(self.model)
+        to_targets = leading_to([self.model, *targets], parents)
+        copies = copy_modules({**to_targets, **leading_to(sources, parents)})
+        self.on_path = {copies[module] for module in to_targets}
+        # Passes that rewrite layers of torch's classes, as the folding of batch norms does, must
+        # not take one whose tensors are read elsewhere for such a layer.
+        for module in sources - to_targets.keys():
+            become(copies[module], PathCopy)
+        return copies
 
     def check_plan(self) -> None:
         """Raise if the plan, made some time ago, is for another model or one that has changed."""

@@ -144,6 +144,8 @@ class Names:
         slot = self._slots.get(name)
         if slot is None:
             return self._why_missing(name)
+        if isinstance(slot.owner, torch.jit.ScriptModule):
+            return "belongs to a module of TorchScript. Tie the model before it is scripted."
         if is_lazy(slot.owner.__dict__["_parameters"].get(slot.attr)) or is_lazy(
             slot.owner.__dict__["_buffers"].get(slot.attr)
         ):

@@ -14,7 +14,9 @@ CHROMIUM = next(
 )
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 pytest.importorskip("graphviz")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt install chromium")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and shutil.which("dot")), reason="needs apt install chromium graphviz"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Pages: what stands in them, that nothing of a model gets out of its text, what they need."""
 
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ import fxtie
 from fxtie.show import layout, page
 
 pytest.importorskip("graphviz")
+pytestmark = pytest.mark.skipif(not shutil.which("dot"), reason="needs dot: apt install graphviz")
 
 EVIL = [
     "<script>alert(1)</script>",

@@ -670,6 +670,17 @@ def test_the_model_is_untouched_and_independent_of_mode():
     assert not net.norms[1].training and not net.tail.training and not net.training
 
 
+def test_a_source_can_be_replaced_without_the_original():
+    """Sources have modules of their own: a new tensor in one reaches its targets, and no other."""
+    net = TwoConvs()
+    before = net.conv_1.weight
+    tied = fxtie.transform(net, Rule("conv_2", "conv_1", torch.square))
+    assert type(tied.conv_1) is not nn.Conv2d and isinstance(tied.conv_1, nn.Conv2d)
+    tied.conv_1.weight = nn.Parameter(torch.ones_like(before))
+    assert net.conv_1.weight is before
+    assert torch.equal(tied.conv_2.weight, torch.ones_like(before))
+
+
 @pytest.mark.parametrize(
     ("make", "target", "source"),
     [

@@ -15,7 +15,7 @@ import copy
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,11 @@ from fxtie.runtime.tied import Derived, Source
 
 def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
     """Shallow copies of the root, of `changed` and of what leads to them, by original."""
+    return copy_modules(leading_to([root, *changed], referrers(root)))
+
+
+def referrers(root: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """For each module of a model, those that refer to it."""
     parents: dict[nn.Module, list[nn.Module]] = {root: []}
     pending = [root]
     while pending:
@@ -37,14 +42,26 @@ def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module,
                 parents[child] = []
                 pending.append(child)
             parents[child].append(module)
-    copies: dict[nn.Module, nn.Module] = {}
-    pending = [root, *changed]
+    return parents
+
+
+def leading_to(
+    modules: Iterable[nn.Module], parents: Mapping[nn.Module, Iterable[nn.Module]]
+) -> dict[nn.Module, None]:
+    """These modules, and all that lead to one of them."""
+    found: dict[nn.Module, None] = {}
+    pending = list(modules)
     while pending:
         module = pending.pop()
-        if module not in copies:
-            copies[module] = object.__new__(user_class(module))
+        if module not in found:
+            found[module] = None
             pending += parents.get(module, ())
+    return found
 
+
+def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """Shallow copies, by original. Those that refer to one another refer to the copies."""
+    copies = {module: object.__new__(user_class(module)) for module in modules}
     rewire = _Rewiring(lambda module: copies.get(module, module))
     for module, new in copies.items():
         members = user_members(module)

@@ -23,6 +23,7 @@ from torch import nn
 
 from fxtie import transforms as T
 from fxtie.names import Names, Slot
+from fxtie.runtime.copied import user_class
 
 _MOST_COPIES = 8  # of a source in a target: more of them leave too little to learn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,7 +48,7 @@ class Layer:
     def form(self) -> object:
         """What alike layers have in common: type, shapes, dtypes, devices."""
         tensors = self.tensors.items()
-        return type(self.module), tuple((k, p.shape, p.dtype, p.device) for k, p in tensors)
+        return user_class(self.module), tuple((k, p.shape, p.dtype, p.device) for k, p in tensors)
 
     @functools.cached_property
     def role(self) -> str:
@@ -209,7 +210,7 @@ def _tiled(classes: dict[Any, list[Layer]]) -> Iterator[Candidate]:
     for first, *_ in classes.values():
         if "weight" in first.tensors and first.tensors["weight"].dim() > 1:
             stem = re.sub(r"\d+", "#", first.name)
-            families.setdefault((stem, type(first.module)), []).append(first)
+            families.setdefault((stem, user_class(first.module)), []).append(first)
     links = []
     for family in families.values():
         for target in family:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
+from fxtie.runtime.copied import user_class
+
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
 _LAYERS = frozenset(
     layer
@@ -52,7 +54,7 @@ def is_tensor(node: fx.Node, root: nn.Module, assume: Callable[[fx.Node], bool])
         layer = _last(root.get_submodule(str(node.target)))
         if type(layer) is nn.Identity and isinstance(node.args[0], fx.Node):
             return is_tensor(node.args[0], root, assume)
-        return type(layer) in _LAYERS
+        return user_class(layer) in _LAYERS
     if node.op == "call_method":
         return _op_gives_tensor(str(node.target))
     if node.op == "call_function":
