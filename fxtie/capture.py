@@ -10,6 +10,7 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
 from fxtie.names import Names, Slot, join
-from fxtie.plan import Plan, plan
+from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
 from fxtie.runtime.casting import share_casts
@@ -30,7 +31,7 @@ from fxtie.runtime.copied import PathCopy, become
 from fxtie.runtime.copying import copy_modules, copy_paths, leading_to, referrers
 from fxtie.runtime.recompute import remember_derived
 from fxtie.runtime.region import Region, clashes
-from fxtie.runtime.tied import Derived, Source, TiedModule, Ties
+from fxtie.runtime.tied import Derived, KeptModule, Source, TiedModule, Ties, deriving
 from fxtie.tracing.module_tracer import trace_module
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.watching import watching
@@ -142,6 +143,8 @@ class _Capture:
         root = copies[self.model]
         self.register_modules(root)
         self.derived: list[Derived] = []
+        uses: Counter[Any] = Counter(map(_derivation, self.plan.steps))
+        uses.update(name for tie in self.plan.ties for name in {*tie.sources} - {tie.target})
         for step, slot in zip(self.plan.steps, slots, strict=True):
             owner = copies[slot.owner]
             sources = []
@@ -156,6 +159,7 @@ class _Capture:
                 torch.Size(step.spec.shape),
                 _requires_grad(slot),
                 stored=step.tie.is_self_derived,
+                is_shared=uses[_derivation(step)] + uses[step.tie.target] > 1,
             )
             self.derived.append(derived)
             self.derive(owner, slot.attr, derived)
@@ -170,7 +174,8 @@ class _Capture:
         sources = {slot.owner for slot in read if isinstance(slot, Slot)}
         sources = {module for module in sources if not is_parametrized(module)}
         parents = referrers(self.model)
-        to_targets = leading_to([self.model, *targets], parents)
+        # What was tied before is captured again, as a part of the graphs that are made now.
+        to_targets = leading_to([self.model, *targets, *deriving(self.model)], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
         self.on_path = {copies[module] for module in to_targets}
         # Passes that rewrite layers of torch's classes, as the folding of batch norms does, must
@@ -239,6 +244,7 @@ class _Capture:
             try:
                 kept_inside = self.make_region(module, name)
             except Stop as stop:
+                become(module, KeptModule)
                 self.kept[name] = Kept.because(name, module, stop)
             else:
                 self.regions.append(name)
@@ -268,7 +274,7 @@ class _Capture:
         for tracer in {train, evaluate}:
             if self.recompute:
                 remember_derived(tracer.graph)
-            share_casts(tracer.graph)
+            share_casts(tracer.graph, is_part=bool(name))
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant}
         variants[False] = variants[True] if evaluate is train else evaluate.variant
@@ -298,6 +304,7 @@ class _Capture:
             self.used |= tracer.reads.used
             for inner_name, kept in tracer.kept.items():
                 kept_inside[inner_name] = modules[inner_name]
+                become(modules[inner_name], KeptModule)
                 full = join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
         return kept_inside
@@ -311,7 +318,10 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
     report: Report = result.__dict__["_fxtie_report"]
     names = Names(model)
     owners = [slot.owner for name in report.targets if isinstance(slot := names.find(name), Slot)]
-    copies = copy_paths(model, owners)
+    tied_before = deriving(model)
+    copies = copy_paths(model, [*owners, *tied_before])
+    for module in tied_before:
+        become(copies[module], TiedModule)
     opened = set(copies.values()) - {copies[owner] for owner in owners}
     for name in report.region_names:
         module, region = copies[model].get_submodule(name), result.get_submodule(name)
@@ -321,6 +331,11 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph
+
+
+def _derivation(step: Step) -> tuple[Any, ...]:
+    """Equal for steps that compute the same."""
+    return id(step.lowered), step.tie.sources
 
 
 def _requires_grad(slot: Slot) -> bool | None:

@@ -701,6 +701,43 @@ def test_dropped_tensors_are_not_kept_alive(make, target, source):
     assert tied is not None
 
 
+class Around(nn.Module):
+    """No graph holds its forward."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("prefix", ["", "inner."], ids=["captured", "kept root"])
+@pytest.mark.parametrize(
+    ("target", "source", "changed"), [("2", "0", ["2"]), ("0", "2", ["0", "1"])]
+)
+def test_a_tied_model_is_tied_again(target, source, changed, prefix):
+    """As by all rules at once: both derivations stand in the graph, what is new in the diff."""
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    if prefix:
+        net = Around(net)
+    one = Rule(f"{prefix}1", f"{prefix}0", weight=torch.sin, bias=None)
+    two = Rule(f"{prefix}{target}", f"{prefix}{source}", weight=torch.cos, bias=None)
+    first = fxtie.transform(net, one)
+    before = set(first.state_dict())
+    again = fxtie.transform(first, two)
+    ties = fxtie.plan(net, [one, two]).ties
+    for train in (False, True):
+        assert_tied_equals_oracle(net, again, ties, (torch.randn(2, 4),), train=train)
+    (region,) = (m for m in again.modules() if isinstance(m, fx.GraphModule))
+    targets = [node.target for node in region.graph.nodes]
+    assert targets.count(torch.sin) == targets.count(torch.cos) == 1
+    assert set(first.state_dict()) == before
+    (diff,) = fxtie.diff(first, again).regions
+    layers = [layer.name for layer in diff.layers if layer.changed]
+    assert layers == [f"{prefix}{name}" for name in changed]
+
+
 def test_derived_tensors_are_attributes():
     net = TwoConvs()
     tied = fxtie.transform(net, Rule("conv_2", "conv_1", torch.square))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from fxtie.runtime.calls import autocast_dtype, current_call
+
 
 def cast_once(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor as autocast casts it for a matrix product; outside of autocast, the tensor itself.
@@ -25,21 +27,25 @@ def cast_once(tensor: torch.Tensor) -> torch.Tensor:
     """
     if has_torch_function_unary(tensor):  # a torch.fx trace of the generated code records the call
         return handle_torch_function(cast_once, (tensor,), tensor)
-    device = tensor.device.type
-    if tensor.is_meta or not torch.is_autocast_enabled(device):  # which meta has none of
+    dtype = autocast_dtype(tensor.device)
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
-    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+    call = current_call()
+    return tensor.to(dtype) if call is None else call.cast(tensor, dtype)
 
 
-def share_casts(graph: fx.Graph) -> None:
-    """Let the low-precision uses of each derived tensor have one cast in common."""
+def share_casts(graph: fx.Graph, *, is_part: bool) -> None:
+    """Let the low-precision uses of each derived tensor have one cast in common.
+
+    Args:
+        graph: of a region.
+        is_part: whether there may be further uses in other graphs.
+    """
     for node in list(graph.nodes):
         if "derived" not in node.meta:
             continue
         users = {user for user in node.users if _runs_in_low_precision(user)}
-        if len(users) > 1:
+        if len(users) > (0 if is_part else 1):
             with graph.inserting_after(node):
                 cast = graph.create_node(
                     "call_function", cast_once, (node,), name=f"{node.name}_cast"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import operator
+import types
 import weakref
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 
 from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.runtime import tied
+from fxtie.runtime.calls import current_call
 from fxtie.runtime.copied import become, user_class, warn_outdated
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
@@ -115,6 +118,7 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_arguments: tuple[str, ...]
     _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_recomputes = False
+    _fxtie_reads: Mapping[str, Any] = types.MappingProxyType({})
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
@@ -230,19 +234,21 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_running(self, variant: Variant) -> Variant:
         """The variant itself, or the one that reads derived tensors instead of deriving them."""
-        if "_fxtie_read_once" not in self.__dict__:
+        if "_fxtie_read_once" not in self.__dict__ and current_call() is None:
             return variant
         if variant.reading is None:
-            return variant.make_reading({derived.name for _, _, derived in derived_tensors(self)})
+            reads = _Reads((derived.name, derived) for _, _, derived in derived_tensors(self))
+            self.__dict__["_fxtie_reads"] = reads
+            return variant.make_reading(reads.keys())
         return variant.reading
 
     @property
     def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
         """By which the graphs of such variants read."""
-        if "_fxtie_read_once" not in self.__dict__:
-            raise AttributeError("_fxtie_values: outside of derive_once")
-        values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
-        return values
+        if "_fxtie_read_once" in self.__dict__:
+            values: Mapping[str, torch.Tensor] = self.__dict__["_fxtie_read_once"]()
+            return values
+        return self._fxtie_reads
 
     def _fxtie_read_from(self, values: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         """Read derived tensors from `values`; from None on, derive them again."""
@@ -255,7 +261,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_fxtie_read_once", "_in_spec", "_out_spec"):
+        for name in ("_fxtie_read_once", "_fxtie_reads", "_in_spec", "_out_spec"):
             state.pop(name, None)
         variants = self._fxtie_variants
         train, evaluate = variants[True], variants[False]
@@ -274,6 +280,13 @@ class Region(TiedModule, fx.GraphModule):
         state["_fxtie_variants"] = {True: variants[0], False: variants[-1]}
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.recompile()
+
+
+class _Reads(dict[str, Any]):
+    """Derived tensors by name, each read as its attribute is."""
+
+    def __getitem__(self, name: str) -> Any:
+        return tied.reader(super().__getitem__(name))
 
 
 def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.names import join
+from fxtie.runtime.calls import remembering, value_of
 from fxtie.runtime.copied import PathCopy
 
 
@@ -47,6 +48,7 @@ class Derived:
         shape: the shape it gives.
         requires_grad: of the Parameter that it stands for; None if it stands for a buffer.
         stored: the target's own stored value is the source (a self-derived tensor).
+        is_shared: whether others are derived alike, or from it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Derived:
     shape: torch.Size
     requires_grad: bool | None = True
     stored: bool = False
+    is_shared: bool = False
 
     def compute(self) -> torch.Tensor:
         return self.transform(*map(self.read, self.sources))
@@ -74,7 +77,7 @@ class Stored:
         return nn.Module.__getattr__(self.module, name)
 
 
-reader: Callable[[Derived], Any] = Derived.compute
+reader: Callable[[Derived], Any] = value_of
 """How derived attributes are read. A capture sets its own, which records nodes, while it traces."""
 
 
@@ -149,6 +152,14 @@ class TiedModule(PathCopy):
         return state
 
 
+class KeptModule(TiedModule):
+    """A tied module whose forward could not be captured: in a call, it derives each tensor once."""
+
+    @classmethod
+    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
+        return {"forward": remembering(user_cls.forward)}
+
+
 class Ties(nn.Module):
     """What a tied model has more than the original: learnable transforms and banks, by name."""
 
@@ -170,6 +181,11 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _is_computed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_leaf
+
+
+def deriving(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model whose tensors are derived already."""
+    return [module for module in model.modules() if "_fxtie_derived" in module.__dict__]
 
 
 def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:

@@ -69,17 +69,12 @@ def casts_of(make, device):
     return casts.shapes.count((5, 7))
 
 
-@compat("torch.amp", "a derived weight is cast once per forward, however often it is used")
-def test_cast_once(device):
-    assert casts_of(Shared, device) == 1
-
-
-@compat("torch.amp", "a derived weight is cast once per forward also in a forward that is kept")
-@pytest.mark.xfail(
-    strict=True, reason="without a graph, each read derives the weight, and autocast casts each"
-)
-def test_cast_once_where_kept(device):
-    assert casts_of(KeptShared, device) == 1
+@compat("torch.amp", "a derived weight is cast once per forward, however many layers use it")
+@pytest.mark.parametrize("make", [Shared, KeptShared])
+@pytest.mark.parametrize("grad", [True, False])
+def test_cast_once(device, make, grad):
+    with torch.set_grad_enabled(grad):
+        assert casts_of(make, device) == 1
 
 
 @compat("torch.amp", "training with autocast and GradScaler, over a step that overflows")

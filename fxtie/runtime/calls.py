@@ -1,0 +1,158 @@
+"""Derived tensors computed once in a call of a forward that was kept.
+
+In: reads of derived tensors, by a forward that has no graph and by the regions inside of it. Out:
+their values, computed at the first read and remembered until the call is over. Called by `tied.py`,
+`casting.py` and `region.py`, whose classes are for the modules that are called.
+
+A graph derives each tensor once. A forward without one reads where it likes: a value is taken again
+only where computing it again would give the same, and differentiates the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from fxtie.runtime.tied import Derived, Source
+
+
+class _Call:
+    """A call that is not over.
+
+    Attributes:
+        surroundings: those that it began in.
+    """
+
+    def __init__(self) -> None:
+        self.surroundings = _surroundings()
+        self._values: dict[Any, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+        self._casts: dict[Any, torch.Tensor] = {}
+        self._known: set[int] = set()  # ids of remembered tensors
+
+    def value(self, derived: Derived) -> torch.Tensor:
+        """A derived tensor's value, remembered if it may be needed again.
+
+        Without gradients that is where several tensors are derived alike: to hold on to all others
+        would take the memory that tying has saved. With gradients autograd holds on to all.
+        """
+        sources = [derived.read(source) for source in derived.sources]
+        known = all(map(self._is_known, derived.sources, sources))
+        if not known or not (derived.is_shared or torch.is_grad_enabled()):
+            return derived.transform(*sources)
+        key = id(derived.transform), *_mode(sources[0].device), *map(_identity, sources)
+        if isinstance(derived.transform, nn.Module):
+            key += (*map(_identity, derived.transform.parameters()),)
+            key += (*map(id, derived.transform.buffers()),)  # which it may itself have changed
+        if key not in self._values:
+            value = derived.transform(*sources)
+            self._values[key] = value, sources  # an id is a living tensor's
+            self._known.add(id(value))
+            if value.grad_fn is not None:
+                value.grad_fn.register_hook(_forgetting(weakref.ref(self), key))
+        return self._values[key][0]
+
+    def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in another dtype; of a remembered one, remembered as well."""
+        if id(tensor) not in self._known:
+            return tensor.to(dtype)
+        key = id(tensor), dtype, torch.is_grad_enabled()
+        if key not in self._casts:
+            self._casts[key] = tensor.to(dtype)
+        return self._casts[key]
+
+    def forget(self, key: Any) -> None:
+        value, _ = self._values.pop(key, (None, None))
+        self._casts = {cast: held for cast, held in self._casts.items() if cast[0] != id(value)}
+        self._known.discard(id(value))
+
+    def _is_known(self, source: Source, tensor: torch.Tensor) -> bool:
+        """Whether reading the source again would give the same object: no parametrization does."""
+        owner = source.owner
+        stored = source.attr in owner._parameters or source.attr in owner._buffers
+        return stored or id(tensor) in self._known
+
+
+def _forgetting(call: weakref.ref[_Call], key: Any) -> Callable[..., None]:
+    """A hook for a backward inside of the call, after which a value can't have another."""
+
+    def forget(*_: Any) -> None:
+        if (now := call()) is not None:
+            now.forget(key)
+
+    return forget
+
+
+def _identity(tensor: torch.Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
+def _mode(device: torch.device) -> tuple[Any, ...]:
+    """What the dtype of a value, and whether it has a gradient, depend on."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_dtype(device)
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What a value must not get out of: checkpoints and other hooks, `torch.func`, modes."""
+    return (
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
+        torch._C._functorch.maybe_current_level(),
+        torch._C._len_torch_dispatch_stack(),
+    )
+
+
+class _Here(threading.local):
+    call: _Call | None = None
+
+
+_here = _Here()
+
+
+def current_call() -> _Call | None:
+    """The call whose values may be read here, if any."""
+    if torch.compiler.is_compiling():  # which finds out by itself what is computed twice
+        return None
+    call = _here.call
+    return call if call is not None and call.surroundings == _surroundings() else None
+
+
+def value_of(derived: Derived) -> Any:
+    """How derived attributes are read."""
+    call = current_call()
+    return derived.compute() if call is None else call.value(derived)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast casts to, where it is enabled. The meta device has none."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def remembering(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward during whose calls derived tensors are remembered."""
+    # Not before it is needed: the first import takes a second.
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+    from torch._dynamo.eval_frame import skip_code
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        is_compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+        if is_compiled or _here.call is not None:
+            return forward(self, *args, **kwargs)
+        _here.call = _Call()
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            _here.call = None
+
+    # The compiler is to begin with the forward itself: where that has graph breaks, this would be
+    # one more frame that has them.
+    skip_code(call.__code__)
+    return functools.wraps(forward)(call)
