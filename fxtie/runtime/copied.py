@@ -30,6 +30,7 @@ class PathCopy(nn.Module):
 
     _fxtie_base: ClassVar[type[PathCopy]]
     _fxtie_class: ClassVar[type[nn.Module]]
+    _fxtie_names: ClassVar[tuple[str, ...]]  # of derived attributes
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
@@ -39,14 +40,25 @@ class PathCopy(nn.Module):
         """Classes made here are none of the user's: keep them out of the user's registries."""
 
     @classmethod
-    def _fxtie_of(cls, user_cls: type[nn.Module], contents: Hashable = None) -> type[PathCopy]:
+    def _fxtie_of(
+        cls, user_cls: type[nn.Module], names: tuple[str, ...], contents: Hashable = None
+    ) -> type[PathCopy]:
         """The class of copies of the user's class: one for all that have the same contents."""
         classes = _classes.setdefault(user_cls, weakref.WeakValueDictionary())
-        found = classes.get((cls, contents))
+        found = classes.get((cls, names, contents))
         if found is None:
-            namespace = cls._fxtie_namespace(user_cls, contents)
-            found = classes[cls, contents] = _subclass(cls, user_cls, namespace)
+            namespace = {
+                "_fxtie_names": names,
+                **{name: cls._fxtie_attribute(name) for name in names},
+                **cls._fxtie_namespace(user_cls, contents),
+            }
+            found = classes[cls, names, contents] = _subclass(cls, user_cls, namespace)
         return found
+
+    @staticmethod
+    def _fxtie_attribute(name: str) -> Any:
+        """The descriptor of a derived attribute."""
+        raise NotImplementedError
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
@@ -78,7 +90,8 @@ class PathCopy(nn.Module):
     # -- copies ---------------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_like, (self._fxtie_base, self._fxtie_class), self.__getstate__()
+        like = self._fxtie_base, self._fxtie_class, self._fxtie_names
+        return _new_like, like, self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
         users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
@@ -87,13 +100,13 @@ class PathCopy(nn.Module):
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class)
+        new = _new_like(self._fxtie_base, self._fxtie_class, self._fxtie_names)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def __copy__(self) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class)
+        new = _new_like(self._fxtie_base, self._fxtie_class, self._fxtie_names)
         new.__setstate__(self.__getstate__())
         return new
 
@@ -145,7 +158,7 @@ def warn_outdated(reason: str) -> None:
 
 # Weak in both: an instance holds its class, and that the user's.
 _classes: weakref.WeakKeyDictionary[
-    type, weakref.WeakValueDictionary[tuple[type, Hashable], type[PathCopy]]
+    type, weakref.WeakValueDictionary[tuple[type, tuple[str, ...], Hashable], type[PathCopy]]
 ] = weakref.WeakKeyDictionary()
 
 
@@ -170,14 +183,15 @@ def _subclass(
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
 
 
-def _new_like(base: type[PathCopy], cls: type[nn.Module]) -> Any:
-    return object.__new__(base._fxtie_of(cls))
+def _new_like(base: type[PathCopy], cls: type[nn.Module], names: tuple[str, ...]) -> Any:
+    return object.__new__(base._fxtie_of(cls, names))
 
 
 def become(module: nn.Module, base: type[PathCopy], contents: Hashable = None) -> None:
     """Give a copy, in place, a class made of `base` and its own, for these contents."""
+    names = tuple(module.__dict__.get("_fxtie_derived", ()))
     # Past a `__setattr__` of the user's, which may refuse it.
-    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module), contents))
+    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module), names, contents))
 
 
 def tied_model(model: Any) -> nn.Module:

@@ -97,12 +97,15 @@ class TiedModule(PathCopy):
         """By which graphs refer to the stored value of a self-derived tensor."""
         return Stored(self)
 
-    def __getattr__(self, name: str) -> Any:
-        derived = self._fxtie_derived.get(name)
-        if derived is None:
-            return super().__getattr__(name)
-        once = self._fxtie_once.get(name)
-        return reader(derived) if once is None else once()
+    @staticmethod
+    def _fxtie_attribute(name: str) -> property:
+        # No `__getattr__`: below a class that has one, torch.export(strict=True) doesn't name
+        # modules and tensors as the state_dict does.
+        def read(self: TiedModule) -> Any:
+            once = self._fxtie_once.get(name)
+            return reader(self._fxtie_derived[name]) if once is None else once()
+
+        return property(read)
 
     def __setattr__(self, name: str, value: Any) -> None:
         derived = self._fxtie_derived.get(name)
