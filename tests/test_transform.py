@@ -738,6 +738,19 @@ def test_a_tied_model_is_tied_again(target, source, changed, prefix):
     assert layers == [f"{prefix}{name}" for name in changed]
 
 
+def test_a_transform_that_fails_is_told():
+    """Not as a model that has no such attribute, which is what Python makes of it."""
+
+    def fragile(weight):
+        return weight * (2 if weight.sum() < 1e9 else weight.nonsense)
+
+    net = TwoConvs()
+    tied = fxtie.transform(net, Rule("conv_2", "conv_1", fragile))
+    nn.init.constant_(net.conv_1.weight, 1e9)
+    with pytest.raises(fxtie.FxtieError, match=r"'conv_2\.weight' can't be derived: .*nonsense"):
+        tied.conv_2.weight  # noqa: B018
+
+
 def test_derived_tensors_are_attributes():
     net = TwoConvs()
     tied = fxtie.transform(net, Rule("conv_2", "conv_1", torch.square))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import operator
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Mapping, Set
@@ -161,12 +162,7 @@ class Region(TiedModule, fx.GraphModule):
     def _graph(self) -> fx.Graph:
         variant = self._fxtie_variant
         if get_proxy_mode() is not None:
-            # torch.export interprets the root's graph by itself, past hooks and the choice of a
-            # variant: give it the call.
-            graph = fx.Graph()
-            arguments = [graph.node_copy(n) for n in variant.graph.find_nodes(op="placeholder")]
-            graph.output(graph.call_function(self.__call__, tuple(arguments)))
-            return graph
+            return _call_graph(self)
         return variant.graph
 
     @_graph.setter
@@ -289,6 +285,28 @@ class _Reads(dict[str, Any]):
         return tied.reader(super().__getitem__(name))
 
 
+def _call_graph(region: Region) -> fx.Graph:
+    """What torch.export gets to interpret: the call, with hooks and the choice of a variant.
+
+    It passes the values of keyword arguments by position, after the others. Their names are only
+    in the frame that does so.
+    """
+    names: tuple[str, ...] = ()
+    for frame, _ in traceback.walk_stack(None):
+        variables = frame.f_locals if frame.f_globals.get("__name__") == _EXPORT else {}
+        if variables.get("mod") is region and "kwargs" in variables:
+            names = tuple(variables["kwargs"])
+            break
+
+    def call(values: list[Any]) -> Any:
+        count = len(values) - len(names)
+        return region(*values[:count], **dict(zip(names, values[count:], strict=True)))
+
+    graph = fx.Graph()
+    graph.output(graph.call_function(call, (graph.placeholder("*values"),)))
+    return graph
+
+
 def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that runs the variant captured for the call, else the user's own code."""
 
@@ -303,6 +321,7 @@ def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+_EXPORT = "torch.export._trace"
 _FLAGS = (type(None), bool, str, enum.Enum)
 
 # What torch.fx expects of every GraphModule, beside its class attributes.

@@ -103,7 +103,11 @@ class TiedModule(PathCopy):
         # modules and tensors as the state_dict does.
         def read(self: TiedModule) -> Any:
             once = self._fxtie_once.get(name)
-            return reader(self._fxtie_derived[name]) if once is None else once()
+            derived = self._fxtie_derived[name]
+            try:
+                return reader(derived) if once is None else once()
+            except AttributeError as error:  # which would read as if there were no such attribute
+                raise FxtieError(f"{derived.name!r} can't be derived: {error}") from error
 
         return property(read)
 

@@ -64,7 +64,11 @@ def case(request, device):
         Rule("net.conv_2", "net.conv_1", weight=torch.sin),
         Rule("net.gate.fc_2", "net.gate.fc_1", weight=torch.neg),
     ]
-    return Case(KeptRoot(), inside, x, aten.sin.default)
+    model = KeptRoot()
+    if request.param != "kept root":
+        inside.pop()
+        model.net.gate = nn.Identity()
+    return Case(model, inside, x, aten.sin.default)
 
 
 def count(program, target):
@@ -136,26 +140,27 @@ def test_unflatten_exported_tied(case):
     case.assert_equal_to_tied(torch.export.unflatten(program))
 
 
-@compat("torch.export", "unflatten of a tied model's strict export, of a kept root")
+@compat("torch.export", "unflatten of a strict export, `no_grad` in a module in a module")
 @pytest.mark.xfail(
     strict=True,
     raises=RuntimeError,
-    reason="torch.export(strict=True) names modules below a class with `__getattr__` so that "
-    "unflatten doesn't find them. Export without strict=True, or tie the exported program",
+    reason="torch.export(strict=True) doesn't note in which module a `no_grad` stands, so that "
+    "unflatten fails on the untied model as well. Export without strict=True",
 )
 @pytest.mark.parametrize("case", ["kept root"], indirect=True)
-def test_unflatten_strict_export_of_kept(case):
-    check_strict(case)
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_unflatten_strict_export_with_no_grad(case, is_tied):
+    module = case.tied if is_tied else case.model
+    program = export(module, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=True)
+    torch.testing.assert_close(torch.export.unflatten(program)(case.x), module(case.x))
 
 
-@compat("torch.export", "unflatten of a tied model's strict export, one graph from the root")
-@pytest.mark.parametrize("case", ["resnet18"], indirect=True)
+@compat("torch.export", "unflatten of a tied model's strict export, of a kept root too")
+@pytest.mark.parametrize("case", ["resnet18", "kept root, no `no_grad`"], indirect=True)
 def test_unflatten_strict_export(case):
-    check_strict(case)
-
-
-def check_strict(case):
     program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=True)
+    stacks = [node.meta.get("nn_module_stack", {}) for node in program.graph.nodes]
+    assert not any("__dict__" in name for stack in stacks for name, _ in stack.values())
     case.assert_equal_to_tied(torch.export.unflatten(program))
 
 
@@ -199,26 +204,16 @@ class Options(nn.Module):
         return self.fc_2(self.fc_1(x)) * scale + shift
 
 
-@compat("torch.export", "keyword arguments that leave one out")
-@pytest.mark.parametrize(
-    "strict",
-    [
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="torch.export without strict=True hands the keyword arguments of any "
-                "GraphModule on by position. Tie the exported program, or pass strict=True",
-            ),
-        ),
-        True,
-    ],
-)
-def test_keyword_arguments(device, strict):
+@compat("torch.export", "keyword arguments in any order, and that leave one out")
+@pytest.mark.parametrize("names", [("shift",), ("shift", "scale"), ("scale", "x")])
+@pytest.mark.parametrize("strict", [False, True])
+def test_keyword_arguments(device, strict, names):
     tied = fxtie.transform(Options().to(device), Rule("fc_2", "fc_1", weight=torch.sin))
-    x, shift = torch.randn(2, 4, device=device), torch.randn(4, device=device)
-    program = export(tied, (x,), {"shift": shift}, strict=strict)
-    torch.testing.assert_close(program.module()(x, shift=shift), tied(x, shift=shift))
+    x, *others = torch.randn(3, 2, 4, device=device)
+    kwargs = {name: x if name == "x" else others.pop() for name in names}
+    args = () if "x" in names else (x,)
+    program = export(tied, args, kwargs, strict=strict)
+    torch.testing.assert_close(program.module()(*args, **kwargs), tied(*args, **kwargs))
 
 
 @compat("torch.export", "keyword arguments that leave one out, tied as a program")
