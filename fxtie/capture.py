@@ -274,7 +274,7 @@ class _Capture:
         for tracer in {train, evaluate}:
             if self.recompute:
                 remember_derived(tracer.graph)
-            share_casts(tracer.graph, is_part=bool(name))
+            share_casts(tracer.graph)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant}
         variants[False] = variants[True] if evaluate is train else evaluate.variant

@@ -30,22 +30,24 @@ def cast_once(tensor: torch.Tensor) -> torch.Tensor:
     dtype = autocast_dtype(tensor.device)
     if dtype is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
+    if tensor.is_leaf and tensor.requires_grad and not tensor._is_view():
+        return tensor  # inside of derive_once: autocast remembers the cast of these by itself
     call = current_call()
     return tensor.to(dtype) if call is None else call.cast(tensor, dtype)
 
 
-def share_casts(graph: fx.Graph, *, is_part: bool) -> None:
+def share_casts(graph: fx.Graph, at_least: int = 2) -> None:
     """Let the low-precision uses of each derived tensor have one cast in common.
 
     Args:
         graph: of a region.
-        is_part: whether there may be further uses in other graphs.
+        at_least: for how many uses.
     """
     for node in list(graph.nodes):
         if "derived" not in node.meta:
             continue
         users = {user for user in node.users if _runs_in_low_precision(user)}
-        if len(users) > (0 if is_part else 1):
+        if len(users) >= at_least:
             with graph.inserting_after(node):
                 cast = graph.create_node(
                     "call_function", cast_once, (node,), name=f"{node.name}_cast"

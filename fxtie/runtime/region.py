@@ -27,6 +27,7 @@ from torch.fx.graph_module import _forward_from_src
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.runtime import tied
 from fxtie.runtime.calls import current_call
+from fxtie.runtime.casting import share_casts
 from fxtie.runtime.copied import become, user_class, warn_outdated
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
@@ -75,9 +76,11 @@ class Variant:
                 with graph.inserting_before(node):
                     read = graph.call_function(operator.getitem, (values, name))
                 node.replace_all_uses_with(read)
+                read.meta["derived"] = name
         for node in reversed(graph.nodes):
             if not node.users and (node.op == "get_attr" or "tie" in node.meta):
                 graph.erase_node(node)
+        share_casts(graph, at_least=1)  # with those of other graphs, too
         self.reading = Variant(graph, self.defaults, self.tensors)
         self.reading.generate()
         return self.reading
