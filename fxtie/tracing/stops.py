@@ -43,14 +43,17 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     layer = None
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module == fx.Tracer.__module__ and frame.f_code.co_name == "trace":
-            return layer
         if not is_machinery(module):
             if not module.startswith("torch."):
                 return frame
             layer = layer or frame
+        elif frame.f_code is _TRACE:
+            return layer
         frame = frame.f_back
     return layer
+
+
+_TRACE = fx.Tracer.trace.__code__
 
 
 @functools.lru_cache(maxsize=4096)

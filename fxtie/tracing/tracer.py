@@ -160,8 +160,13 @@ class Tracer(fx.Tracer):
         name: str | None = None,
         type_expr: Any = None,
     ) -> fx.Node:
-        # Without what torch.fx notes here for tools of its own, at several times the cost.
-        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        # Without what torch.fx notes here for tools of its own, at several times the cost. Arguments
+        # that are set afterwards are not searched for symbolic sizes, of which a trace has none.
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         if self.suspected is not None:
             self.clear(sys._getframe(1))
         frame = user_frame(sys._getframe(1))
