@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import itertools
 import operator
 import sys
 import types
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from fxtie.names import has_hooks
+from fxtie.names import has_hooks, join
 from fxtie.report import Kept
 from fxtie.runtime import tied
 from fxtie.runtime.copied import user_class
@@ -37,7 +36,7 @@ from fxtie.tracing.reads import TensorReads
 from fxtie.tracing.side_effects import take_back, unchanged
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.tracer import CONSTANTS, Traced, Tracer, strictly
-from fxtie.tracing.watching import patched
+from fxtie.tracing.watching import RandomNumbers, patched
 
 _T = TypeVar("_T", bound=Traced)
 
@@ -57,7 +56,19 @@ def trace_module(
     Raises:
         Stop: with the reason, if the module's own forward can't be traced.
     """
-    tracer = ModuleTracer(training, opened, borrowed)
+    # A look at the generators takes as long as several nodes: one after each call, to find the
+    # module that draws, is worth it only if any does.
+    with RandomNumbers() as numbers:
+        tracer, stop = _try(ModuleTracer(training, opened, borrowed, may_draw=True), module)
+    if numbers.drawn:
+        tracer, stop = _try(ModuleTracer(training, opened, borrowed, may_draw=False), module)
+    if stop is not None:
+        raise stop
+    return tracer
+
+
+def _try(tracer: ModuleTracer, module: nn.Module) -> tuple[ModuleTracer, Stop | None]:
+    """Let a tracer trace. Returns it, and what stopped it."""
     stop = None
     try:
         with strictly(tracer), tracer.listening():
@@ -68,13 +79,14 @@ def trace_module(
         stop = Stop.because_of(error)
     if tracer.take_back_values():
         stop = stop or Stop("puts traced values where they outlive the call")
-    if stop is not None:
-        raise stop
-    return tracer
+    return tracer, stop
 
 
 class ModuleTracer(Tracer):
     """The tracer of one region in one mode.
+
+    Args:
+        may_draw: whether forwards may draw random numbers, which makes constants of them.
 
     Attributes:
         switches: modules whose `training` flag was asked for.
@@ -85,10 +97,16 @@ class ModuleTracer(Tracer):
     """
 
     def __init__(
-        self, training: bool, opened: Set[nn.Module], borrowed: dict[str, nn.Module]
+        self,
+        training: bool,
+        opened: Set[nn.Module],
+        borrowed: dict[str, nn.Module],
+        *,
+        may_draw: bool,
     ) -> None:
         super().__init__()
         self.training = training
+        self.may_draw = may_draw
         self.opened = opened
         self.switches: dict[nn.Module, None] = {}
         self.kept: dict[str, Kept] = {}
@@ -107,12 +125,11 @@ class ModuleTracer(Tracer):
             raise Stop("has a forward that was replaced on the instance")
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensor_names: dict[int, str] = {}
-        for name, tensor in itertools.chain(
-            root.named_parameters(remove_duplicate=False),
-            root.named_buffers(remove_duplicate=False),
-        ):
-            self._tensor_names.setdefault(id(tensor), name)
-        with unchanged(root):
+        for kind in ("_parameters", "_buffers"):
+            for owner, path in self.paths.items():
+                for attr, tensor in owner.__dict__[kind].items():
+                    self._tensor_names.setdefault(id(tensor), join(path, attr))
+        with unchanged(root, may_draw=self.may_draw):
             super().trace(root, concrete_args)
         self.raise_swallowed()
         self._erase_moot()
@@ -277,7 +294,7 @@ class ModuleTracer(Tracer):
         """The forward that the user wrote, watched for writes into the module's containers."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with unchanged(module):
+            with unchanged(module, may_draw=self.may_draw):
                 result = chosen(*args, **kwargs)
             self.raise_swallowed()
             return result

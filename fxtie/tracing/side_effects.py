@@ -23,14 +23,18 @@ from fxtie.tracing.watching import without_random_numbers
 
 
 @contextlib.contextmanager
-def unchanged(module: nn.Module) -> Iterator[None]:
-    """Stop if a forward puts something into its module's containers, or draws random numbers."""
+def unchanged(module: nn.Module, *, may_draw: bool) -> Iterator[None]:
+    """Stop if a forward puts something into its module's containers.
+
+    Args:
+        may_draw: whether it may also draw random numbers.
+    """
     if user_class(module).__module__.startswith("torch.nn."):
         yield  # torch's own layers do no such thing
         return
     before = _containers(module)
     try:
-        with without_random_numbers():
+        with contextlib.nullcontext() if may_draw else without_random_numbers():
             yield
     finally:
         changed = [name for name, (value, items) in before.items() if not _same(value, items)]

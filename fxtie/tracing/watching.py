@@ -51,7 +51,6 @@ _MODES: tuple[tuple[Any, str, str], ...] = (
 
 _one_at_a_time = threading.RLock()  # what is patched is the process's
 _tracers: list[Tracer] = []  # at work; the last one is spoken to
-_states: list[tuple[Any, ...]] = []  # of random generators, when each of them began
 
 
 @contextlib.contextmanager
@@ -75,12 +74,10 @@ def watching(tracer: Tracer | None = None) -> Iterator[None]:
             yield
             return
         _tracers.append(tracer)
-        _states.append(_random_states())
         try:
             yield
         finally:
             _tracers.pop()
-            _states.pop()
 
 
 @contextlib.contextmanager
@@ -142,12 +139,30 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
+class RandomNumbers(contextlib.AbstractContextManager["RandomNumbers"]):
+    """A block of which it is found out whether it draws random numbers, and then taken back.
+
+    Not those of torch, which a graph draws itself.
+    """
+
+    drawn = False
+
+    def __enter__(self) -> RandomNumbers:
+        self._states = _random_states()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drawn = _random_states() != self._states
+        if self.drawn:
+            _restore_random_states(self._states)
+
+
 @contextlib.contextmanager
 def without_random_numbers() -> Iterator[None]:
     """Stop if traced code draws numbers that the trace would turn into constants."""
-    yield
-    if _random_states() != _states[-1]:
-        _restore_random_states(_states[-1])
+    with RandomNumbers() as numbers:
+        yield
+    if numbers.drawn:
         raise Stop("draws random numbers from Python's or numpy's generator")
 
 
