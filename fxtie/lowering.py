@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.tracing.stops import Stop
@@ -40,10 +41,9 @@ class Spec:
         return cls(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride())
 
     def fake(self, mode: FakeTensorMode) -> torch.Tensor:
-        with mode:
-            return torch.empty_strided(
-                self.shape, self.stride, dtype=self.dtype, device=self.device
-            )
+        with no_dispatch():  # past modes: asking `mode` for an empty tensor takes much longer
+            meta = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        return FakeTensor(mode, meta, self.device)
 
 
 def fake_mode() -> FakeTensorMode:

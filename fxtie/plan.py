@@ -247,14 +247,16 @@ class _Planner:
         def spec_of(name: str) -> Spec:
             slot = self.names.find(name)
             assert isinstance(slot, Slot)
-            return specs.setdefault(slot.key, slot.spec(mode))
+            if slot.key not in specs:
+                specs[slot.key] = slot.spec(mode)
+            return specs[slot.key]
 
         steps = []
         for tie, target, origin in ordered:
             spec = spec_of(tie.target)
             sources = [spec_of(name) for name in tie.sources]
             try:
-                tie = replace(tie, transform=self.bind(tie, spec, mode))
+                tie = self.bind(tie, spec, mode)
                 key = (_hashable(tie.transform), tuple(sources), spec)
                 if key not in examined:
                     examined[key] = self.examine(tie, sources, spec, mode, general)
@@ -276,11 +278,11 @@ class _Planner:
         return steps
 
     @staticmethod
-    def bind(tie: Tie, spec: Spec, mode: Any) -> Any:
-        """The transform, fitted to its target where it wants that (`transforms.FitsTarget`)."""
+    def bind(tie: Tie, spec: Spec, mode: Any) -> Tie:
+        """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
         # Much faster than isinstance with a Protocol, and once for each tie.
         adapt = getattr(tie.transform, "for_target", None)
-        return tie.transform if adapt is None else adapt(spec.fake(mode))
+        return tie if adapt is None else replace(tie, transform=adapt(spec.fake(mode)))
 
     @staticmethod
     def examine(
