@@ -128,7 +128,8 @@ class ModuleTracer(Tracer):
         for kind in ("_parameters", "_buffers"):
             for owner, path in self.paths.items():
                 for attr, tensor in owner.__dict__[kind].items():
-                    self._tensor_names.setdefault(id(tensor), join(path, attr))
+                    if tensor is not None:
+                        self._tensor_names.setdefault(id(tensor), join(path, attr))
         with unchanged(root, may_draw=self.may_draw):
             super().trace(root, concrete_args)
         self.raise_swallowed()
@@ -266,7 +267,7 @@ class ModuleTracer(Tracer):
                 if has_hooks(m):
                     raise Stop("has hooks")
                 with self._inside(m):
-                    result = self._own_forward(m)(*args, **kwargs)
+                    result = self._run(m, args, kwargs)
                 self.stopped = outer
                 self.inlined[m] = None
                 return result
@@ -290,22 +291,17 @@ class ModuleTracer(Tracer):
         finally:
             self._stack = outer
 
-    def _own_forward(self, module: nn.Module) -> Callable[..., Any]:
-        """The forward that the user wrote, watched for writes into the module's containers."""
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            with unchanged(module, may_draw=self.may_draw):
-                result = chosen(*args, **kwargs)
-            self.raise_swallowed()
-            return result
-
+    def _run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run the forward that the user wrote, watched for writes into the module's containers."""
         # Some modules choose one of their methods: `self.forward = self.forward_fused`.
         users = types.MethodType(user_class(module).forward, module)
-        chosen: Callable[..., Any] = module.__dict__.get("forward", users)
-        if getattr(chosen, "__self__", None) is not module:
+        forward = module.__dict__.get("forward", users)
+        if getattr(forward, "__self__", None) is not module:
             raise Stop("has a forward that was replaced on the instance")
-
-        return forward
+        with unchanged(module, may_draw=self.may_draw):
+            result = forward(*args, **kwargs)
+        self.raise_swallowed()
+        return result
 
     def _checkpoint(self) -> Callable[[], None]:
         """A function that takes back everything recorded from now on."""
@@ -352,11 +348,10 @@ class ModuleTracer(Tracer):
     # -- tensors --------------------------------------------------------------------------------
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if isinstance(attr_val, torch.Tensor) and not self.is_elsewhere():
-            name = self._tensor_names.get(id(attr_val))
-            if name is not None:
-                return self.reads.read(name, name, attr_val.shape)
-        return attr_val
+        name = self._tensor_names.get(id(attr_val))
+        if name is None or self.is_elsewhere():
+            return attr_val
+        return self.reads.read(name, name, attr_val)
 
     def record(
         self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: dict[str, Any]
@@ -394,7 +389,7 @@ class ModuleTracer(Tracer):
                 name = f"_tensor_constant{len(self.tensor_attrs)}"
                 self.tensor_attrs[a] = name
                 self.root.__dict__[name] = a
-            return self.reads.read(name, name, a.shape).node
+            return self.reads.read(name, name, a).node
         if isinstance(a, nn.Module):
             if not self.covers(a):
                 raise Stop(f"passes on a module that is not part of it ({type(a).__name__})")

@@ -40,17 +40,18 @@ class TensorReads:
         self._stored: dict[Any, Traced] = {}
         self._derived: dict[Any, Traced] = {}
 
-    def read(self, key: Any, target: str, shape: torch.Size, name: str = "") -> Traced:
+    def read(self, key: Any, target: str, value: torch.Tensor | None, name: str = "") -> Traced:
         """A stored tensor, by the path in the region: one `get_attr` for all its uses.
 
         Args:
+            value: the tensor; None for a module.
             name: what to show of it, if not the path.
         """
         if key not in self._stored:
             node = self.tracer.create_node("get_attr", target, (), {})
             if name:
                 node.meta["reads"] = name
-            self._stored[key] = self._value(node, shape)
+            self._stored[key] = self._value(node, torch.Size() if value is None else value.shape)
         return self._stored[key]
 
     def derive(self, derived: Derived) -> Any:
@@ -93,10 +94,10 @@ class TensorReads:
         if tensor is not None:
             past = "_fxtie_stored" if stored else ""  # past the derived attribute
             target = ".".join(filter(None, (name, past, attr)))
-            return self.read((id(owner), attr), target, tensor.shape, source.name)
+            return self.read((id(owner), attr), target, tensor, source.name)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
         shown = source.name.rpartition(".")[0]
-        module = self.read((id(owner), None), name, torch.Size(), shown)
+        module = self.read((id(owner), None), name, None, shown)
         return tracer.create_proxy("call_function", getattr, (module, attr), {})
 
     def _borrow(self, module: nn.Module, name: str) -> str:
