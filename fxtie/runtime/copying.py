@@ -64,12 +64,11 @@ def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
     copies = {module: object.__new__(user_class(module)) for module in modules}
     rewire = _Rewiring(lambda module: copies.get(module, module))
     for module, new in copies.items():
-        members = user_members(module)
-        new.__dict__.update({name: rewire(value) for name, value in members.items()})
-        # These are the copy's own, whether anything in them has changed or not.
-        for name in _OWN:
-            if members.get(name) is new.__dict__.get(name) is not None:
-                new.__dict__[name] = copy.copy(members[name])
+        members = new.__dict__
+        for name, value in user_members(module).items():
+            members[name] = rewired = rewire(value)
+            if rewired is value and name in _OWN:  # the copy's own, changed or not
+                members[name] = copy.copy(value)
     return copies
 
 
@@ -111,22 +110,26 @@ class _Rewiring:
         self.alive: list[Any] = []  # an id is one object's as long as that lives
 
     def __call__(self, value: Any) -> Any:
-        if type(value) in _ATOMS:
+        kind = type(value)
+        if kind in _ATOMS:
             return value
-        if isinstance(value, nn.Module):
+        if id(value) in self.done:
+            return self.done[id(value)]
+        if kind in _DICTS and not value:  # the hooks of a module, most of the time
+            rewired = kind()
+        elif isinstance(value, nn.Module):
             return self.swap(value)
-        if isinstance(value, torch.Tensor):
+        elif isinstance(value, torch.Tensor):
             return value
-        if id(value) not in self.done:
-            self.alive.append(value)
+        else:
             self.done[id(value)] = value  # for what refers to itself
-            self.done[id(value)] = self.rewired(value)
-        return self.done[id(value)]
+            rewired = self.rewired(value)
+        self.alive.append(value)
+        self.done[id(value)] = rewired
+        return rewired
 
     def rewired(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _DICTS and not value:  # the hooks of a module, most of the time
-            return kind()
         if kind in (list, set, collections.deque):
             new = self.done[id(value)] = value.copy()
             new.clear()
@@ -192,7 +195,7 @@ def _is_filled(cell: types.CellType) -> bool:
         return False
 
 
-_OWN = tuple(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
+_OWN = frozenset(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
 _NO_REFERENCES = frozenset({"_parameters", "_buffers", "_fxtie_within"})
 _DICTS = (dict, collections.OrderedDict)
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})
