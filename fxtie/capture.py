@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.nn.utils.parametrize import is_parametrized
 
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
-from fxtie.names import Names, Slot, join
+from fxtie.names import Names, Slot, is_parametrized, join
 from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules

@@ -34,6 +34,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, None) for name in _HOOKS)
 
 
+def is_parametrized(module: nn.Module, attr: str | None = None) -> bool:
+    """Whether a tensor of a module is parametrized, or any."""
+    # Asking a module for what it has not, as torch does, takes many times as long.
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module, attr)
+
+
 def join(*parts: str) -> str:
     """A dotted name; empty parts, such as the root's name, are left out."""
     return ".".join(filter(None, parts))
@@ -57,7 +63,7 @@ class Slot:
 
     @property
     def is_parametrized(self) -> bool:
-        return parametrize.is_parametrized(self.owner, self.attr)
+        return is_parametrized(self.owner, self.attr)
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -124,7 +130,7 @@ class Names:
         """The tensors that a module itself owns, parametrized ones included."""
         names = [name for name, p in module._parameters.items() if p is not None]
         names += [name for name, b in module._buffers.items() if b is not None]
-        if parametrize.is_parametrized(module):
+        if is_parametrized(module):
             names += module.parametrizations.keys()  # type: ignore[operator,union-attr]
         return names
 

@@ -161,8 +161,8 @@ class Tracer(fx.Tracer):
         name: str | None = None,
         type_expr: Any = None,
     ) -> fx.Node:
-        # Without what torch.fx notes here for tools of its own, at several times the cost. Arguments
-        # that are set afterwards are not searched for symbolic sizes, of which a trace has none.
+        # Without what torch.fx notes here for tools of its own, at several times the cost; and in
+        # arguments that are set afterwards it looks for no symbolic sizes, which a trace has not.
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
         if args:
             node.args = args
