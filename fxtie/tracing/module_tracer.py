@@ -259,37 +259,37 @@ class ModuleTracer(Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.is_elsewhere() or not self.covers(m):
             return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
-        name = self.paths[m]
+        name, stack = self.paths[m], self._stack
         if not self.is_leaf_module(m, name):
             undo = self._checkpoint()
             outer, self.stopped = self.stopped, None
             try:
                 if has_hooks(m):
                     raise Stop("has hooks")
-                with self._inside(m):
-                    result = self._run(m, args, kwargs)
+                self._stack = self._stack_inside(m)
+                result = self._run(m, args, kwargs)
                 self.stopped = outer
                 self.inlined[m] = None
                 return result
-            except Exception as error:  # as in `trace_module`
+            except Exception as error:  # as in `_try`
                 stop = Stop.because_of(error)
+            finally:
+                self._stack = stack
             undo()
             self.kept[name] = Kept.because(name, m, stop)
-        with self._inside(m):
+        self._stack = self._stack_inside(m)
+        try:
             return self.create_proxy("call_module", name, args, kwargs)
+        finally:
+            self._stack = stack
 
-    @contextlib.contextmanager
-    def _inside(self, module: nn.Module) -> Iterator[None]:
-        """While it lasts, nodes belong to a call of `module`."""
-        path, outer = self.paths[module], self._stack
+    def _stack_inside(self, module: nn.Module) -> dict[str, tuple[str, type]]:
+        """What nodes of a call of `module` note of where they are."""
+        path = self.paths[module]
         calls = self.num_calls[path] = self.num_calls.get(path, 0) + 1
         self._entered.append(path)
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
-        self._stack = {**outer, key: (path, user_class(module))}
-        try:
-            yield
-        finally:
-            self._stack = outer
+        return {**self._stack, key: (path, user_class(module))}
 
     def _run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run the forward that the user wrote, watched for writes into the module's containers."""

@@ -183,7 +183,7 @@ class Tracer(fx.Tracer):
         if kind is Traced or kind is TracedTensor:
             return a.node
         if kind is tuple or kind is list:
-            return kind(map(self.create_arg, a))
+            return kind([x if type(x) in CONSTANTS else self.create_arg(x) for x in a])
         if kind is dict and all(type(key) is str for key in a):  # above all: keyword arguments
             return {key: self.create_arg(value) for key, value in a.items()}
         return self.create_other_arg(a)
