@@ -210,6 +210,8 @@ def tied_model(model: Any) -> nn.Module:
 
 def user_members(module: nn.Module) -> dict[str, Any]:
     """A module's attributes, less what capturing and running it have added."""
+    if not isinstance(module, PathCopy):
+        return module.__dict__
     added = module.__dict__.get("_fxtie_added", ())
     return {
         name: value

@@ -65,10 +65,12 @@ def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
     rewire = _Rewiring(lambda module: copies.get(module, module))
     for module, new in copies.items():
         members = new.__dict__
-        for name, value in user_members(module).items():
-            members[name] = rewired = rewire(value)
-            if rewired is value and name in _OWN:  # the copy's own, changed or not
-                members[name] = copy.copy(value)
+        members.update(user_members(module))
+        for name, value in members.items():
+            if type(value) not in _ATOMS:  # most are
+                members[name] = rewired = rewire(value)
+                if rewired is value and name in _OWN:  # the copy's own, changed or not
+                    members[name] = copy.copy(value)
     return copies
 
 
@@ -82,19 +84,14 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
 
     look = _Rewiring(note)
     for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in _ATOMS or (kind in _DICTS and not value):  # most are
+            continue
         if name == "_modules":
             found += [child for child in value.values() if child is not None]
-        elif name not in _NO_REFERENCES and not _is_bare(value):
+        elif name not in _NO_REFERENCES:
             look(value)
     yield from found
-
-
-def _is_bare(value: Any) -> bool:
-    """Whether a value refers to nothing, told in less time than looking into it takes."""
-    kind = type(value)
-    if kind in _DICTS:
-        return not value
-    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
 
 
 class _Rewiring:
@@ -111,7 +108,7 @@ class _Rewiring:
 
     def __call__(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _ATOMS:
+        if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
             return value
         if id(value) in self.done:
             return self.done[id(value)]
