@@ -297,13 +297,12 @@ class _Capture:
             module.__dict__.update(before)
             become(module, TiedModule)
             raise Stop(f"has names that generated code can't have ({error})") from error
-        modules = dict(module.named_modules())
         kept_inside = {}
         for tracer in (train, evaluate):
             self.used |= tracer.reads.used
             for inner_name, kept in tracer.kept.items():
-                kept_inside[inner_name] = modules[inner_name]
-                become(modules[inner_name], KeptModule)
+                kept_inside[inner_name] = inner = module.get_submodule(inner_name)
+                become(inner, KeptModule)
                 full = join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
         return kept_inside

@@ -152,9 +152,8 @@ class Names:
             return self._why_missing(name)
         if isinstance(slot.owner, torch.jit.ScriptModule):
             return "belongs to a module of TorchScript. Tie the model before it is scripted."
-        if is_lazy(slot.owner.__dict__["_parameters"].get(slot.attr)) or is_lazy(
-            slot.owner.__dict__["_buffers"].get(slot.attr)
-        ):
+        members = slot.owner.__dict__
+        if is_lazy(members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
         return slot
 
