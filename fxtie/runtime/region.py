@@ -10,6 +10,7 @@ is given) run the class's own forward on the copy, which reads derived attribute
 from __future__ import annotations
 
 import enum
+import keyword
 import operator
 import traceback
 import types
@@ -41,7 +42,7 @@ class Variant:
         graph: the graph.
         defaults: arguments for which the trace took their default values.
         tensors: arguments which the trace took for tensors because the code asked.
-        generated: the code that is made of the graph.
+        generated: the code that is made of the graph, once it is needed.
         forward: the function that this defines.
         reading: the same forward, reading derived tensors where this one derives them.
     """
@@ -61,9 +62,19 @@ class Variant:
     @property
     def contents(self) -> tuple[Any, ...]:
         """Equal for variants whose forwards compute the same."""
-        assert self.generated is not None
-        names = frozenset(self.generated.globals.items())
-        return self.generated.src, names, repr(self.defaults), self.tensors
+        nodes = [(n.name, n.op, n.target, str(n.args), str(n.kwargs)) for n in self.graph.nodes]
+        return tuple(nodes), repr(self.defaults), self.tensors
+
+    @property
+    def may_be_wrong(self) -> bool:
+        """Whether names that torch.fx writes as they are may be none to Python: keywords, say."""
+        nodes = self.graph.nodes
+        paths = (node.target for node in nodes if isinstance(node.target, str))
+        return any(keyword.iskeyword(name) for path in paths for name in path.split(".")) or any(
+            keyword.iskeyword(name) or not name.isidentifier()
+            for node in nodes
+            for name in node.kwargs
+        )
 
     def make_reading(self, names: Set[str]) -> Variant:
         """Make `reading`, which takes derived tensors of these names from `_fxtie_values`."""
@@ -154,6 +165,9 @@ class Region(TiedModule, fx.GraphModule):
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
         self.recompile()
+        for variant in variants.values():
+            if variant.forward is None and variant.may_be_wrong:
+                variant.generate()  # which raises then
         self.__dict__["_fxtie_added"] = tuple(set(self.__dict__) - before)
 
     @property
@@ -172,30 +186,37 @@ class Region(TiedModule, fx.GraphModule):
     def _graph(self, graph: fx.Graph) -> None:
         self._fxtie_variant.graph = graph
 
+    def _fxtie_generate(self) -> PythonCode:
+        """The code of the current mode, made now if it is needed for the first time."""
+        variant = self._fxtie_variant
+        if variant.generated is None:
+            variant.generate()
+        assert variant.generated is not None
+        return variant.generated
+
     @property
     def _code(self) -> str:
-        generated = self._fxtie_variant.generated
-        assert generated is not None
-        return generated.src
+        return self._fxtie_generate().src
 
     @property
     def _lineno_map(self) -> Any:
-        generated = self._fxtie_variant.generated
-        return generated and generated._lineno_map
+        return self._fxtie_generate()._lineno_map
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_graph":  # past a `__setattr__` of the user's
             object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        if name == "training":
+            self._fxtie_generate()  # now, since torch.compile couldn't look through that
 
     def recompile(self) -> Any:
-        """Generate the forwards again, after an edit of `graph`."""
+        """Generate the forward again, after an edit of `graph`; the other mode's, once it runs."""
         variants = {id(variant): variant for variant in self._fxtie_variants.values()}
         for variant in variants.values():
             running = self._fxtie_running(variant)
             running.graph.owning_module = self
-            running.generate()
+            running.generated = running.forward = None
             if running is variant:
                 variant.reading = None
         for module in self._fxtie_inlined:
@@ -204,7 +225,7 @@ class Region(TiedModule, fx.GraphModule):
         if "_fxtie_outdated" not in self.__dict__:
             contents = self._fxtie_recomputes, tuple(v.contents for v in variants.values())
         become(self, Region, contents)
-        return self._fxtie_variant.generated
+        return self._fxtie_generate()
 
     def _fxtie_outdate(self, reason: str) -> None:
         """Run the user's forward from now on, since the graph doesn't hold any more."""
@@ -317,6 +338,8 @@ def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
         variant = self._fxtie_select(args, kwargs)
         if variant is None:
             return user_forward(self, *args, **kwargs)
+        if variant.forward is None:  # its mode was set past `__setattr__`
+            variant.generate()
         assert variant.forward is not None
         return variant.forward(self, *args, **kwargs)
 
