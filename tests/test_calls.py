@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -360,3 +361,23 @@ def test_a_parametrized_source():
     with torch.no_grad():
         tied(inputs())
     assert alive == [None] * 4
+
+
+class Threads(Loop):
+    """Runs a step in a thread of its own."""
+
+    def forward(self, x):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(self.step(x[0])))
+        here = self.step(x[1])
+        thread.start()
+        thread.join()
+        return self.out(here + results[0])
+
+
+def test_threads():
+    net, tied, plan, transform = tie(Threads)
+    tied(inputs())
+    assert transform.count == 2, "a thread derives for itself"
+    assert "another thread" in fxtie.report(tied).kept[0].reason
+    assert_tied_equals_oracle(net, tied, plan.ties, (inputs(),), train=True)

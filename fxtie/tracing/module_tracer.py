@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import operator
 import sys
 import types
@@ -79,6 +80,9 @@ def _try(tracer: ModuleTracer, module: nn.Module) -> tuple[ModuleTracer, Stop | 
         stop = Stop.because_of(error)
     if tracer.take_back_values():
         stop = stop or Stop("puts traced values where they outlive the call")
+    if stop is not None:
+        for name in tracer.constants:
+            del module.__dict__[name]
     return tracer, stop
 
 
@@ -93,6 +97,7 @@ class ModuleTracer(Tracer):
         kept: opened modules that were rolled back to a call, by name.
         reads: how stored tensors are read and derived ones made.
         inlined: modules whose forward stands in the graph, beside the root's.
+        constants: attributes of the root that hold tensors from outside of the model.
         variant: the graph, with the arguments that it took for granted.
     """
 
@@ -114,6 +119,7 @@ class ModuleTracer(Tracer):
         self._defaults: dict[str, Any] = {}
         self._tensor_arguments: set[str] = set()
         self.reads = TensorReads(self, borrowed)
+        self.constants: list[str] = []
         self._moot: list[fx.Node] = []
         self._stack: dict[str, tuple[str, type]] = {}
         self._concrete = ConcreteTensors(self)
@@ -386,7 +392,9 @@ class ModuleTracer(Tracer):
                 if isinstance(a, nn.Parameter):
                     raise Stop("uses a parameter that is not part of it")
                 # A constant from outside of the model, kept as a plain attribute as it was.
-                name = f"_tensor_constant{len(self.tensor_attrs)}"
+                names = (f"_tensor_constant{i}" for i in itertools.count())
+                name = next(name for name in names if not hasattr(self.root, name))
+                self.constants.append(name)
                 self.tensor_attrs[a] = name
                 self.root.__dict__[name] = a
             return self.reads.read(name, name, a).node

@@ -161,6 +161,8 @@ class Tracer(fx.Tracer):
         name: str | None = None,
         type_expr: Any = None,
     ) -> fx.Node:
+        if self.is_elsewhere():  # where derived tensors are no traced values
+            self.stop("hands a traced value to another thread")
         # Without what torch.fx notes here for tools of its own, at several times the cost; and in
         # arguments that are set afterwards it looks for no symbolic sizes, which a trace has not.
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
