@@ -25,7 +25,9 @@ class PlanError(FxtieError):
     """
 
     def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        faults = [faults] if isinstance(faults, str) else faults
+        # A rule may have the same one for each of its targets.
+        self.faults: tuple[str, ...] = tuple(dict.fromkeys(faults))
         if len(self.faults) == 1:
             super().__init__(self.faults[0])
         else:

@@ -264,3 +264,10 @@ def test_a_plan_holds_for_the_model_that_it_was_made_for():
     hooked[1].register_forward_hook(lambda module, args, output: output + 1)
     with pytest.raises(fxtie.PlanError, match="has hooks"):
         fxtie.transform(hooked, plan)
+
+
+def test_a_fault_of_many_targets_is_told_once():
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    with pytest.raises(fxtie.PlanError, match="asks for a group") as told:
+        fxtie.plan(net, Rule("*", "{1}"))
+    assert len(told.value.faults) == 1

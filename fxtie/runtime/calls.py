@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from fxtie.runtime.tied import Derived, Source
@@ -35,16 +35,16 @@ class _Call:
         self._values: dict[Any, tuple[torch.Tensor, list[torch.Tensor]]] = {}
         self._casts: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
+        self._hooks: list[RemovableHandle] = []
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def value(self, derived: Derived) -> torch.Tensor:
-        """A derived tensor's value, remembered if it may be needed again.
-
-        Without gradients that is where several tensors are derived alike: to hold on to all others
-        would take the memory that tying has saved. With gradients autograd holds on to all.
-        """
+        """A derived tensor's value, remembered unless its sources are computed at each read."""
         sources = [derived.read(source) for source in derived.sources]
-        known = all(map(self._is_known, derived.sources, sources))
-        if not known or not (derived.is_shared or torch.is_grad_enabled()):
+        if not all(map(self._is_known, derived.sources, sources)):
             return derived.transform(*sources)
         key = id(derived.transform), *_mode(sources[0].device), *map(_identity, sources)
         if isinstance(derived.transform, nn.Module):
@@ -55,7 +55,9 @@ class _Call:
             self._values[key] = value, sources  # an id is a living tensor's
             self._known.add(id(value))
             if value.grad_fn is not None:
-                value.grad_fn.register_hook(_forgetting(weakref.ref(self), key))
+                # A backward inside of the call, after which the value can't have another.
+                hook = value.grad_fn.register_hook(lambda *_: self.forget(key))
+                self._hooks.append(hook)
         return self._values[key][0]
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -77,16 +79,6 @@ class _Call:
         owner = source.owner
         stored = source.attr in owner._parameters or source.attr in owner._buffers
         return stored or id(tensor) in self._known
-
-
-def _forgetting(call: weakref.ref[_Call], key: Any) -> Callable[..., None]:
-    """A hook for a backward inside of the call, after which a value can't have another."""
-
-    def forget(*_: Any) -> None:
-        if (now := call()) is not None:
-            now.forget(key)
-
-    return forget
 
 
 def _identity(tensor: torch.Tensor) -> tuple[int, int]:
@@ -122,9 +114,18 @@ def current_call() -> _Call | None:
     return call if call is not None and call.surroundings == _surroundings() else None
 
 
+def is_worth_it(derived: Derived) -> bool:
+    """Whether a value may be held until the call is over.
+
+    With gradients autograd holds it anyway. Without them only if others are derived alike: to hold
+    on to each derived tensor would take the memory that tying has saved.
+    """
+    return derived.is_shared or torch.is_grad_enabled()
+
+
 def value_of(derived: Derived) -> Any:
     """How derived attributes are read."""
-    call = current_call()
+    call = current_call() if is_worth_it(derived) else None
     return derived.compute() if call is None else call.value(derived)
 
 
@@ -146,11 +147,12 @@ def remembering(forward: Callable[..., Any]) -> Callable[..., Any]:
         is_compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
         if is_compiled or _here.call is not None:
             return forward(self, *args, **kwargs)
-        _here.call = _Call()
+        _here.call = now = _Call()
         try:
             return forward(self, *args, **kwargs)
         finally:
             _here.call = None
+            now.close()
 
     # The compiler is to begin with the forward itself: where that has graph breaks, this would be
     # one more frame that has them.

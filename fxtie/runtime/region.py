@@ -10,10 +10,10 @@ is given) run the class's own forward on the copy, which reads derived attribute
 from __future__ import annotations
 
 import enum
+import functools
 import keyword
 import operator
 import traceback
-import types
 import weakref
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from torch.fx.graph_module import _forward_from_src
 
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.runtime import tied
-from fxtie.runtime.calls import current_call
+from fxtie.runtime.calls import current_call, is_worth_it
 from fxtie.runtime.casting import share_casts
 from fxtie.runtime.copied import become, user_class, warn_outdated
 from fxtie.runtime.recompute import recomputing
@@ -133,7 +133,6 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_arguments: tuple[str, ...]
     _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_recomputes = False
-    _fxtie_reads: Mapping[str, Any] = types.MappingProxyType({})
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
@@ -254,13 +253,15 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_running(self, variant: Variant) -> Variant:
         """The variant itself, or the one that reads derived tensors instead of deriving them."""
-        if "_fxtie_read_once" not in self.__dict__ and current_call() is None:
+        if "_fxtie_read_once" not in self.__dict__ and (
+            current_call() is None or not any(map(is_worth_it, self._fxtie_reads.values()))
+        ):
             return variant
-        if variant.reading is None:
-            reads = _Reads((derived.name, derived) for _, _, derived in derived_tensors(self))
-            self.__dict__["_fxtie_reads"] = reads
-            return variant.make_reading(reads.keys())
-        return variant.reading
+        return variant.reading or variant.make_reading(self._fxtie_reads.keys())
+
+    @functools.cached_property
+    def _fxtie_reads(self) -> Mapping[str, Any]:
+        return _Reads((derived.name, derived) for _, _, derived in derived_tensors(self))
 
     @property
     def _fxtie_values(self) -> Mapping[str, torch.Tensor]:
