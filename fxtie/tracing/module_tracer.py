@@ -62,6 +62,7 @@ def trace_module(
     with RandomNumbers() as numbers:
         tracer, stop = _try(ModuleTracer(training, opened, borrowed, may_draw=True), module)
     if numbers.drawn:
+        tracer.take_back_constants()
         tracer, stop = _try(ModuleTracer(training, opened, borrowed, may_draw=False), module)
     if stop is not None:
         raise stop
@@ -81,8 +82,7 @@ def _try(tracer: ModuleTracer, module: nn.Module) -> tuple[ModuleTracer, Stop | 
     if tracer.take_back_values():
         stop = stop or Stop("puts traced values where they outlive the call")
     if stop is not None:
-        for name in tracer.constants:
-            del module.__dict__[name]
+        tracer.take_back_constants()
     return tracer, stop
 
 
@@ -97,7 +97,6 @@ class ModuleTracer(Tracer):
         kept: opened modules that were rolled back to a call, by name.
         reads: how stored tensors are read and derived ones made.
         inlined: modules whose forward stands in the graph, beside the root's.
-        constants: attributes of the root that hold tensors from outside of the model.
         variant: the graph, with the arguments that it took for granted.
     """
 
@@ -119,7 +118,7 @@ class ModuleTracer(Tracer):
         self._defaults: dict[str, Any] = {}
         self._tensor_arguments: set[str] = set()
         self.reads = TensorReads(self, borrowed)
-        self.constants: list[str] = []
+        self._constants: list[str] = []
         self._moot: list[fx.Node] = []
         self._stack: dict[str, tuple[str, type]] = {}
         self._concrete = ConcreteTensors(self)
@@ -148,6 +147,11 @@ class ModuleTracer(Tracer):
         if not start:
             self.reads.clear()
         return take_back(self._values[start:])
+
+    def take_back_constants(self) -> None:
+        """Remove what the trace, which comes to nothing, has put into the root."""
+        for name in self._constants:
+            self.root.__dict__.pop(name, None)
 
     @property
     def variant(self) -> Variant:
@@ -394,7 +398,7 @@ class ModuleTracer(Tracer):
                 # A constant from outside of the model, kept as a plain attribute as it was.
                 names = (f"_tensor_constant{i}" for i in itertools.count())
                 name = next(name for name in names if not hasattr(self.root, name))
-                self.constants.append(name)
+                self._constants.append(name)
                 self.tensor_attrs[a] = name
                 self.root.__dict__[name] = a
             return self.reads.read(name, name, a).node
