@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from measure import Figure, Ratio, Times, interleave, peak_bytes, stored_bytes
 from speed_models import WORKLOADS, Options, sixteen_blocks
-from speed_peers import Contender, TrainStep, contenders, hand_linked, tied
+from speed_peers import Contender, TrainStep, contenders, derivations, hand_linked, tied
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtie
@@ -48,6 +48,7 @@ def inference(options: Options) -> Figures:
         compare_outputs(ways, x)
         with torch.no_grad(), fxtie.derive_once(once):
             calls = {name: way.inference(x) for name, way in ways.items()}
+            calls["derivations alone"] = derivations(workload)
             times = interleave(calls, options.seconds)
         goals = {"fxtie": 0.95, "materialized": 1.0, "derive_once": 1.0}
         yield from _against_untied("inference, eager", label, times, goals)

@@ -77,6 +77,21 @@ def contenders(workload: Workload) -> dict[str, Contender]:
     }
 
 
+def derivations(workload: Workload) -> Callable[[], None]:
+    """What a tied model computes beside the untied one, and nothing else: each weight once."""
+    weights: dict[str, torch.Tensor] = {}
+    unlike = {(link.source, link.transform): link for link in workload.links}
+    for link in unlike.values():
+        weights[link.source] = workload.model.get_submodule(link.source).weight.detach()
+
+    def derive() -> None:
+        values = dict(weights)
+        for link in unlike.values():
+            values[link.target] = link.transform(values[link.source])
+
+    return derive
+
+
 def tied(workload: Workload, recompute: bool = False) -> nn.Module:
     return fxtie.transform(copy.deepcopy(workload.model), workload.rules, recompute=recompute)
 

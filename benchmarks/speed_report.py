@@ -47,13 +47,15 @@ REMARKS = """## Remarks
 * **Inference.** Deriving is work that the untied model doesn't have. Where many layers share one
   derived tensor it is repaid by weights that stay in the cache. Where a large weight is derived for
   few layers (ResNet-50, ViT-B/16), or each layer derives its own (the chain), it is not; there,
-  `derive_once` and `materialize` are for inference.
+  `derive_once` and `materialize` are for inference. Two columns say what can be had: *derive_once*,
+  where nothing is left to derive, and *derivations alone*, which come on top of it.
 * **Memory.** A tied model has no gradient, no optimizer states and no storage of a dropped tensor,
   but has the derived one while it is used. With one for many layers that saves close to 4 times the
   dropped bytes, with one per layer close to 3. The 16 small blocks reach their peak where backward
   begins, when the untied model has no gradients yet: 3 times, less the derived tensor.
 * **Time of `transform`.** With everything tied, the graph has twice the nodes of a stock trace, and
-  where the modes differ, training and evaluation have a graph each: four times the nodes.
+  where the modes differ, training and evaluation have a graph each: four times the nodes. The code
+  of the other mode is generated when that mode is set for the first time, and is not counted here.
 * **Chain of 50.** Linked by hand or by plain `parametrize`, each layer derives all that come before
   it again: the work is quadratic. A graph derives each once.
 * **Compile time.** What is derived is more to compile than what is stored: 50 more kernels in the
