@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
-from fxtie.names import Names, Slot, is_parametrized, join
+from fxtie.names import Names, Slot, join
 from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
@@ -30,7 +30,15 @@ from fxtie.runtime.copied import PathCopy, become
 from fxtie.runtime.copying import copy_modules, copy_paths, leading_to, referrers
 from fxtie.runtime.recompute import remember_derived
 from fxtie.runtime.region import Region, clashes
-from fxtie.runtime.tied import Derived, KeptModule, Source, TiedModule, Ties, deriving
+from fxtie.runtime.tied import (
+    Derived,
+    KeptModule,
+    Source,
+    TiedModule,
+    Ties,
+    deriving,
+    rename_derived,
+)
 from fxtie.tracing.module_tracer import trace_module
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.watching import watching
@@ -171,14 +179,18 @@ class _Capture:
         """Copies, by original, of what owns a target or a source, and of what leads to these."""
         read = [self.names.find(name) for tie in self.plan.ties for name in tie.sources]
         sources = {slot.owner for slot in read if isinstance(slot, Slot)}
-        sources = {module for module in sources if not is_parametrized(module)}
+        # Passes that rewrite layers of torch's classes, as the folding of batch norms does, must
+        # not take one whose tensors are read elsewhere for such a layer.
+        of_torch = "torch.nn.modules."
+        sources = {module for module in sources if type(module).__module__.startswith(of_torch)}
         parents = referrers(self.model)
         # What was tied before is captured again, as a part of the graphs that are made now.
         to_targets = leading_to([self.model, *targets, *deriving(self.model)], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
+        for name, module in self.model.named_modules():
+            if "_fxtie_derived" in module.__dict__:  # maybe of a part that was tied by itself
+                rename_derived(copies[module], name)
         self.on_path = {copies[module] for module in to_targets}
-        # Passes that rewrite layers of torch's classes, as the folding of batch norms does, must
-        # not take one whose tensors are read elsewhere for such a layer.
         for module in sources - to_targets.keys():
             become(copies[module], PathCopy)
         return copies

@@ -174,6 +174,8 @@ class Names:
         prefix, _, attr = name.rpartition(".")
         owner = self.modules.get(prefix)
         value = None if owner is None else owner.__dict__.get(attr)
+        if owner is not None and attr in owner.__dict__.get("_fxtie_derived", ()):
+            return "is derived already. Tie to what it is derived from, or give all rules at once."
         if isinstance(value, torch.Tensor):
             return (
                 "is a plain attribute that a hook recomputes before each forward, so reading it "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from fxtie.errors import FxtieError
 from fxtie.names import SlotKey
 from fxtie.runtime.copied import tied_model
 from fxtie.runtime.region import Region
-from fxtie.runtime.tied import Derived, Source, Stored, TiedModule
+from fxtie.runtime.tied import Derived, Source, Stored, TiedModule, derived_tensors
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class _Value:
 
 
 class _Values:
-    """All values of the block, as the graphs of regions read them: checked once a call.
+    """The values of a region, as its graphs read them: checked once a call.
 
     Args:
         named: the values, by the names of the derived tensors.
@@ -143,9 +143,8 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     if any(owner._fxtie_once for owner in owners):
         raise FxtieError("derive_once is already in force for this model.")
     regions = [owner for owner in owners if isinstance(owner, Region)]
-    named = _compute(owners)
-    values = list(dict.fromkeys(named.values()))
-    read = _Values(named)
+    by_owner = _compute(owners)
+    values = list(dict.fromkeys(value for once in by_owner.values() for value in once.values()))
     guarded = {id(guard.tensor) for value in values for guard in value.guards}
 
     def refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -155,7 +154,7 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     hook = register_optimizer_step_pre_hook(refuse_step)
     try:
         for region in regions:
-            region._fxtie_read_from(read)
+            region._fxtie_read_from(_values_of(region, by_owner))
         yield
         for value in values:
             value.check()
@@ -174,9 +173,22 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
         torch.autograd.backward(lives, grads)
 
 
-def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
-    """The values of all derived tensors, by name, put where their modules read them."""
-    named: dict[str, _Value] = {}
+_ByOwner: TypeAlias = Mapping[nn.Module, Mapping[str, _Value]]
+
+
+def _values_of(region: Region, by_owner: _ByOwner) -> _Values:
+    """The values of a region, by the names that its graphs know."""
+    return _Values(
+        {
+            derived.name: by_owner[module][name.rpartition(".")[2]]
+            for name, module, derived in derived_tensors(region)
+        }
+    )
+
+
+def _compute(owners: list[TiedModule]) -> _ByOwner:
+    """The values of all derived tensors, by owner and attribute, put where these read them."""
+    alive: list[torch.Tensor] = []  # so that an id is one tensor's
     computed: dict[Any, _Value] = {}
     by_slot: dict[SlotKey, _Value] = {}
     with_grad = torch.is_grad_enabled()
@@ -185,6 +197,7 @@ def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
         slot = (id(owner), attr)
         if slot not in by_slot:
             sources = [read(source, derived.stored) for source in derived.sources]
+            alive.extend(tensor for tensor, _ in sources)
             key = (id(derived.transform), *(id(tensor) for tensor, _ in sources))
             if key not in computed:
                 live = derived.transform(*(tensor for tensor, _ in sources))
@@ -207,15 +220,14 @@ def _compute(owners: list[TiedModule]) -> dict[str, _Value]:
             return tensor, (_Guard(source.name, owner, source.attr, tensor, tensor._version),)
         return tensor, tuple(_parameters_of(source.owner))  # parametrized
 
-    by_owner: dict[TiedModule, dict[str, _Value]] = {}
+    by_owner: dict[nn.Module, dict[str, _Value]] = {}
     for owner in owners:
         once = {attr: of(owner, attr, derived) for attr, derived in owner._fxtie_derived.items()}
         if once:
             by_owner[owner] = once
-            named |= {owner._fxtie_derived[attr].name: value for attr, value in once.items()}
-    for owner, once in by_owner.items():  # now that all of them could be computed
-        owner.__dict__["_fxtie_once"] = once
-    return named
+    for module, once in by_owner.items():  # now that all of them could be computed
+        module.__dict__["_fxtie_once"] = once
+    return by_owner
 
 
 def _parameters_of(module: Any) -> Iterator[_Guard]:

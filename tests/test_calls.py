@@ -185,7 +185,7 @@ class Contexts(Loop):
 
 def test_contexts_have_values_of_their_own():
     net = Contexts()
-    tied = fxtie.transform(net, Rule("cell", "a", weight=lambda w: w @ w.T))
+    tied = fxtie.transform(net, Rule("re:cell|out", "a", weight=lambda w: w @ w.T))
     x = inputs().float()
     found, low = tied(x)
 
@@ -381,3 +381,218 @@ def test_threads():
     assert transform.count == 2, "a thread derives for itself"
     assert "another thread" in fxtie.report(tied).kept[0].reason
     assert_tied_equals_oracle(net, tied, plan.ties, (inputs(),), train=True)
+
+
+# --- What changes between two reads -----------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """Reads a derived weight, does something, and reads it again: as a computation of its own."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.c = nn.Linear(6, 6, bias=False)
+        self.register_buffer("code", torch.rand(6, 6))
+        self.change = (change,)
+
+    def forward(self, x):
+        first = self.b(x)
+        self.change[0](self)
+        return first, self.b(x.to(self.a.weight.dtype)) if x.sum() < 1e9 else first
+
+
+def fused_step(net):
+    optimizer = torch.optim.SGD(net.a.parameters(), 0.1, fused=True)
+    net.a.weight.grad = torch.ones_like(net.a.weight)
+    optimizer.step()
+
+
+def anneal(net):
+    for module in net.modules():
+        if isinstance(module, Annealed):
+            module.temperature.fill_(2.0)
+
+
+CHANGES = {
+    "in place": lambda net: net.a.weight.mul_(2),
+    "another tensor": lambda net: setattr(net.a, "weight", nn.Parameter(2 * net.a.weight)),
+    "dtype": lambda net: net.double(),
+    "fused step": fused_step,
+    "buffer of the transform": anneal,
+    "mode of the transform": lambda net: net.eval(),
+}
+
+
+class Annealed(nn.Module):
+    """A transform with a state, which also goes by its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(6, 1) + 0.5)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, weight):
+        return torch.tanh(weight * self.gain * self.temperature) * (2 if self.training else 1)
+
+
+OF_SOURCES = list(CHANGES)[:4]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [(Annealed, change) for change in CHANGES]
+    + [(lambda: torch.sin, change) for change in OF_SOURCES]
+    + [(lambda: torch.Tensor.contiguous, change) for change in OF_SOURCES],
+)
+def test_a_change_is_seen(change, make, autocast):
+    transform = make()
+    tied = fxtie.transform(Twice(CHANGES[change]), Rule("re:b|c", "a", weight=transform))
+    transform = next((m for m in tied.modules() if isinstance(m, Annealed)), transform)
+    tied.requires_grad_(False)  # or autocast would remember casts by itself
+    x = torch.randn(4, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        before = nn.functional.linear(x, transform(tied.a.weight))
+        first, second = tied(x)
+        expected = nn.functional.linear(x.to(second), transform(tied.a.weight))
+    assert torch.equal(first, before)
+    torch.testing.assert_close(second, expected.to(second))
+
+
+def test_a_source_that_is_frozen_for_a_while():
+    def thaw(net):
+        net.a.requires_grad_(True)
+
+    tied = fxtie.transform(Twice(thaw), Rule("re:b|c", "a", weight=torch.sin))
+    tied.a.requires_grad_(False)
+    first, second = tied(torch.randn(4, 6))
+    assert not first.requires_grad and second.requires_grad
+
+
+def test_inference_tensors_tell_of_no_change():
+    def renew(net):
+        net.code.mul_(2)
+
+    ties = [fxtie.Tie(f"{name}.weight", "code", torch.sin) for name in "bc"]
+    tied = fxtie.transform(Twice(renew), ties)
+    x = torch.randn(4, 6)
+    with torch.inference_mode():
+        tied.code = tied.code.clone()
+        first, second = tied(x)
+        assert torch.equal(second, nn.functional.linear(x, torch.sin(tied.code)))
+    assert not torch.allclose(first, second)
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.rand(6, 1))
+
+    def forward(self, weight):
+        return weight + self.shift
+
+
+class FastWeights(nn.Module):
+    """Calls a tied part with values of its transform's that live no longer than a step."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.a, self.b = inner, nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        name = next(n for n, _ in self.inner.named_parameters() if n.endswith("shift"))
+        steps = range(4 if x.sum() < 1e9 else 0)
+        return [functional_call(self.inner, {name: torch.full((6, 1), i)}, (x,)) for i in steps]
+
+
+def test_values_that_are_gone_are_not_taken_for_new_ones():
+    inner = fxtie.transform(Twice(len), Rule("b", "a", weight=Shifted()))
+    inner.__dict__["forward"] = lambda x: inner.b(x)
+    tied = fxtie.transform(FastWeights(inner), Rule("b", "a", weight=torch.sin))
+    x = torch.randn(4, 6)
+    for i, found in enumerate(tied(x)):
+        torch.testing.assert_close(found, nn.functional.linear(x, inner.a.weight + i))
+
+
+class Block(nn.Module):
+    """Two layers that are derived alike, in a forward that no graph holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + torch.tanh(self.q(x)) * torch.sigmoid(self.k(x)) if x.sum() < 1e9 else x
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.source = nn.ModuleList([Block(), Block()]), nn.Linear(6, 6)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if x.sum() < 1e9 else x
+        return self.source(x)
+
+
+def test_checkpointed_blocks_in_a_kept_root():
+    """In backward each is called by itself, and must derive as often as it did in the forward."""
+    net = Blocks().double()
+    plan = fxtie.plan(net, Rule("blocks.*.*", "source", weight=torch.sin))
+    tied = fxtie.transform(net, plan)
+    assert len(fxtie.report(tied).kept) == 3
+    x = torch.randn(4, 6, dtype=torch.float64)
+    for train in (False, True):
+        assert_tied_equals_oracle(net, tied, plan.ties, (x,), train=train)
+
+
+def test_a_backward_in_a_call_through_a_reentrant_checkpoint():
+    class Net(Loop):
+        def forward(self, x):
+            y = self.step(x[0])
+            z = checkpoint(self.step, y, use_reentrant=True)
+            z.sum().backward()
+            return z.detach()
+
+    _, tied, _, _ = tie(Net)
+    x = inputs().requires_grad_()
+    tied(x)
+    found = tied.a.weight.grad.clone()
+    weight = torch.sin(source := tied.a.weight.detach().clone().requires_grad_())
+    y = torch.tanh(nn.functional.linear(x[0], weight, tied.a.bias))
+    torch.tanh(nn.functional.linear(y, weight, tied.a.bias)).sum().backward()
+    torch.testing.assert_close(found, source.grad)
+
+
+def test_a_frozen_model_holds_one_value_at_a_time():
+    _, tied, _, transform = tie()
+    tied.requires_grad_(False)
+    alive = []
+    tied.out.register_forward_pre_hook(lambda *_: alive.extend(v() for v in transform.values))
+    tied(inputs())
+    assert alive == [None] * 4
+
+
+def test_an_edited_graph_runs():
+    """Below a forward that was kept, and inside of derive_once, as by itself."""
+    _, tied, _, _ = tie(rules=lambda _: Rule("re:cell|out", "a", weight=torch.sin))
+    (node,) = (n for n in tied.cell.graph.nodes if n.target is torch.sin)
+    node.target = torch.cos
+    tied.cell.recompile()
+    x = inputs()
+    h = tied.a(x[0])
+    for part in x:
+        h = torch.tanh(tied.cell(h + part))
+    weight = torch.cos(tied.a.weight)
+    torch.testing.assert_close(tied.cell(x[0]), nn.functional.linear(x[0], weight, tied.a.bias))
+    torch.testing.assert_close(tied(x), tied.out(h))
+    with fxtie.derive_once(tied):
+        torch.testing.assert_close(tied(x), tied.out(h))
+
+
+def test_a_class_that_is_patched_afterwards(monkeypatch):
+    _, tied, _, _ = tie()
+    monkeypatch.setattr(Loop, "forward", lambda self, x: self.out(x))
+    assert torch.equal(tied(x := inputs()), tied.out(x))

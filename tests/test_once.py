@@ -174,3 +174,40 @@ def test_a_transform_that_fails_leaves_the_model_as_it_was():
     assert torch.equal(tied(x), expected)
     with fxtie.derive_once(tied):
         assert torch.equal(tied(x), expected)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_parts_that_were_tied_by_themselves(again):
+    """Their derived tensors have the same names, and are not the same."""
+
+    def part(transform):
+        net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        return fxtie.transform(net, Rule("1", "0", weight=transform))
+
+    model = nn.Sequential(part(torch.sin), part(torch.neg), nn.Linear(6, 6))
+    x = torch.randn(4, 6)
+    expected = model(x)
+    assert not torch.allclose(expected, nn.Sequential(model[0], model[0], model[2])(x))
+    if again:
+        rule = Rule("2", "0.0", weight=torch.cos)
+        model = fxtie.transform(model, rule)
+        expected = nn.functional.linear(
+            model[:2](x), torch.cos(model[0][0].weight), model[0][0].bias
+        )
+        torch.testing.assert_close(model(x), expected)
+    with fxtie.derive_once(model):
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_parametrized_sources_are_told_apart():
+    """They are computed when they are read: their values must not be taken for one another."""
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    for layer in net[:2]:
+        nn.utils.parametrizations.weight_norm(layer)
+    rules = [fxtie.Tie(f"{i + 2}.weight", f"{i}.weight", torch.sin) for i in range(2)]
+    tied = fxtie.transform(net, rules)
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        expected = tied(x)
+        with fxtie.derive_once(tied):
+            assert torch.equal(tied(x), expected)

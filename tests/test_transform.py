@@ -751,6 +751,32 @@ def test_a_transform_that_fails_is_told():
         tied.conv_2.weight  # noqa: B018
 
 
+class Wrapper(nn.Module):
+    """Has the attributes of what it wraps, as adapters often do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def test_a_wrapped_source_is_copied_as_a_whole():
+    net = nn.Sequential(Wrapper(nn.Linear(4, 4)), nn.Linear(4, 4))
+    tied = fxtie.transform(net, Rule("1.weight", "0.inner.weight", torch.sin))
+    x = torch.randn(2, 4)
+    for other in (copy.deepcopy(tied), copy.copy(tied)):
+        assert list(other.state_dict()) == list(tied.state_dict())
+        assert torch.equal(other(x), tied(x))
+
+
 def test_derived_tensors_are_attributes():
     net = TwoConvs()
     tied = fxtie.transform(net, Rule("conv_2", "conv_1", torch.square))
@@ -758,6 +784,12 @@ def test_derived_tensors_are_attributes():
     assert tied.conv_2.bias is net.conv_1.bias
     with pytest.raises(fxtie.FxtieError, match=r"'conv_2\.weight' is derived"):
         tied.conv_2.weight = nn.Parameter(torch.zeros(1))
+    with pytest.raises(
+        fxtie.FxtieError, match=r"'conv_2\.weight' is derived and cannot be deleted"
+    ):
+        del tied.conv_2.weight
+    with pytest.raises(fxtie.PlanError, match=r"'conv_2\.weight' is derived already"):
+        fxtie.plan(tied, Tie("conv_1.weight", "conv_2.weight"))
 
 
 def test_equal_derivations_are_computed_once():

@@ -10,13 +10,13 @@ only where computing it again would give the same, and differentiates the same.
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
@@ -32,70 +32,96 @@ class _Call:
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()
-        self._values: dict[Any, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+        self._values: dict[Any, tuple[torch.Tensor, Any]] = {}
         self._casts: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
-        self._hooks: list[RemovableHandle] = []
+        # Fused steps change parameters without a new version.
+        self._hooks: list[RemovableHandle] = [register_optimizer_step_post_hook(self._forget_all)]
 
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def value(self, derived: Derived) -> torch.Tensor:
-        """A derived tensor's value, remembered unless its sources are computed at each read."""
+        """A derived tensor's value, remembered if that is worth it."""
+        transform = derived.transform
         sources = [derived.read(source) for source in derived.sources]
         if not all(map(self._is_known, derived.sources, sources)):
-            return derived.transform(*sources)
-        key = id(derived.transform), *_mode(sources[0].device), *map(_identity, sources)
-        if isinstance(derived.transform, nn.Module):
-            key += (*map(_identity, derived.transform.parameters()),)
-            key += (*map(id, derived.transform.buffers()),)  # which it may itself have changed
-        if key not in self._values:
-            value = derived.transform(*sources)
-            self._values[key] = value, sources  # an id is a living tensor's
+            return transform(*sources)
+        found = self._values.get(_key(transform, sources))
+        if found is not None:
+            return found[0]
+        value = transform(*sources)
+        if derived.is_shared or value.requires_grad:
+            key = _key(transform, sources)  # now: a transform may change its own buffers
+            self._values[key] = value, (sources, transform, *_state(transform))  # ids stay theirs
             self._known.add(id(value))
             if value.grad_fn is not None:
                 # A backward inside of the call, after which the value can't have another.
-                hook = value.grad_fn.register_hook(lambda *_: self.forget(key))
+                hook = value.grad_fn.register_hook(lambda *_: self._forget(key))
                 self._hooks.append(hook)
-        return self._values[key][0]
+        return value
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in another dtype; of a remembered one, remembered as well."""
         if id(tensor) not in self._known:
             return tensor.to(dtype)
-        key = id(tensor), dtype, torch.is_grad_enabled()
+        key = *_identity(tensor), dtype, torch.is_grad_enabled()
         if key not in self._casts:
             self._casts[key] = tensor.to(dtype)
         return self._casts[key]
 
-    def forget(self, key: Any) -> None:
+    def _is_known(self, source: Source, tensor: torch.Tensor) -> bool:
+        """Whether reading the source again would give the same object, and tell of a change."""
+        owner = source.owner
+        stored = source.attr in owner._parameters or source.attr in owner._buffers
+        return (stored or id(tensor) in self._known) and not tensor.is_inference()
+
+    def _forget(self, key: Any) -> None:
         value, _ = self._values.pop(key, (None, None))
         self._casts = {cast: held for cast, held in self._casts.items() if cast[0] != id(value)}
         self._known.discard(id(value))
 
-    def _is_known(self, source: Source, tensor: torch.Tensor) -> bool:
-        """Whether reading the source again would give the same object: no parametrization does."""
-        owner = source.owner
-        stored = source.attr in owner._parameters or source.attr in owner._buffers
-        return stored or id(tensor) in self._known
+    def _forget_all(self, *_: Any) -> None:
+        self._values.clear()
+        self._casts.clear()
+        self._known.clear()
 
 
-def _identity(tensor: torch.Tensor) -> tuple[int, int]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+def _key(transform: Any, sources: list[torch.Tensor]) -> tuple[Any, ...]:
+    """What a value, its dtype and its gradient depend on."""
+    state = [_identity(tensor) for tensor in _state(transform)]
+    modes = [m.training for m in transform.modules()] if isinstance(transform, nn.Module) else []
+    return (
+        id(transform),
+        *map(_identity, sources),
+        *state,
+        *modes,
+        torch.is_grad_enabled(),
+        autocast_dtype(sources[0].device),
+    )
 
 
-def _mode(device: torch.device) -> tuple[Any, ...]:
-    """What the dtype of a value, and whether it has a gradient, depend on."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_dtype(device)
+def _state(transform: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a learnable transform is made of."""
+    if isinstance(transform, nn.Module):
+        yield from transform.parameters()
+        yield from transform.buffers()
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), version, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """What a value must not get out of: checkpoints and other hooks, `torch.func`, modes."""
+    """What a value must not get out of: checkpoints and other hooks, a backward, modes, streams."""
     return (
         torch._C._autograd._top_saved_tensors_default_hooks(True),
+        torch._C._current_graph_task_id(),
         torch._C._functorch.maybe_current_level(),
         torch._C._len_torch_dispatch_stack(),
+        torch.cuda.current_stream() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
     )
 
 
@@ -137,24 +163,28 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def remembering(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward during whose calls derived tensors are remembered."""
+def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+    """A forward during whose calls derived tensors are remembered.
+
+    Args:
+        bound: gives the forward that a module has without this.
+    """
     # Not before it is needed: the first import takes a second.
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
     from torch._dynamo.eval_frame import skip_code
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         is_compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
-        if is_compiled or _here.call is not None:
-            return forward(self, *args, **kwargs)
-        _here.call = now = _Call()
+        if is_compiled or current_call() is not None:
+            return bound(self)(*args, **kwargs)
+        outer, _here.call = _here.call, (now := _Call())
         try:
-            return forward(self, *args, **kwargs)
+            return bound(self)(*args, **kwargs)
         finally:
-            _here.call = None
+            _here.call = outer
             now.close()
 
     # The compiler is to begin with the forward itself: where that has graph breaks, this would be
     # one more frame that has them.
-    skip_code(call.__code__)
-    return functools.wraps(forward)(call)
+    skip_code(forward.__code__)
+    return forward

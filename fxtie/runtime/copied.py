@@ -9,7 +9,6 @@ attribute, a module or a hook is changed afterwards.
 
 from __future__ import annotations
 
-import copy
 import types
 import warnings
 import weakref
@@ -31,6 +30,7 @@ class PathCopy(nn.Module):
     _fxtie_base: ClassVar[type[PathCopy]]
     _fxtie_class: ClassVar[type[nn.Module]]
     _fxtie_names: ClassVar[tuple[str, ...]]  # of derived attributes
+    _fxtie_contents: ClassVar[Hashable]  # what distinguishes classes of one base, see `region.py`
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
@@ -49,6 +49,7 @@ class PathCopy(nn.Module):
         if found is None:
             namespace = {
                 "_fxtie_names": names,
+                "_fxtie_contents": contents,
                 **{name: cls._fxtie_attribute(name) for name in names},
                 **cls._fxtie_namespace(user_cls, contents),
             }
@@ -98,17 +99,6 @@ class PathCopy(nn.Module):
         state = dict(users() if users else self.__dict__)
         state.pop("_fxtie_within", None)
         return state
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class, self._fxtie_names)
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return new
-
-    def __copy__(self) -> Any:
-        new = _new_like(self._fxtie_base, self._fxtie_class, self._fxtie_names)
-        new.__setstate__(self.__getstate__())
-        return new
 
 
 def _telling(register: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,6 +157,12 @@ def user_class(module: nn.Module) -> type[nn.Module]:
     return type(module)._fxtie_class if isinstance(module, PathCopy) else type(module)
 
 
+def user_forward(module: PathCopy) -> Callable[..., Any]:
+    """The forward that the user wrote, bound: that of now, if the class was patched."""
+    forward: Callable[..., Any] = super(PathCopy, module).forward
+    return forward
+
+
 def _subclass(
     base: type[PathCopy], cls: type[nn.Module], members: Mapping[str, Any]
 ) -> type[PathCopy]:
@@ -181,6 +177,11 @@ def _subclass(
         **members,
     }
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
+
+
+def new_like(module: PathCopy) -> Any:
+    """An empty object of such a class as a copy has."""
+    return _new_like(module._fxtie_base, module._fxtie_class, module._fxtie_names)
 
 
 def _new_like(base: type[PathCopy], cls: type[nn.Module], names: tuple[str, ...]) -> Any:

@@ -29,7 +29,7 @@ from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.runtime import tied
 from fxtie.runtime.calls import current_call, is_worth_it
 from fxtie.runtime.casting import share_casts
-from fxtie.runtime.copied import become, user_class, warn_outdated
+from fxtie.runtime.copied import become, user_class, user_forward, warn_outdated
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
 
@@ -122,7 +122,7 @@ class Region(TiedModule, fx.GraphModule):
     `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
     asked for, `_fxtie_arguments` the names of the forward's arguments, `_fxtie_inlined` the modules
     whose forwards stand in the graph. `_fxtie_recomputes` tells whether derived tensors are to be
-    computed again in the backward pass.
+    computed again in the backward pass, `_fxtie_is_edited` whether the user has changed a graph.
 
     Regions of one class compute the same, as far as that lies in their graphs: by its class
     `torch.func.stack_module_state` tells like models.
@@ -133,13 +133,14 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_arguments: tuple[str, ...]
     _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_recomputes = False
+    _fxtie_is_edited = False
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
         if contents is None:  # the user's forward runs, since the graphs don't hold any more
-            return {"forward": user_cls.forward}
-        forward = _dispatch(user_cls.forward)
+            return {}
         recomputes, _ = contents
+        forward = _dispatch(user_cls)
         return {"forward": recomputing(forward) if recomputes else forward}
 
     def _fxtie_capture(
@@ -206,7 +207,7 @@ class Region(TiedModule, fx.GraphModule):
             object.__setattr__(self, name, value)
             return
         super().__setattr__(name, value)
-        if name == "training":
+        if name == "training" and not torch.compiler.is_compiling():
             self._fxtie_generate()  # now, since torch.compile couldn't look through that
 
     def recompile(self) -> Any:
@@ -220,9 +221,11 @@ class Region(TiedModule, fx.GraphModule):
                 variant.reading = None
         for module in self._fxtie_inlined:
             module.__dict__["_fxtie_within"] = weakref.ref(self)
-        contents = None
+        before, contents = self._fxtie_contents, None
         if "_fxtie_outdated" not in self.__dict__:
             contents = self._fxtie_recomputes, tuple(v.contents for v in variants.values())
+        if before not in (None, contents):
+            self.__dict__["_fxtie_is_edited"] = True
         become(self, Region, contents)
         return self._fxtie_generate()
 
@@ -253,6 +256,8 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_running(self, variant: Variant) -> Variant:
         """The variant itself, or the one that reads derived tensors instead of deriving them."""
+        if self._fxtie_is_edited:  # maybe a derivation
+            return variant
         if "_fxtie_read_once" not in self.__dict__ and (
             current_call() is None or not any(map(is_worth_it, self._fxtie_reads.values()))
         ):
@@ -332,19 +337,23 @@ def _call_graph(region: Region) -> fx.Graph:
     return graph
 
 
-def _dispatch(user_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
     """A forward that runs the variant captured for the call, else the user's own code."""
 
+    @functools.wraps(user_cls.forward)  # for its signature
     def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
         variant = self._fxtie_select(args, kwargs)
+        if variant is not None and variant.forward is None:
+            # Its mode was set past `__setattr__`, or by code that is being compiled.
+            if torch.compiler.is_compiling():
+                variant = None
+            else:
+                variant.generate()
         if variant is None:
-            return user_forward(self, *args, **kwargs)
-        if variant.forward is None:  # its mode was set past `__setattr__`
-            variant.generate()
+            return user_forward(self)(*args, **kwargs)
         assert variant.forward is not None
         return variant.forward(self, *args, **kwargs)
 
-    forward.__wrapped__ = user_forward  # type: ignore[attr-defined]  # its signature
     return forward
 
 

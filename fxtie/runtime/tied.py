@@ -9,10 +9,12 @@ whatever its forwards do, with no graph at all; `region.py` adds the graphs.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch import nn
 from fxtie.errors import FxtieError
 from fxtie.names import join
 from fxtie.runtime.calls import remembering, value_of
-from fxtie.runtime.copied import PathCopy
+from fxtie.runtime.copied import PathCopy, new_like, user_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,25 @@ class TiedModule(PathCopy):
             )
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        derived = self._fxtie_derived.get(name)
+        if derived is not None and not derived.stored:
+            raise FxtieError(f"{derived.name!r} is derived and cannot be deleted.")
+        super().__delattr__(name)
+
+    # copy.deepcopy and copy.copy ask for these: a class of the user's, or GraphModule, may have its
+    # own, which know nothing of derived tensors.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = new_like(self)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
+    def __copy__(self) -> Any:
+        new = new_like(self)
+        new.__setstate__(self.__getstate__())
+        return new
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, derived in self._fxtie_derived.items():
             if not derived.stored:  # a checkpoint of the untied model has keys for these
@@ -164,7 +185,8 @@ class KeptModule(TiedModule):
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
-        return {"forward": remembering(user_cls.forward)}
+        forward = remembering(user_forward)
+        return {"forward": functools.wraps(user_cls.forward)(forward)}  # for its signature
 
 
 class Ties(nn.Module):
@@ -193,6 +215,13 @@ def _is_computed(value: Any) -> bool:
 def deriving(model: nn.Module) -> list[nn.Module]:
     """The modules of a model whose tensors are derived already."""
     return [module for module in model.modules() if "_fxtie_derived" in module.__dict__]
+
+
+def rename_derived(module: nn.Module, name: str) -> None:
+    """Let derived tensors of a module be named as it is now that it is called `name`."""
+    derived = module.__dict__["_fxtie_derived"]
+    for attr, value in derived.items():
+        derived[attr] = replace(value, name=join(name, attr))
 
 
 def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:

@@ -189,6 +189,19 @@ def test_compile_argument(net, x):
     assert fxtie.report(call).targets == fxtie.report(fxtie.transform(net, rules())).targets
 
 
+@compat("torch.compile", "a function that sets the mode and calls the model, fullgraph=True")
+def test_mode_is_set_in_compiled_code(tied, x):
+    @torch.compile(backend="eager", fullgraph=True)
+    def evaluate(x):
+        tied.eval()
+        return tied(x)
+
+    tied = fxtie.transform(tied.train(), Rule("norm", "norm", bias=torch.sin))
+    found = evaluate(x)
+    assert not tied.training
+    torch.testing.assert_close(found, tied(x))
+
+
 @resumes
 @compat("torch.compile", "Module.compile() in place, of the whole and of a kept part")
 def test_in_place(net, tied, x):
