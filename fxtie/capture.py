@@ -70,7 +70,7 @@ def transform(
         The tied model. Its class is a subclass of the model's own, and of `torch.fx.GraphModule` if
         the root's forward could be captured; then `graph` and `code` show it. All tensors that are
         not derived are the model's own objects, and so are the modules that lead to no target and
-        no source.
+        to no source among torch's own layers.
 
         Of a program: a tied one (see `fxtie.export.exported.tie_exported`). The targets are no
         inputs of its graph and not in its state_dict.
