@@ -8,12 +8,14 @@ import copy
 import dataclasses
 import enum
 import functools
+import math
 import pickle
 import random
 import threading
 import types
 import warnings
 import weakref
+from math import sqrt
 
 import pytest
 import torch
@@ -580,6 +582,24 @@ def test_a_model_that_has_changed_can_be_tied_again():
     again = fxtie.transform(tied, Rule("two.a", "two.a", weight=torch.neg))
     assert not fxtie.report(again).kept
     assert torch.equal(again(x), fxtie.materialize(again)(x))
+
+
+class Scaled(Two):
+    """Asks `math` by way of the module and by a name of its own."""
+
+    def forward(self, x):
+        x = self.b(self.a(x)) / math.sqrt(x.shape[-1])
+        return x * sqrt(x.shape[0]) + math.prod([x.shape[0], 2]) + math.sqrt(4)
+
+
+def test_math_is_recorded():
+    before = dict(vars(math))
+    assert check(Scaled()).regions == 1
+    assert vars(math) == before
+    tied = fxtie.transform(Scaled(), RULE)
+    assert [node.target for node in tied.graph.nodes].count(math.sqrt) == 2
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(tied(x), tied._fxtie_class.forward(tied, x))
 
 
 SHIFT = torch.linspace(0, 1, 4)

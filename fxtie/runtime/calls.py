@@ -134,7 +134,8 @@ _here = _Here()
 
 def current_call() -> _Call | None:
     """The call whose values may be read here, if any."""
-    if torch.compiler.is_compiling():  # which finds out by itself what is computed twice
+    # Compilers find out by themselves what is computed twice; torch.jit.trace compares two calls.
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return None
     call = _here.call
     return call if call is not None and call.surroundings == _surroundings() else None

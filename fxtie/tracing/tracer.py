@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtie.tracing.branches import asks_type
 from fxtie.tracing.stops import Stop, is_machinery, location, user_frame
-from fxtie.tracing.watching import watching
+from fxtie.tracing.watching import MATH, has_proxy, watching
 
 
 class Traced(fx.Proxy):
@@ -95,7 +95,8 @@ class Tracer(fx.Tracer):
     """A call of compiled code with a traced value: its frame and instruction, and the `Stop`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        # `from math import sqrt` is seen to by torch.fx, `math.sqrt` by `watching`.
+        super().__init__(autowrap_modules=(), autowrap_functions=tuple(MATH.values()))  # type: ignore[arg-type]
         self.thread = threading.get_ident()
 
     def is_elsewhere(self) -> bool:
@@ -218,9 +219,9 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self.tracer.is_elsewhere() or self.tracer.looks_ahead:
             return func(*args, **kwargs)
-        if name == "__get__" and not _has_proxy(args):
+        if name == "__get__" and not has_proxy(args):
             return self.tracer.read_property(args[0], func)
-        traced = _has_proxy(args) or _has_proxy(kwargs)
+        traced = has_proxy(args) or has_proxy(kwargs)
         if name in _METADATA or (traced and isinstance(func, _SPECIAL)):
             return func(*args, **kwargs)
         op, target = ("call_method", name) if _is_method(func) else ("call_function", func)
@@ -238,14 +239,6 @@ _METADATA = frozenset(
 
 # Which torch.fx's proxies know how to record.
 _SPECIAL = (torch._C.ScriptMethod, torch._ops.HigherOrderOperator)
-
-
-def _has_proxy(value: Any) -> bool:
-    if type(value) in (tuple, list):
-        return any(map(_has_proxy, value))
-    if type(value) is dict:
-        return any(map(_has_proxy, value.values()))
-    return issubclass(type(value), fx.Proxy)
 
 
 @contextlib.contextmanager

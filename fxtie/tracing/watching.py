@@ -8,7 +8,9 @@ random numbers that a graph would not speak of raise `Stop`. Called by `tracer.p
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import math
 import random
 import sys
 import threading
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.attention
-from torch import nn
+from torch import fx, nn
 
 from fxtie.tracing.stops import Stop
 
@@ -69,6 +71,7 @@ def watching(tracer: Tracer | None = None) -> Iterator[None]:
                 stack.enter_context(patched(owner, name, _stopping(getattr(owner, name), reason)))
             stack.enter_context(patched(nn.Module, "__setattr__", _write))
             stack.enter_context(patched(nn.Module, "__delattr__", _delete))
+            stack.enter_context(_recording_math())
             stack.enter_context(_without_collections())
         if tracer is None:
             yield
@@ -78,6 +81,44 @@ def watching(tracer: Tracer | None = None) -> Iterator[None]:
             yield
         finally:
             _tracers.pop()
+
+
+def has_proxy(value: Any) -> bool:
+    """Whether a value is traced, or is a plain container of one."""
+    if type(value) in (tuple, list):
+        return any(map(has_proxy, value))
+    if type(value) is dict:
+        return any(map(has_proxy, value.values()))
+    return issubclass(type(value), fx.Proxy)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def record_or_call(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_here()
+        if tracer is None or not has_proxy(args):
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return record_or_call
+
+
+MATH = {
+    name: value
+    for name, value in vars(math).items()
+    if callable(value) and not name.startswith("_")
+}
+_RECORDED = {name: _recorded(function) for name, function in MATH.items()}
+
+
+@contextlib.contextmanager
+def _recording_math() -> Iterator[None]:
+    """While it lasts, `math.sqrt(x.shape[0])` is recorded. torch.fx does so for each trace anew."""
+    vars(math).update(_RECORDED)
+    try:
+        yield
+    finally:
+        vars(math).update(MATH)
 
 
 @contextlib.contextmanager
