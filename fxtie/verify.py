@@ -215,7 +215,11 @@ def compare(
     if not torch.isfinite(together).all():
         raise Vacuous("outputs are not finite")
     if norm < 1e-6 or (together.numel() > 1 and together.std().item() < 1e-6 * norm):
-        raise Vacuous(f"outputs are near zero or constant: norm {norm:.1e}")
+        raise Vacuous(
+            f"outputs are near zero or constant (norm {norm:.1e}), so that nothing is proved. Use "
+            f"values with which they keep their scale: trained ones, or some forwards in train(), "
+            f"which set the statistics of batch norms."
+        )
     return Comparison(output_errors, gradient_errors, norm, exact)
 
 
