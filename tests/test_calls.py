@@ -596,3 +596,24 @@ def test_a_class_that_is_patched_afterwards(monkeypatch):
     _, tied, _, _ = tie()
     monkeypatch.setattr(Loop, "forward", lambda self, x: self.out(x))
     assert torch.equal(tied(x := inputs()), tied.out(x))
+
+
+class Stepping(Counting):
+    """Changes a buffer of its own at each run, as power iteration does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, weight):
+        self.steps += 1
+        return super().forward(weight) * self.steps
+
+
+def test_a_transform_that_changes_its_own_buffer():
+    transform = Stepping()
+    tied = fxtie.transform(Loop(), Rule("cell", "a", weight=transform))
+    transform.steps.zero_()
+    x = inputs().float()
+    tied(x), tied(x)
+    assert transform.steps == 2, "once a call"

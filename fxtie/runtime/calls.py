@@ -48,12 +48,13 @@ class _Call:
         sources = [derived.read(source) for source in derived.sources]
         if not all(map(self._is_known, derived.sources, sources)):
             return transform(*sources)
-        found = self._values.get(_key(transform, sources))
-        if found is not None:
+        key = _key(transform, sources)
+        if (found := self._values.get(key)) is not None:
             return found[0]
         value = transform(*sources)
         if derived.is_shared or value.requires_grad:
-            key = _key(transform, sources)  # now: a transform may change its own buffers
+            if isinstance(transform, nn.Module):  # which may have changed its own buffers
+                key = _key(transform, sources)
             self._values[key] = value, (sources, transform, *_state(transform))  # ids stay theirs
             self._known.add(id(value))
             if value.grad_fn is not None:
