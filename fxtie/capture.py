@@ -185,11 +185,11 @@ class _Capture:
         sources = {module for module in sources if type(module).__module__.startswith(of_torch)}
         parents = referrers(self.model)
         # What was tied before is captured again, as a part of the graphs that are made now.
-        to_targets = leading_to([self.model, *targets, *deriving(self.model)], parents)
+        tied_before = deriving(self.model)
+        to_targets = leading_to([self.model, *targets, *tied_before.values()], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
-        for name, module in self.model.named_modules():
-            if "_fxtie_derived" in module.__dict__:  # maybe of a part that was tied by itself
-                rename_derived(copies[module], name)
+        for name, module in tied_before.items():  # maybe in a part that was tied by itself
+            rename_derived(copies[module], name)
         self.on_path = {copies[module] for module in to_targets}
         for module in sources - to_targets.keys():
             become(copies[module], PathCopy)
@@ -328,7 +328,7 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
     report: Report = result.__dict__["_fxtie_report"]
     names = Names(model)
     owners = [slot.owner for name in report.targets if isinstance(slot := names.find(name), Slot)]
-    tied_before = deriving(model)
+    tied_before = deriving(model).values()
     copies = copy_paths(model, [*owners, *tied_before])
     for module in tied_before:
         become(copies[module], TiedModule)

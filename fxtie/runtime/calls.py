@@ -2,7 +2,7 @@
 
 In: reads of derived tensors, by a forward that has no graph and by the regions inside of it. Out:
 their values, computed at the first read and remembered until the call is over. Called by `tied.py`,
-`casting.py` and `region.py`, whose classes are for the modules that are called.
+`region.py` and `casting.py`.
 
 A graph derives each tensor once. A forward without one reads where it likes: a value is taken again
 only where computing it again would give the same, and differentiates the same.

@@ -212,9 +212,9 @@ def _is_computed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
-def deriving(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model whose tensors are derived already."""
-    return [module for module in model.modules() if "_fxtie_derived" in module.__dict__]
+def deriving(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model whose tensors are derived already, by name."""
+    return {name: m for name, m in model.named_modules() if "_fxtie_derived" in m.__dict__}
 
 
 def rename_derived(module: nn.Module, name: str) -> None:
