@@ -39,6 +39,7 @@ from fxtie.runtime.tied import (
     deriving,
     rename_derived,
 )
+from fxtie.tracing.listening import listening
 from fxtie.tracing.module_tracer import trace_module
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.watching import watching
@@ -132,6 +133,7 @@ class _Capture:
         self.used: set[int] = set()
         self.seen: set[nn.Module] = set()
 
+    @listening
     def run(self) -> nn.Module:
         root = self.copy()
         self.capture(root, "")

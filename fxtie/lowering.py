@@ -193,6 +193,3 @@ class _TransformTracer(Tracer):
         if isinstance(a, torch.Tensor | nn.Module):
             raise Stop("uses a tensor that is not one of its sources")
         return super().create_other_arg(a)
-
-    def call_module(self, m: nn.Module, *args: Any) -> Any:
-        raise Stop("calls a module")

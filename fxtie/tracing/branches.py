@@ -3,22 +3,15 @@
 In: a frame that branches on a traced value. Out: the side that does not raise, if the other side
 does nothing else. `if x.dim() != 4: raise ...` and `assert ...` have but one outcome in a run that
 succeeds, so a trace may go on there. In: a frame in which a value's type is looked at. Out: whether
-it does that itself. Called by `module_tracer.py` and `tracer.py`.
+it does that itself. In: a frame that iterates over a value. Out: whether it unpacks it. Called by
+`module_tracer.py` and `tracer.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import functools
-from collections.abc import Iterator
 from types import CodeType, FrameType
-from typing import Any
-
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-
-from fxtie.tracing.watching import patched
 
 _JUMPS = ("POP_JUMP_IF_", "POP_JUMP_FORWARD_IF_", "POP_JUMP_BACKWARD_IF_")
 _PURE = (
@@ -92,6 +85,15 @@ def asks_type(frame: FrameType) -> bool:
     return i > 0 and instructions[i - 1].argval in ("isinstance", "issubclass")
 
 
+def unpacked_length(frame: FrameType) -> int | None:
+    """Into how many names the frame unpacks (`a, b = x`) what it is iterating over, if it does."""
+    instructions, at = _instructions(frame.f_code)
+    i = at.get(frame.f_lasti)
+    if i is None or instructions[i].opname != "UNPACK_SEQUENCE":
+        return None
+    return instructions[i].arg
+
+
 def _only_raises(
     instructions: list[dis.Instruction], at: dict[int, int], start: int, other: int, direct: bool
 ) -> bool:
@@ -133,26 +135,3 @@ def _instructions(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]
     ]
     at = {instruction.offset: n for n, instruction in enumerate(instructions)}
     return instructions, at
-
-
-@contextlib.contextmanager
-def without_rank_checks() -> Iterator[None]:
-    """While it lasts, torch's own norms don't check ranks.
-
-    A trace drops these checks in any case; recording them first takes a tenth of its time.
-    """
-    with contextlib.ExitStack() as stack:
-        for owner in _RANK_CHECKED:
-            stack.enter_context(patched(owner, "_check_input_dim", _unchecked))
-        yield
-
-
-def _unchecked(module: nn.Module, input: Any) -> None:
-    pass
-
-
-_RANK_CHECKED = tuple(
-    cls
-    for cls in vars(nn).values()
-    if isinstance(cls, type) and issubclass(cls, _NormBase) and "_check_input_dim" in vars(cls)
-)

@@ -10,7 +10,6 @@ that can't be traced is rolled back to such a call, and told as kept.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -19,7 +18,7 @@ import operator
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from typing import Any, TypeVar
 
 import torch
@@ -30,9 +29,10 @@ from fxtie.report import Kept
 from fxtie.runtime import tied
 from fxtie.runtime.copied import user_class
 from fxtie.runtime.region import Variant
-from fxtie.tracing.branches import checked_outcome, without_rank_checks
+from fxtie.tracing.branches import checked_outcome
 from fxtie.tracing.concrete import ConcreteTensors
 from fxtie.tracing.inference import is_tensor
+from fxtie.tracing.listening import listening, record_imported_math
 from fxtie.tracing.reads import TensorReads
 from fxtie.tracing.side_effects import take_back, unchanged
 from fxtie.tracing.stops import Stop
@@ -42,6 +42,7 @@ from fxtie.tracing.watching import RandomNumbers, patched
 _T = TypeVar("_T", bound=Traced)
 
 
+@listening
 def trace_module(
     module: nn.Module, training: bool, opened: Set[nn.Module], borrowed: dict[str, nn.Module]
 ) -> ModuleTracer:
@@ -73,7 +74,7 @@ def _try(tracer: ModuleTracer, module: nn.Module) -> tuple[ModuleTracer, Stop | 
     """Let a tracer trace. Returns it, and what stopped it."""
     stop = None
     try:
-        with strictly(tracer), tracer.listening():
+        with strictly(tracer), patched(tied, "reader", tracer.reads.derive):
             tracer.trace(module)
     # The user's forward runs on proxies, which no code has to bear: whatever it raises means that
     # it can't be traced, and it is kept as it is. Faults of its own come up when it really runs.
@@ -126,8 +127,10 @@ class ModuleTracer(Tracer):
         self._entered: list[str] = []  # paths of modules, in the order of their calls
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Trace the root's forward, where modules are listened to (`listening.py`)."""
         if "forward" in root.__dict__:
             raise Stop("has a forward that was replaced on the instance")
+        self.root = root
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensor_names: dict[int, str] = {}
         for kind in ("_parameters", "_buffers"):
@@ -135,8 +138,13 @@ class ModuleTracer(Tracer):
                 for attr, tensor in owner.__dict__[kind].items():
                     if tensor is not None:
                         self._tensor_names.setdefault(id(tensor), join(path, attr))
+        self.graph = fx.Graph(tracer_cls=type(self))
+        forward = type(root).forward
+        record_imported_math(forward.__globals__)
+        forward, args = self.create_args_for_root(forward, True)
         with unchanged(root, may_draw=self.may_draw):
-            super().trace(root, concrete_args)
+            result = self.create_arg(forward(*args))
+            self.create_node("output", "output", (result,), {})
         self.raise_swallowed()
         self._erase_moot()
         self._concrete.erase_unused()
@@ -153,29 +161,19 @@ class ModuleTracer(Tracer):
         for name in self._constants:
             self.root.__dict__.pop(name, None)
 
+    @functools.cached_property
+    def tensor_attrs(self) -> dict[Any, str]:  # type: ignore[override]
+        """Names of tensors that are plain attributes of modules."""
+        return {
+            value: join(path, name)
+            for module, path in self.paths.items()
+            for name, value in module.__dict__.items()
+            if isinstance(value, torch.Tensor | torch.ScriptObject)
+        }
+
     @property
     def variant(self) -> Variant:
         return Variant(self.graph, self._defaults, frozenset(self._tensor_arguments))
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """While it lasts, reads of `training` flags and of derived tensors come here."""
-
-        def read_flag(module: nn.Module) -> Any:
-            if self.is_elsewhere() or not self.covers(module):
-                return module.__dict__["training"]
-            self.switches[module] = None
-            return self.training
-
-        def write_flag(module: nn.Module, value: bool) -> None:
-            module.__dict__["training"] = value
-
-        with (
-            patched(nn.Module, "training", property(read_flag, write_flag)),
-            patched(tied, "reader", self.reads.derive),
-            without_rank_checks(),
-        ):
-            yield
 
     # -- inputs ---------------------------------------------------------------------------------
 
@@ -211,9 +209,7 @@ class ModuleTracer(Tracer):
                 by_keyword[p.name] = value
             elif not is_optional:
                 given.append(value)
-        forward = functools.partial(root_fn, **by_keyword)
-        forward.__annotations__ = {}  # which older torch.fx reads
-        return forward, given
+        return functools.partial(root_fn, **by_keyword), given
 
     def assumed_type(self, proxy: Traced) -> type:
         def assume(argument: fx.Node) -> bool:
@@ -266,8 +262,12 @@ class ModuleTracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.opened or module_qualified_name in self.kept
 
+    def read_flag(self, module: nn.Module) -> bool:
+        self.switches[module] = None
+        return self.training
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.is_elsewhere() or not self.covers(m):
+        if not self.covers(m):
             return forward(*args, **kwargs)  # made in the forward itself: nn.Softmax(1)(x)
         name, stack = self.paths[m], self._stack
         if not self.is_leaf_module(m, name):
@@ -359,9 +359,7 @@ class ModuleTracer(Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         name = self._tensor_names.get(id(attr_val))
-        if name is None or self.is_elsewhere():
-            return attr_val
-        return self.reads.read(name, name, attr_val)
+        return attr_val if name is None else self.reads.read(name, name, attr_val)
 
     def record(
         self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: dict[str, Any]

@@ -20,9 +20,9 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from fxtie.tracing.branches import asks_type
+from fxtie.tracing.branches import asks_type, unpacked_length
 from fxtie.tracing.stops import Stop, is_machinery, location, user_frame
-from fxtie.tracing.watching import MATH, has_proxy, watching
+from fxtie.tracing.watching import has_proxy, watching
 
 
 class Traced(fx.Proxy):
@@ -42,6 +42,12 @@ class Traced(fx.Proxy):
             tracer.suspect(frame)
             return Traced
         return tracer.assumed_type(self)
+
+    # torch.fx's own disassembles the code anew each time.
+    def __iter__(self) -> Iterator[Any]:
+        tracer: Tracer = object.__getattribute__(self, "tracer")
+        length = unpacked_length(sys._getframe(1))
+        return tracer.iter(self) if length is None else iter([self[i] for i in range(length)])  # type: ignore[index]
 
     def __hash__(self) -> int:
         if is_machinery(sys._getframe(1).f_globals.get("__name__", "")):
@@ -95,8 +101,7 @@ class Tracer(fx.Tracer):
     """A call of compiled code with a traced value: its frame and instruction, and the `Stop`."""
 
     def __init__(self) -> None:
-        # `from math import sqrt` is seen to by torch.fx, `math.sqrt` by `watching`.
-        super().__init__(autowrap_modules=(), autowrap_functions=tuple(MATH.values()))  # type: ignore[arg-type]
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # see `listening.py`
         self.thread = threading.get_ident()
 
     def is_elsewhere(self) -> bool:
@@ -153,6 +158,10 @@ class Tracer(fx.Tracer):
         """Whether a module is part of what is traced: a write to it is a side effect."""
         return False
 
+    def read_flag(self, module: nn.Module) -> bool:
+        """The `training` flag of such a module."""
+        return module.__dict__["training"]  # type: ignore[no-any-return]
+
     def create_node(
         self,
         kind: str,
@@ -166,11 +175,11 @@ class Tracer(fx.Tracer):
             self.stop("hands a traced value to another thread")
         # Without what torch.fx notes here for tools of its own, at several times the cost; and in
         # arguments that are set afterwards it looks for no symbolic sizes, which a trace has not.
-        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        node = self.graph.create_node(kind, target, (), {}, name or _name_for(target), type_expr)
         if args:
-            node.args = args
+            _set_args(node, args)
         if kwargs:
-            node.kwargs = kwargs
+            _set_kwargs(node, kwargs)
         if self.suspected is not None:
             self.clear(sys._getframe(1))
         frame = user_frame(sys._getframe(1))
@@ -196,6 +205,16 @@ class Tracer(fx.Tracer):
         if isinstance(a, float):
             return float(a)  # numpy's float64 is one, and prints as what generated code can't read
         return super().create_arg(a)
+
+
+# Past `Node.__setattr__`, which looks after the tables of a graph that args don't stand in.
+_set_args, _set_kwargs = fx.Node.args.fset, fx.Node.kwargs.fset  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=4096)
+def _name_for(target: Any) -> str:
+    """What torch.fx names a node for."""
+    return fx.Graph()._target_to_str(target)
 
 
 CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})

@@ -95,7 +95,7 @@ def has_proxy(value: Any) -> bool:
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def record_or_call(*args: Any, **kwargs: Any) -> Any:
-        tracer = _tracer_here()
+        tracer = tracer_here()
         if tracer is None or not has_proxy(args):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
@@ -133,7 +133,7 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _tracer_here() -> Tracer | None:
+def tracer_here() -> Tracer | None:
     """The tracer at work, if it is this thread's code that it traces."""
     tracer = _tracers[-1] if _tracers else None
     return None if tracer is None or tracer.is_elsewhere() else tracer
@@ -141,7 +141,7 @@ def _tracer_here() -> Tracer | None:
 
 def _stopping(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
     def stop_or_call(*args: Any, **kwargs: Any) -> Any:
-        tracer = _tracer_here()
+        tracer = tracer_here()
         if tracer is None or tracer.looks_ahead:
             return original(*args, **kwargs)
         raise tracer.stop(reason)
@@ -153,14 +153,14 @@ _set_attribute, _delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
 
 
 def _write(module: nn.Module, name: str, value: Any) -> None:
-    tracer = _tracer_here()
+    tracer = tracer_here()
     if tracer is not None and tracer.covers(module):
         raise tracer.stop(f"writes to its module (self.{name})")
     _set_attribute(module, name, value)
 
 
 def _delete(module: nn.Module, name: str) -> None:
-    tracer = _tracer_here()
+    tracer = tracer_here()
     if tracer is not None and tracer.covers(module):
         raise tracer.stop(f"deletes from its module (self.{name})")
     _delete_attribute(module, name)
