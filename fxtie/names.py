@@ -188,8 +188,9 @@ class Names:
         """Parameters that go when the targets do: a Parameter that is held elsewhere stays."""
         holders: dict[int, set[SlotKey]] = {}
         for slot in self._slots.values():
-            parameter = slot.owner._parameters.get(slot.attr)
-            if parameter is not None:
+            parameters = slot.owner._parameters  # TorchScript's have no `get`
+            if slot.attr in parameters:
+                parameter = parameters[slot.attr]
                 holders.setdefault(id(parameter), set()).add(slot.key)
         dropped = {slot.key: slot for slot in targets}
         saved: dict[SlotKey, int] = {}

@@ -440,6 +440,32 @@ def test_models_that_are_compiled_already():
         fxtie.plan(scripted, RULE)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_parts_in_torchscript():
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.scripted(x * 2 if self.scripted.training else x)
+
+    model = model_with(forward, scripted=torch.jit.script(nn.Sequential(nn.Linear(4, 4))))
+    assert check(model).regions == 1
+    assert fxtie.plan(model, RULE).steps[0].saved == 16
+
+
+def test_unpacking():
+    def forward(self, x):
+        first, second = self.b(self.a(x)).chunk(2, -1)
+        (low, high), _ = first.aminmax(dim=-1), second
+        return low + high * second.sum(-1)
+
+    assert check(model_with(forward)).regions == 1
+
+
+@pytest.mark.parametrize("take", [list, lambda x: [*x], lambda x: (lambda a, *b: b)(*x)])
+def test_other_iteration_is_kept(take):
+    report = check(model_with(lambda self, x: torch.stack(list(take(self.b(self.a(x)))))))
+    assert [kept.reason for kept in report.kept] == ["iterates over a traced value"]
+
+
 def test_data_parallel_is_refused():
     with pytest.raises(fxtie.FxtieError, match="DistributedDataParallel"):
         fxtie.transform(Two(), RULE)._replicate_for_data_parallel()
