@@ -441,12 +441,13 @@ def test_models_that_are_compiled_already():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_parts_in_torchscript():
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 4))])
+def test_parts_in_torchscript(make):
     def forward(self, x):
         x = self.b(self.a(x))
         return self.scripted(x * 2 if self.scripted.training else x)
 
-    model = model_with(forward, scripted=torch.jit.script(nn.Sequential(nn.Linear(4, 4))))
+    model = model_with(forward, scripted=make(nn.Sequential(nn.Linear(4, 4))))
     assert check(model).regions == 1
     assert fxtie.plan(model, RULE).steps[0].saved == 16
 

@@ -135,7 +135,7 @@ class ModuleTracer(Tracer):
         self._tensor_names: dict[int, str] = {}
         for kind in ("_parameters", "_buffers"):
             for owner, path in self.paths.items():
-                for attr, tensor in owner.__dict__[kind].items():
+                for attr, tensor in getattr(owner, kind).items():
                     if tensor is not None:
                         self._tensor_names.setdefault(id(tensor), join(path, attr))
         self.graph = fx.Graph(tracer_cls=type(self))
