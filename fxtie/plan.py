@@ -294,13 +294,23 @@ class _Planner:
             general: filled with lowered transforms that are for tensors of any shape.
         """
         fakes = [source.fake(mode) for source in sources]
+        name, unknown = transform_name(tie.transform), None
         try:
             with mode:
                 result = tie.transform(*fakes)
         except DataDependentOutputException as error:
             # It branches on values, which fakes have not: its shape shows when it runs.
-            return Opaque(tie.transform, str(error)), None
-        fault = _misfit(transform_name(tie.transform), result, sources, target)
+            unknown = Opaque(tie.transform, str(error))
+        fault = None
+        if any(fake._version for fake in fakes):
+            fault = (
+                f"the transform {name} of <target> changes its source in place, at each use. Let "
+                f"it make a new tensor: w.clamp(0) instead of w.clamp_(0), w = w * 2 instead of "
+                f"w *= 2."
+            )
+        elif unknown is not None:
+            return unknown, None
+        fault = fault or _misfit(name, result, sources, target)
         if fault is not None:
             return Opaque(tie.transform, fault), fault
         key = (_hashable(tie.transform), len(sources))

@@ -167,6 +167,11 @@ def raising(w):
     raise ZeroDivisionError("no good")
 
 
+def augmented(w):
+    w *= 2
+    return w
+
+
 FAULTS = {
     "unknown source": (chain_net(), Rule("1", "zero"), "no source module 'zero'"),
     "unknown source tensor": (chain_net(), Tie("1.weight", "0.wieght"), "'0.weight'"),
@@ -191,6 +196,9 @@ FAULTS = {
     "dtype": (float64_target(), Rule("1", "0"), "Add .to(torch.float64)"),
     "raises": (chain_net(), Rule("1", "0", raising), "ZeroDivisionError: no good"),
     "no tensor": (chain_net(), Rule("1", "0", lambda w: 3.0), "returns float, not a tensor"),
+    "in place": (chain_net(), Rule("1", "0", lambda w: w.clamp_(0)), "w.clamp(0) instead of"),
+    "in place, of a view": (chain_net(), Rule("1", "0", lambda w: w.T.neg_()), "in place"),
+    "augmented assignment": (chain_net(), Rule("1", "0", augmented), "w = w * 2 instead of"),
     "hooks": (WithHook(), Rule("b", "a"), "module 'b' of the target 'b.weight' has hooks"),
     "tensor hooks": (WithHook(), Rule("c", "a"), "has tensor hooks"),
     "parametrized": (parametrized(), Rule("1", "0"), "'1.weight' is parametrized"),

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import functools
 import math
+import operator
 import pickle
 import random
 import threading
@@ -450,6 +451,20 @@ def test_parts_in_torchscript(make):
     model = model_with(forward, scripted=make(nn.Sequential(nn.Linear(4, 4))))
     assert check(model).regions == 1
     assert fxtie.plan(model, RULE).steps[0].saved == 16
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"])
+def test_augmented_assignment_changes_its_left_side(name):
+    augmented = getattr(operator, f"i{name}")
+
+    def forward(self, x):
+        x = self.b(self.a(x)).detach()
+        y, n = x, x.shape[0]
+        y = augmented(y, 2)
+        n += 1
+        return x.flip(0) * self.a.weight[0] * n + y
+
+    assert check(model_with(forward)).regions == 1
 
 
 def test_unpacking():

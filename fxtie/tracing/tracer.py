@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -54,6 +55,23 @@ class Traced(fx.Proxy):
             return object.__hash__(self)
         tracer: Tracer = object.__getattribute__(self, "tracer")
         raise tracer.stop(f"looks a traced value up ({self.node.name})")
+
+
+def _augmented(op: Callable[..., Any]) -> Callable[[Traced, Any], Any]:
+    def record(self: Traced, other: Any) -> Any:
+        tracer: Tracer = object.__getattribute__(self, "tracer")
+        return tracer.create_proxy("call_function", op, (self, other), {})
+
+    return record
+
+
+# torch.fx's proxies have none of these: it takes `x += 1`, which changes x, for `x = x + 1`.
+for _op in (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
+    *(operator.imod, operator.ipow, operator.imatmul),
+    *(operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+):
+    setattr(Traced, f"__{_op.__name__}__", _augmented(_op))
 
 
 class TracedTensor(Traced):
