@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from fxtie.batching import derive_together, merge_convs
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
 from fxtie.names import Names, Slot, join
@@ -51,6 +52,8 @@ def transform(
     *,
     compile: bool | dict[str, Any] = False,
     recompute: bool = False,
+    foreach: bool = False,
+    merge_convs: bool = False,
     strict: bool = False,
 ) -> Any:
     """Tie tensors of a model by rules, as a graph.
@@ -64,6 +67,13 @@ def transform(
             memory for more time. For eager training: a compiled model decides by itself, and
             `torch.func.grad` doesn't go through it. Left out are derivations by modules and by
             random numbers, and forwards that were kept.
+        foreach: compute derived tensors by one `torch._foreach_*` op where the transforms are alike
+            and pointwise: fewer launches on a GPU, and less to do for many small tensors. They are
+            computed at the start of the forward, and all live from there on. The values are the
+            same on a CPU, and equal up to rounding elsewhere.
+        merge_convs: do convolutions that read one input, if they are of one geometry and some of
+            their filters are derived, by one convolution with all filters. For banks of derived
+            filters at a small batch. Outputs are equal up to rounding.
         strict: raise where a forward can't be captured, instead of keeping it as it is. A program
             is captured already.
 
@@ -98,7 +108,7 @@ def transform(
         >>> torch.testing.assert_close(tied(x), expected)
     """
     if isinstance(model, ExportedProgram):
-        if compile or recompute:
+        if compile or recompute or foreach or merge_convs:
             raise FxtieError(
                 "A program is neither compiled nor run here. Compile what its module() returns."
             )
@@ -107,7 +117,7 @@ def transform(
         return tie_exported(model, rules)
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
-        capture = _Capture(model, checked, recompute)
+        capture = _Capture(model, checked, _Options(recompute, foreach, merge_convs))
         if checked is rules:
             capture.check_plan()
         result = capture.run()
@@ -120,18 +130,40 @@ def transform(
     return result
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What is done to each graph, as `transform` says."""
+
+    recompute: bool
+    foreach: bool
+    merge_convs: bool
+
+    def apply(self, graph: fx.Graph, root: nn.Module) -> int:
+        """Rewrite the graph of a region. Returns how many of its ops are batched now."""
+        batched = 0
+        if self.recompute:
+            remember_derived(graph)
+        if self.foreach:
+            batched += derive_together(graph, root)
+        if self.merge_convs:
+            batched += merge_convs(graph, root)
+        share_casts(graph)
+        return batched
+
+
 class _Capture:
     """One run of the pass."""
 
-    def __init__(self, model: nn.Module, plan: Plan, recompute: bool) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, options: _Options) -> None:
         self.plan = plan
-        self.recompute = recompute
+        self.options = options
         self.model = model
         self.names = Names(model)
         self.kept: dict[str, Kept] = {}
         self.regions: list[str] = []
         self.used: set[int] = set()
         self.seen: set[nn.Module] = set()
+        self.batched = 0
 
     @listening
     def run(self) -> nn.Module:
@@ -139,7 +171,11 @@ class _Capture:
         self.capture(root, "")
         unused = [] if self.kept else [d.name for d in self.derived if id(d) not in self.used]
         root.__dict__["_fxtie_report"] = Report(
-            self.plan, tuple(self.regions), tuple(self.kept.values()), tuple(unused)
+            self.plan,
+            tuple(self.regions),
+            tuple(self.kept.values()),
+            tuple(unused),
+            self.batched,
         )
         return root
 
@@ -188,12 +224,13 @@ class _Capture:
         parents = referrers(self.model)
         # What was tied before is captured again, as a part of the graphs that are made now.
         tied_before = deriving(self.model)
-        to_targets = leading_to([self.model, *targets, *tied_before.values()], parents)
+        opened = [*targets, *tied_before.values(), *(sources if self.options.merge_convs else ())]
+        to_targets = leading_to([self.model, *opened], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
         for name, module in tied_before.items():  # maybe in a part that was tied by itself
             rename_derived(copies[module], name)
         self.on_path = {copies[module] for module in to_targets}
-        for module in sources - to_targets.keys():
+        for module in sources:
             become(copies[module], PathCopy)
         return copies
 
@@ -284,10 +321,8 @@ class _Capture:
             evaluate = trace_module(module, False, self.on_path, borrowed)
             if same_graph(train.graph, evaluate.graph):
                 evaluate = train
-        for tracer in {train, evaluate}:
-            if self.recompute:
-                remember_derived(tracer.graph)
-            share_casts(tracer.graph)
+        batched = [self.options.apply(tracer.graph, module) for tracer in {train, evaluate}]
+        self.batched += max(batched)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant}
         variants[False] = variants[True] if evaluate is train else evaluate.variant
@@ -303,7 +338,7 @@ class _Capture:
         assert isinstance(module, Region)
         try:
             module._fxtie_capture(
-                variants, switches, arguments, borrowed, (module, *inlined), self.recompute
+                variants, switches, arguments, borrowed, (module, *inlined), self.options.recompute
             )
         # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
         except SyntaxError as error:

@@ -69,6 +69,8 @@ class Report(Paged):
         region_names: modules whose forward was captured as a graph; the root's name is empty.
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
+        batched: derivations and convolutions that are computed together with others, as `foreach`
+            and `merge_convs` ask for.
         distances: after a checkpoint of the untied model was loaded, how far its tensors were from
             the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
     """
@@ -77,6 +79,7 @@ class Report(Paged):
     region_names: tuple[str, ...]
     kept: tuple[Kept, ...]
     unused: tuple[str, ...] = ()
+    batched: int = 0
     distances: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -116,6 +119,8 @@ class Report(Paged):
         ]
         if self.unused:
             parts.append(f"{len(self.unused)} unused")
+        if self.batched:
+            parts.append(f"{self.batched} batched")
         return ", ".join(parts)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -138,8 +143,9 @@ class Report(Paged):
         """Plain data, ready for JSON.
 
         Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
-        list; each has `name`, `type`, `reason`, `file` and `line`), and `distances` (of a loaded
-        untied checkpoint's tensors from their derived values, relative, by name).
+        list; each has `name`, `type`, `reason`, `file` and `line`), `batched` (a number), and
+        `distances` (of a loaded untied checkpoint's tensors from their derived values, relative, by
+        name).
         """
         return {
             **self.plan.to_dict(),
@@ -147,6 +153,7 @@ class Report(Paged):
             "regions": list(self.region_names),
             "kept": [asdict(kept) for kept in self.kept],
             "unused": list(self.unused),
+            "batched": self.batched,
             "distances": dict(self.distances),
         }
 

@@ -81,6 +81,7 @@ class TensorReads:
         self._derived.clear()
 
     def _value(self, node: fx.Node, shape: torch.Size) -> Traced:
+        node.meta["shape"] = shape
         return self.tracer.follow(TracedTensor(node, self.tracer, shape))
 
     def _source(self, source: Source, stored: bool) -> Any:

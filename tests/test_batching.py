@@ -1,0 +1,259 @@
+"""Derivations and convolutions that are computed together, and those that must not be."""
+
+import copy
+import functools
+import operator
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import assert_tied_equals_oracle
+from torch import nn
+
+import fxtie
+from fxtie import Rule
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def flips(count, **tensors):
+    return [
+        Rule(f"c.{i}", "c.0", weight=functools.partial(flip, i), **tensors) for i in range(1, count)
+    ]
+
+
+def flip(i, weight):
+    return weight.flip(-1) * i
+
+
+class Bank(nn.Module):
+    """Convolutions of one input, whose forward a test may set."""
+
+    def __init__(self, convs, between=None):
+        super().__init__()
+        self.c = nn.ModuleList(convs)
+        self.between = between
+
+    def forward(self, x):
+        outputs = []
+        for conv in self.c:
+            outputs.append(conv(x))
+            if self.between is not None:
+                outputs.append(self.between(x, outputs[-1]))
+        return tuple(outputs)
+
+
+def check(model, rules, x, *, exact=False, **options):
+    """Tie, compare with the oracle in double precision. Returns the tied model."""
+    model, x = model.double(), x.double()
+    plan = fxtie.plan(model, rules)
+    tied = fxtie.transform(model, plan, **options)
+    for train in (True, False):
+        assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=train, exact=exact)
+    fxtie.verify(model, tied, x)
+    with torch.no_grad(), fxtie.derive_once(tied):
+        torch.testing.assert_close(tied(x), fxtie.materialize(tied)(x))
+    for same in (copy.deepcopy(tied), pickle.loads(pickle.dumps(tied))):
+        torch.testing.assert_close(same(x), tied(x), rtol=0, atol=0)
+    return tied
+
+
+def calls(tied, *targets):
+    return sum(node.target in targets for node in tied.graph.nodes)
+
+
+# --- Convolutions -----------------------------------------------------------------------------
+
+
+@given(
+    dims=st.integers(1, 3),
+    count=st.integers(2, 4),
+    channels=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, "valid"]),
+    bias=st.booleans(),
+    is_batched=st.booleans(),
+)
+def test_siblings_are_one(dims, count, channels, kernel, stride, padding, bias, is_batched):
+    def make():
+        return CONVS[dims](*channels, kernel, stride=stride, padding=padding, bias=bias)
+
+    model = Bank([make() for _ in range(count)])
+    x = torch.randn(*[2] * is_batched, channels[0], *[5] * dims)
+    tied = check(model, flips(count), x, merge_convs=True)
+    assert calls(tied, FUNCTIONS[dims]) == 1
+    assert fxtie.report(tied).batched == count
+    assert fxtie.report(tied).summary().endswith(f"{count} batched")
+
+
+def test_only_what_is_alike():
+    convs = [nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3, stride=2)]
+    convs += [nn.Conv2d(2, 3, 3, bias=False), nn.Conv2d(2, 3, 3, bias=False), nn.Conv2d(2, 3, 1)]
+    rules = [Rule(f"c.{i}", "c.0", weight=torch.square) for i in (1, 2, 3, 4)]
+    tied = check(Bank(convs), rules, torch.randn(2, 2, 6, 6), merge_convs=True)
+    assert fxtie.report(tied).batched == 4
+    assert calls(tied, F.conv2d) == 3
+    assert calls(tied, "c.5") == 1
+
+
+def test_grouped_ones_are_left_alone():
+    convs = [nn.Conv2d(2, 4, 3, groups=2) for _ in range(3)]
+    tied = check(Bank(convs), flips(3), torch.randn(2, 2, 6, 6), exact=True, merge_convs=True)
+    assert fxtie.report(tied).batched == 0
+
+
+WRITES = {
+    "method": lambda x, y: x.mul_(2),
+    "operator": lambda x, y: operator.imul(x, 2),
+    "flag": lambda x, y: F.relu(x, inplace=True),
+    "positional flag": lambda x, y: F.relu(x, True),
+    "out": lambda x, y: torch.exp(x, out=x),
+    "layer": nn.ReLU(inplace=True),
+    "view": lambda x, y: x.view(-1).mul_(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("is_made", [True, False])
+def test_writes_to_the_input_come_between(write, is_made):
+    def between(x, y):
+        return WRITES[write](x) if write == "layer" else WRITES[write](x, y)
+
+    class Writing(Bank):
+        def forward(self, x):
+            return super().forward(x * 2 if is_made else x)
+
+    model = Writing([nn.Conv2d(2, 3, 3) for _ in range(2)], between).double().eval()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.double)
+    tied = fxtie.transform(model, flips(2), merge_convs=True)
+    with torch.no_grad():
+        expected, found = (m(x.clone()) for m in (fxtie.transform(model, flips(2)), tied))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert calls(tied, F.conv2d) == 2
+
+
+class Doubling(nn.Module):
+    def forward(self, x, y):
+        return x.mul_(2)
+
+
+def test_modules_of_others_come_between():
+    model = Bank([nn.Conv2d(2, 3, 3) for _ in range(2)], Doubling()).double().eval()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.double)
+    tied = fxtie.transform(model, flips(2), merge_convs=True)
+    with torch.no_grad():
+        expected, found = (m(x.clone()) for m in (fxtie.transform(model, flips(2)), tied))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+class Branches(nn.Module):
+    """As in Inception: what follows a convolution works in place, on memory of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.c = nn.ModuleList(nn.Conv2d(4, 4, 3, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        branches = zip(self.c, self.norms, strict=True)
+        return torch.cat([F.relu(norm(conv(x)), inplace=True) for conv, norm in branches], 1)
+
+
+@pytest.mark.parametrize("norms", [[], [Rule("norms.2", "norms.1")]])
+def test_branches_that_work_in_place(norms):
+    tied = check(Branches(), [*flips(3), *norms], torch.randn(2, 2, 6, 6), merge_convs=True)
+    assert fxtie.report(tied).batched == 3
+
+
+def test_sources_that_are_written_stay_in_place():
+    class Clamped(Bank):
+        def forward(self, x):
+            first = self.c[0](x)
+            self.c[0].weight.data.mul_(2)
+            return first, self.c[1](x)
+
+    model = Clamped([nn.Conv2d(2, 3, 3) for _ in range(2)]).double()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.double)
+    results = [
+        fxtie.transform(copy.deepcopy(model), flips(2), **options)(x)
+        for options in ({}, {"merge_convs": True}, {"foreach": True})
+    ]
+    torch.testing.assert_close(results[1:], results[:1] * 2, rtol=0, atol=0)
+
+
+def test_merged_compiled():
+    torch.compiler.reset()
+    model = Bank([nn.Conv2d(2, 3, 3) for _ in range(3)])
+    tied = fxtie.transform(model, flips(3), merge_convs=True)
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(torch.compile(tied, fullgraph=True)(x), tied(x))
+
+
+# --- Derivations ------------------------------------------------------------------------------
+
+
+def linears(count, *, bias=True):
+    return nn.Sequential(*(nn.Linear(3, 3, bias=bias) for _ in range(count)))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    "transform", [torch.sin, torch.square, lambda w: w.neg(), lambda w: w * 0.5, lambda w: w**3]
+)
+def test_alike_derivations_are_one(transform, recompute):
+    rules = [Rule(str(i), str(i % 2), weight=transform) for i in range(2, 6)]
+    model, x = linears(6), torch.randn(4, 3)
+    tied = check(model, rules, x, exact=True, foreach=True, recompute=recompute)
+    names = [getattr(node.target, "__name__", "") for node in tied.graph.nodes]
+    assert sum(name.startswith("_foreach") for name in names) == 1
+    assert fxtie.report(tied).batched == 2
+
+
+def test_by_depth():
+    rules = [Rule(str(i), str(i - 1), weight=torch.sin, bias=torch.sin) for i in range(1, 5)]
+    tied = check(linears(5), rules, torch.randn(4, 3), exact=True, foreach=True)
+    assert calls(tied, torch._foreach_sin) == 4
+    assert calls(tied, torch.sin) == 0
+
+
+def test_scaled_views():
+    rules = [Rule(str(i), "0", weight=functools.partial(flip, 2)) for i in (1, 2)]
+    rules += [Rule("3", "0", weight=lambda w: w.T * 2), Rule("4", "0", weight=lambda w: w * 3)]
+    tied = check(linears(5, bias=False), rules, torch.randn(4, 3), exact=True, foreach=True)
+    assert calls(tied, torch._foreach_mul) == 1
+
+
+def test_statistics_are_not_moved():
+    """Running statistics change in the forward: what is derived of them depends on the place."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    rules = [fxtie.Tie(f"{i}.running_var", ("0.running_var",), lambda v: v * 2) for i in (2, 3)] + [
+        fxtie.Tie(f"{i}.running_mean", ("0.running_mean",), lambda v: v * 2) for i in (2, 3)
+    ]
+    x = torch.randn(8, 3)
+    results = []
+    for options in ({}, {"foreach": True}):
+        tied = fxtie.transform(copy.deepcopy(model), rules, **options)
+        tied.train()
+        tied(x)
+        results.append((tied(x), tied.eval()(x)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_nothing_to_batch():
+    model, rule = linears(2), Rule("1", "0", weight=torch.sin)
+    tied = fxtie.transform(model, rule, foreach=True)
+    assert tied.code == fxtie.transform(model, rule).code
+    assert fxtie.report(tied).batched == 0
+
+
+def test_programs_take_no_options():
+    program = torch.export.export(linears(2), (torch.randn(1, 3),))
+    with pytest.raises(fxtie.FxtieError, match="neither compiled nor run"):
+        fxtie.transform(program, Rule("1", "0"), foreach=True)
