@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fxtie.graphs import changed_in_place, name_of_op, repeats
 from fxtie.runtime.copied import user_class
 
 # --- Derivations ------------------------------------------------------------------------------
@@ -30,19 +31,15 @@ _POINTWISE = frozenset(
 )
 
 
-def derive_together(graph: fx.Graph, root: nn.Module) -> int:
+def derive_together(graph: fx.Graph) -> int:
     """Compute derived tensors by one `torch._foreach_*` op where their transforms are alike.
 
     These derivations move to the start of the graph, so that their results live from there on.
 
-    Args:
-        graph: of a region.
-        root: the module whose attributes it reads.
-
     Returns:
         How many were put together with others.
     """
-    depths = _depths(graph, root)
+    depths = _depths(graph)
     alike: dict[Any, list[fx.Node]] = {}
     for node, depth in depths.items():
         if (op := _foreach_op(node)) is not None:
@@ -62,7 +59,7 @@ def derive_together(graph: fx.Graph, root: nn.Module) -> int:
 
 def _foreach_op(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
     """The op for lists that computes this node, and its arguments beside the list."""
-    name, (first, *rest) = _name(node), node.args or (None,)
+    name, (first, *rest) = name_of_op(node), node.args or (None,)
     if name == "square":
         name, rest = "pow", [2]  # as torch computes it
     if name not in _POINTWISE or node.kwargs or not isinstance(first, fx.Node):
@@ -90,7 +87,7 @@ def merge_convs(graph: fx.Graph, root: nn.Module) -> int:
     Returns:
         How many were put together with others.
     """
-    depths = _depths(graph, root)
+    depths = _depths(graph)
     groups: list[list[fx.Node]] = []
     ready: dict[Any, list[fx.Node]] = {}  # to be joined
     for node in graph.nodes:
@@ -165,33 +162,32 @@ def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:
 # --- What may be moved ------------------------------------------------------------------------
 
 
-def _depths(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
+def _depths(graph: fx.Graph) -> dict[fx.Node, int]:
     """Stored tensors and derived ones that give the same wherever they are read.
 
     By node, with the number of derivations behind it.
     """
+    changing = {n.meta.get("tie") for n in graph.nodes if changed_in_place(n) is not None}
     depths: dict[fx.Node, int] = {}
     for node in graph.nodes:
+        tie = node.meta.get("tie")
         if node.op == "get_attr" and "shape" in node.meta:
             if all("tie" in user.meta or user.target in _READERS for user in node.users):
                 depths[node] = 0
-        elif "tie" in node.meta and depths.keys() >= set(node.all_input_nodes):
-            if any(node in _changed(user, root) for user in node.users):
+        elif tie is not None and depths.keys() >= set(node.all_input_nodes):
+            is_changed = any(changed_in_place(user) is node for user in node.users)
+            if tie in changing or is_changed or not repeats(node):
                 continue
             depths[node] = 1 + max(map(depths.__getitem__, node.all_input_nodes), default=0)
     return depths
 
 
 _READERS = frozenset({*_CONVOLUTIONS, F.linear})
-_IN_PLACE = frozenset(
-    {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand"}
-    | {"ior", "ixor", "ilshift", "irshift", "iconcat"}
-)
 
 
 def _changed(node: fx.Node, root: nn.Module) -> Sequence[Any]:
     """The nodes whose values an op may change; the op itself, if these are unknown."""
-    if "tie" in node.meta or node.op in ("placeholder", "get_attr", "output"):
+    if "tie" in node.meta:
         return ()
     if node.op == "call_module":
         layers = [*root.get_submodule(str(node.target)).modules()]
@@ -202,14 +198,8 @@ def _changed(node: fx.Node, root: nn.Module) -> Sequence[Any]:
         package = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
         if package not in ("torch", "_operator", "builtins", "math"):
             return (node,)
-        code = getattr(node.target, "__code__", None)
-        flags = (*node.args[1:], node.kwargs.get("inplace"))
-        if code is not None and "inplace" in code.co_varnames and any(f is True for f in flags):
-            return node.args[:1]
-    name = _name(node)
-    if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
-        return node.args[:1]
-    return [value for value in [node.kwargs.get("out")] if value is not None]
+    changed = changed_in_place(node)
+    return () if changed is None else (changed,)
 
 
 def _is_apart(changed: fx.Node, other: fx.Node, root: nn.Module) -> bool:
@@ -232,10 +222,6 @@ _ALLOCATING = frozenset({*_READERS, F.batch_norm, torch.cat, operator.add, opera
 
 
 # --- Graphs -----------------------------------------------------------------------------------
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
 
 
 def _with_inputs(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -144,7 +144,7 @@ class _Options:
         if self.recompute:
             remember_derived(graph)
         if self.foreach:
-            batched += derive_together(graph, root)
+            batched += derive_together(graph)
         if self.merge_convs:
             batched += merge_convs(graph, root)
         share_casts(graph)

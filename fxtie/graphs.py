@@ -1,10 +1,12 @@
-"""Small tools on `torch.fx.Graph`: as records for pickling and copying, comparing.
+"""Small tools on `torch.fx.Graph`: as records for pickling and copying, comparing, in-place ops.
 
-In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `runtime/`, `export/`.
+In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `batching.py`,
+`runtime/`, `export/`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,3 +83,48 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     return type(a) is type(b) and bool(a == b)
+
+
+def name_of_op(node: fx.Node) -> str:
+    """The name of the method or function that a node calls."""
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+
+
+def changed_in_place(node: fx.Node) -> Any:
+    """The argument that an op of torch's or Python's changes in place; None for most ops."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = name_of_op(node)
+    code = getattr(node.target, "__code__", None)
+    may_be_told_to = code is not None and "inplace" in code.co_varnames
+    if (
+        name in _IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+        or node.kwargs.get("inplace")
+        or (may_be_told_to and any(flag is True for flag in node.args[1:]))
+    ):
+        return node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return node.kwargs.get("out")
+
+
+_AUGMENTED = frozenset(
+    {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "concat"}
+    | {"and", "or", "xor", "lshift", "rshift"}
+)
+_IN_PLACE = frozenset(
+    {"setitem", "__setitem__"}
+    | {f"i{name}" for name in _AUGMENTED}
+    | {f"__i{name}__" for name in _AUGMENTED}
+)
+
+
+def repeats(node: fx.Node) -> bool:
+    """Whether an op gives the same when it runs again. Modules may not: of dropout, say."""
+    if node.op == "call_method":
+        return not _RANDOM.search(str(node.target))
+    module = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    is_known = node.op == "call_function" and module in ("torch", "_operator", "builtins", "math")
+    return is_known and not _RANDOM.search(name_of_op(node))
+
+
+_RANDOM = re.compile("rand|drop|normal_|uniform_|bernoulli|poisson|multinomial|rrelu|gumbel")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
-from fxtie.graphs import graph_from_records, graph_to_records
+from fxtie.graphs import changed_in_place, graph_from_records, graph_to_records
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.tracer import Traced, TracedTensor, Tracer, strictly
 from fxtie.tracing.watching import without_random_numbers
@@ -161,7 +162,12 @@ class _TransformTracer(Tracer):
             proxies.append(TracedTensor(node, self, source.shape))
         result = transform(*proxies)
         self.raise_swallowed()
-        self.create_node("output", "output", (self.create_arg(result),), {})
+        returned = self.create_arg(result)
+        # Where it is inlined, readers of the result come right after the node that makes it.
+        last = itertools.takewhile(lambda node: node is not returned, reversed(self.graph.nodes))
+        if any(changed_in_place(node) is not None for node in last):
+            raise Stop("changes in place what it returns")
+        self.create_node("output", "output", (returned,), {})
         return self.graph
 
     def proxy(self, node: fx.Node) -> Traced:

@@ -246,6 +246,16 @@ def test_statistics_are_not_moved():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+def test_random_ones_stay_in_order():
+    rules = [Rule(str(i), "0", weight=lambda w: (w + torch.rand_like(w)) * 2) for i in (1, 2)]
+    model, x, results = linears(3), torch.randn(4, 3), []
+    for options in ({}, {"foreach": True}):
+        tied = fxtie.transform(model, rules, **options)
+        torch.manual_seed(0)
+        results.append(tied(x))
+    assert torch.equal(*results)
+
+
 def test_nothing_to_batch():
     model, rule = linears(2), Rule("1", "0", weight=torch.sin)
     tied = fxtie.transform(model, rule, foreach=True)

@@ -467,6 +467,45 @@ def test_augmented_assignment_changes_its_left_side(name):
     assert check(model_with(forward)).regions == 1
 
 
+def test_items_are_set():
+    def forward(self, x):
+        x = self.b(self.a(x)) * 1
+        y = x
+        x[:, 0] = 0
+        x[1:, 1:] += y[:-1, :-1] * 2
+        return y * self.a.weight[0]
+
+    assert check(model_with(forward)).regions == 1
+
+
+def masked(w):
+    w = w.clone()
+    w[0] = 0
+    return w
+
+
+def scaled_after_a_change(w):
+    changed = w.sin()
+    row = changed[1]
+    row *= 3
+    changed[0] = 1
+    return changed * 2
+
+
+@pytest.mark.parametrize("transform", [masked, scaled_after_a_change])
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"foreach": True}])
+def test_transforms_that_work_in_place(transform, options):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    plan = fxtie.plan(model, [Rule(str(i), str(i % 2), weight=transform) for i in (2, 3)])
+    tied = fxtie.transform(model, plan, **options)
+    x = torch.randn(3, 4)
+    assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tied(x), fxtie.materialize(tied)(x))
+    with torch.no_grad(), fxtie.derive_once(tied):
+        assert torch.equal(tied(x), fxtie.materialize(tied)(x))
+
+
 def test_unpacking():
     def forward(self, x):
         first, second = self.b(self.a(x)).chunk(2, -1)

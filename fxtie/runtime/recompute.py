@@ -12,7 +12,6 @@ torch.compile needs none of this: it decides by itself what to compute again.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import torch
 from torch import fx
 from torch.autograd.graph import saved_tensors_hooks
 
-from fxtie.graphs import map_arg
+from fxtie.graphs import changed_in_place, map_arg, repeats
 from fxtie.lowering import Lowered
 
 
@@ -47,6 +46,9 @@ def remember_derived(graph: fx.Graph) -> None:
 def _subgraph(result: fx.Node) -> tuple[Lowered, list[fx.Node]] | None:
     """The ops that compute a derived tensor, and the nodes that they start from."""
     name = result.meta["tie"]
+    of_tie = (node for node in result.graph.nodes if node.meta.get("tie") == name)
+    if any(changed_in_place(node) is not None for node in of_tie):
+        return None
     steps: dict[fx.Node, None] = {}
     sources: dict[fx.Node, None] = {}
     pending = [result]
@@ -54,7 +56,7 @@ def _subgraph(result: fx.Node) -> tuple[Lowered, list[fx.Node]] | None:
         node = pending.pop()
         if node.meta.get("tie") != name:
             sources[node] = None
-        elif not _repeats(node):
+        elif not repeats(node):
             return None
         elif node not in steps:
             steps[node] = None
@@ -67,18 +69,6 @@ def _subgraph(result: fx.Node) -> tuple[Lowered, list[fx.Node]] | None:
             env[node] = graph.create_node(node.op, node.target, args, kwargs)
     graph.output(env[result])
     return Lowered(graph, name), list(sources)
-
-
-def _repeats(node: fx.Node) -> bool:
-    """Whether an op gives the same when it runs again. Modules may not: of dropout, say."""
-    if node.op == "call_method":
-        return not _RANDOM.search(str(node.target))
-    module = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    is_known = node.op == "call_function" and module in ("torch", "_operator", "builtins", "math")
-    return is_known and not _RANDOM.search(getattr(node.target, "__name__", ""))
-
-
-_RANDOM = re.compile("rand|drop|normal_|uniform_|bernoulli|poisson|multinomial|rrelu|gumbel|_$")
 
 
 class Remember:

@@ -50,6 +50,10 @@ class Traced(fx.Proxy):
         length = unpacked_length(sys._getframe(1))
         return tracer.iter(self) if length is None else iter([self[i] for i in range(length)])  # type: ignore[index]
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        tracer: Tracer = object.__getattribute__(self, "tracer")
+        tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __hash__(self) -> int:
         if is_machinery(sys._getframe(1).f_globals.get("__name__", "")):
             return object.__hash__(self)
