@@ -32,11 +32,12 @@ from speed_jax import equinox  # noqa: E402
 from speed_models import Options  # noqa: E402
 from speed_pass import compile_time, growth, imports, passes  # noqa: E402
 from speed_report import table, write_docs  # noqa: E402
+from speed_ways import ways  # noqa: E402
 
 BENCHMARKS = {
     function.__name__: function
     for function in (
-        *(train, inference, compiled, equinox, micro_batches, memory),
+        *(train, inference, compiled, equinox, micro_batches, memory, ways),
         *(passes, growth, compile_time, imports),
     )
 }

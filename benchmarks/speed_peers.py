@@ -92,8 +92,8 @@ def derivations(workload: Workload) -> Callable[[], None]:
     return derive
 
 
-def tied(workload: Workload, recompute: bool = False) -> nn.Module:
-    return fxtie.transform(copy.deepcopy(workload.model), workload.rules, recompute=recompute)
+def tied(workload: Workload, **options: Any) -> nn.Module:
+    return fxtie.transform(copy.deepcopy(workload.model), workload.rules, **options)
 
 
 # -- by hand ------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import instructions
 import torch
 from measure import Figure
+from speed_ways import WAY
 from tabulate import tabulate
 
 INTRODUCTION = """# Speed
@@ -40,6 +42,14 @@ WORKLOADS = """## What is run
 * **100 targets**: Linears of width 32; each derives from the first by a roll of its own, so that no
   two derivations are equal.
 * **chain of 50**: Linears of width 32; each derives from the one before it by `torch.sin`.
+* **bank of 8**: 3 x 3 convs of 16 channels that read one 32 x 32 image: one, rotated and mirrored.
+* **100 pairs**: Linears of width 32; each second one is the negative of the one before it.
+"""
+
+WAYS = """## What makes it fast
+
+Each alone: the same tied model with it and without. The first three are always done, the others on
+request (arguments of `fxtie.transform`): they cost more than they save where they don't fit.
 """
 
 REMARKS = """## Remarks
@@ -129,7 +139,12 @@ COMPARED = ("train step, eager", "inference, eager", "train step, compiled")
 def write_docs(figures: Sequence[Figure], folder: Path) -> None:
     """`speed.md`, with `speed.png` beside it."""
     goals = [figure for figure in figures if figure.goal is not None]
-    rest = [f for f in figures if f.goal is None and f.what not in COMPARED]
+    ways = [replace(f, what=f.what.removeprefix(WAY)) for f in figures if f.what.startswith(WAY)]
+    rest = [
+        f
+        for f in figures
+        if f.goal is None and f.what not in COMPARED and not f.what.startswith(WAY)
+    ]
     met = sum(figure.met is True for figure in goals)
     parts = [
         INTRODUCTION,
@@ -140,6 +155,8 @@ def write_docs(figures: Sequence[Figure], folder: Path) -> None:
         PEERS,
         *(peers(figures, what) + "\n" for what in COMPARED),
         "![Ratios to the untied model](speed.png)\n",
+        WAYS,
+        table(ways, "github") + "\n",
         "## Everything else\n",
         table(rest, "github") + "\n",
         REMARKS,
