@@ -62,6 +62,9 @@ def _is_traceable(model: nn.Module) -> bool:
     return True
 
 
+BY_SIZE = "time of transform, by size"
+
+
 class Scales(nn.Module):
     """A forward that reads many parameters itself, which stock tracing looks up one by one."""
 
@@ -98,6 +101,9 @@ def growth(options: Options) -> Figures:
         yield Figure("growth of transform", label, "fxtie", "", ratio, 11.0)
         longest = Ratio.of(times.rounds[str(sizes[-1])])
         yield Figure("longest transform", label, "fxtie", "", longest, 60.0, unit="s")
+        for n in sizes:
+            took = Ratio.of(times.rounds[str(n)])
+            yield Figure(BY_SIZE, f"{n:,} {case}", "fxtie", "", took, unit="s")
         slope = _slope({n: times.seconds(str(n)) for n in sizes})
         yield Figure("exponent of growth", label, "fxtie", "", Ratio.of([slope]))
 

@@ -1,6 +1,6 @@
 """Figures as tables and plots.
 
-In: `Figure`s. Out: text, `docs/speed.md`, `docs/speed.png`. Called by `speed.py`.
+In: `Figure`s. Out: text, `docs/speed.md` and its plots. Called by `speed.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import instructions
 import torch
 from measure import Figure
+from speed_pass import BY_SIZE
 from speed_ways import WAY
 from tabulate import tabulate
 
@@ -137,7 +139,7 @@ COMPARED = ("train step, eager", "inference, eager", "train step, compiled")
 
 
 def write_docs(figures: Sequence[Figure], folder: Path) -> None:
-    """`speed.md`, with `speed.png` beside it."""
+    """`speed.md`, with `speed.png` and `growth.png` beside it."""
     goals = [figure for figure in figures if figure.goal is not None]
     ways = [replace(f, what=f.what.removeprefix(WAY)) for f in figures if f.what.startswith(WAY)]
     rest = [
@@ -159,6 +161,7 @@ def write_docs(figures: Sequence[Figure], folder: Path) -> None:
         table(ways, "github") + "\n",
         "## Everything else\n",
         table(rest, "github") + "\n",
+        "![Growth of transform](growth.png)\n",
         REMARKS,
         WORKLOADS,
         INSTRUCTIONS,
@@ -172,15 +175,12 @@ def write_docs(figures: Sequence[Figure], folder: Path) -> None:
     ]
     folder.joinpath("speed.md").write_text("\n".join(parts))
     plot(figures, folder / "speed.png")
+    plot_growth(figures, folder / "growth.png")
 
 
 def plot(figures: Sequence[Figure], path: Path) -> None:
     """Every way to tie, by workload: medians, with the quartiles as bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     found = [(what, rows) for what in COMPARED if (rows := against_untied(figures, what))]
     heights = [len(rows) for _, rows in found]
     figure, axes = pyplot.subplots(
@@ -220,3 +220,33 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def plot_growth(figures: Sequence[Figure], path: Path) -> None:
+    """Seconds of `transform` by the number of ties, on log-log axes, beside a straight line."""
+    pyplot = _pyplot()
+    curves: dict[str, dict[int, float]] = {}
+    for figure in figures:
+        if figure.what == BY_SIZE:
+            size, _, case = figure.workload.partition(" ")
+            curves.setdefault(case, {})[int(size.replace(",", ""))] = figure.ratio.median
+    drawing, axis = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
+    for case, curve in curves.items():
+        axis.loglog(list(curve), list(curve.values()), "o-", label=case)
+        (least, seconds), *_ = curve.items()
+        linear = [seconds * size / least for size in curve]
+        axis.loglog(list(curve), linear, ":", color="gray", linewidth=1)
+    axis.set_xlabel("ties (dotted: in proportion)")
+    axis.set_ylabel("transform, seconds")
+    axis.legend(frameon=False)
+    drawing.savefig(path, dpi=90)
+    pyplot.close(drawing)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
