@@ -132,7 +132,7 @@ def compile_time(options: Options) -> Figures:
                 torch.compile(model)(x).sum().backward()
 
         calls = {who: lambda m=model: compile_(m) for who, model in models.items()}
-        times = interleave(calls, 0, least_rounds=3, batch=0, clock=cpu_seconds)
+        times = interleave(calls, 0, least_rounds=5, batch=0, clock=cpu_seconds)
         ratio = times.ratio("fxtie", "untied")
         yield Figure("compile time", f"{name}, train step", "fxtie", "untied", ratio, 1.0)
 
