@@ -125,6 +125,8 @@ def _kind(node: fx.Node, movable: Iterable[fx.Node]) -> Any:
     input, weight, bias = _read(node)
     if weight not in movable or not (bias is None or bias in movable):
         return None
+    if any(name_of_op(user) in ("view", "view_as") for user in node.users):
+        return None  # not of a slice
     rest = {**dict(zip(_ARGUMENTS[3:], node.args[3:])), **node.kwargs}  # noqa: B905
     geometry = {name: rest[name] for name in _ARGUMENTS[3:] if name in rest}
     if geometry.pop("groups", 1) != 1:

@@ -107,6 +107,17 @@ def test_grouped_ones_are_left_alone():
     assert fxtie.report(tied).batched == 0
 
 
+class Viewed(Bank):
+    def forward(self, x):
+        return [y.view(y.shape[0], -1) for y in super().forward(x)]
+
+
+def test_views_want_contiguous_results():
+    model = Viewed([nn.Conv2d(2, 3, 3) for _ in range(3)])
+    tied = check(model, flips(3), torch.randn(2, 2, 6, 6), exact=True, merge_convs=True)
+    assert fxtie.report(tied).batched == 0
+
+
 WRITES = {
     "method": lambda x, y: x.mul_(2),
     "operator": lambda x, y: operator.imul(x, 2),
