@@ -91,7 +91,7 @@ def merge_convs(graph: fx.Graph, root: nn.Module) -> int:
     groups: list[list[fx.Node]] = []
     ready: dict[Any, list[fx.Node]] = {}  # to be joined
     for node in graph.nodes:
-        if (kind := _kind(node, depths)) is not None:
+        if (kind := _kind(node, depths)) is not None and _is_only_read(node, root):
             if kind not in ready:
                 groups.append([])
                 ready[kind] = groups[-1]
@@ -125,13 +125,22 @@ def _kind(node: fx.Node, movable: Iterable[fx.Node]) -> Any:
     input, weight, bias = _read(node)
     if weight not in movable or not (bias is None or bias in movable):
         return None
-    if any(name_of_op(user) in ("view", "view_as") for user in node.users):
-        return None  # not of a slice
     rest = {**dict(zip(_ARGUMENTS[3:], node.args[3:])), **node.kwargs}  # noqa: B905
     geometry = {name: rest[name] for name in _ARGUMENTS[3:] if name in rest}
     if geometry.pop("groups", 1) != 1:
         return None
     return node.target, input, weight.meta["shape"][1:], bias is None, str(geometry)
+
+
+def _is_only_read(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a slice can take the place of a value.
+
+    Autograd takes a change of one slice for a change of them all, and `view` wants no gaps.
+    """
+    return not any(
+        name_of_op(user) in ("view", "view_as") or {node, user}.intersection(_changed(user, root))
+        for user in node.users
+    )
 
 
 def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:

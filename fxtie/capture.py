@@ -73,7 +73,8 @@ def transform(
             same on a CPU, and equal up to rounding elsewhere.
         merge_convs: do convolutions that read one input, if they are of one geometry and some of
             their filters are derived, by one convolution with all filters. For banks of derived
-            filters at a small batch. Outputs are equal up to rounding.
+            filters at a small batch. Outputs are equal up to rounding. Left out are those that are
+            changed in place. Not together with `recompute`.
         strict: raise where a forward can't be captured, instead of keeping it as it is. A program
             is captured already.
 
@@ -115,6 +116,11 @@ def transform(
         from fxtie.export.exported import tie_exported  # which ties derivations by this function
 
         return tie_exported(model, rules)
+    if recompute and merge_convs:
+        raise FxtieError(
+            "recompute=True derives filters again, and merge_convs=True would store them, side by "
+            "side. Choose one."
+        )
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
         capture = _Capture(model, checked, _Options(recompute, foreach, merge_convs))

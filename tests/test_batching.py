@@ -30,6 +30,11 @@ def flip(i, weight):
     return weight.flip(-1) * i
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
 class Bank(nn.Module):
     """Convolutions of one input, whose forward a test may set."""
 
@@ -107,6 +112,35 @@ def test_grouped_ones_are_left_alone():
     assert fxtie.report(tied).batched == 0
 
 
+CHANGES = {
+    "function": F.relu_,
+    "method": lambda y: y.mul_(2),
+    "operator": lambda y: operator.iadd(y, 1),
+    "layer": nn.ReLU(inplace=True),
+    "module": Doubled(),
+}
+
+
+class Changed(Bank):
+    def __init__(self, convs, change):
+        super().__init__(convs)
+        self.change = change
+        if isinstance(CHANGES[change], nn.Module):
+            self.layer = CHANGES[change]
+
+    def forward(self, x):
+        change = getattr(self, "layer", CHANGES[self.change])
+        return [change(conv(x)) for conv in self.c]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_that_are_changed(change):
+    """Autograd would take the change of one slice for a change of all."""
+    model = Changed([nn.Conv2d(2, 3, 3) for _ in range(3)], change)
+    tied = check(model, flips(3), torch.randn(2, 2, 6, 6), exact=True, merge_convs=True)
+    assert fxtie.report(tied).batched == 0
+
+
 class Viewed(Bank):
     def forward(self, x):
         return [y.view(y.shape[0], -1) for y in super().forward(x)]
@@ -148,13 +182,13 @@ def test_writes_to_the_input_come_between(write, is_made):
     assert calls(tied, F.conv2d) == 2
 
 
-class Doubling(nn.Module):
+class Halving(nn.Module):
     def forward(self, x, y):
-        return x.mul_(2)
+        return x.div_(2)
 
 
 def test_modules_of_others_come_between():
-    model = Bank([nn.Conv2d(2, 3, 3) for _ in range(2)], Doubling()).double().eval()
+    model = Bank([nn.Conv2d(2, 3, 3) for _ in range(2)], Halving()).double().eval()
     x = torch.randn(2, 2, 6, 6, dtype=torch.double)
     tied = fxtie.transform(model, flips(2), merge_convs=True)
     with torch.no_grad():
@@ -272,6 +306,11 @@ def test_nothing_to_batch():
     tied = fxtie.transform(model, rule, foreach=True)
     assert tied.code == fxtie.transform(model, rule).code
     assert fxtie.report(tied).batched == 0
+
+
+def test_not_with_recompute():
+    with pytest.raises(fxtie.FxtieError, match="Choose one"):
+        fxtie.transform(linears(2), Rule("1", "0"), merge_convs=True, recompute=True)
 
 
 def test_programs_take_no_options():

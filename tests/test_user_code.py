@@ -453,6 +453,30 @@ def test_parts_in_torchscript(make):
     assert fxtie.plan(model, RULE).steps[0].saved == 16
 
 
+class OwnFlag(Two):
+    is_training = True
+
+    @property
+    def training(self):
+        return self.is_training
+
+    @training.setter
+    def training(self, value):
+        self.__dict__["is_training"] = value
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return x * 2 if self.training else x
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_flag_of_its_own_keeps_a_forward(inner):
+    model = nn.Sequential(OwnFlag(), nn.Linear(4, 4)) if inner else OwnFlag()
+    prefix = "0." if inner else ""
+    report = check(model, rule=Rule(f"{prefix}b", f"{prefix}a", weight=torch.square))
+    assert [kept.reason for kept in report.kept] == ["has a `training` flag of its own"]
+
+
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"])
 def test_augmented_assignment_changes_its_left_side(name):
     augmented = getattr(operator, f"i{name}")

@@ -102,6 +102,11 @@ def _write_flag(module: nn.Module, value: bool) -> None:
 _flag = property(_read_flag, _write_flag)
 
 
+def tells_of_its_mode(module: nn.Module) -> bool:
+    """Whether the tracer hears of reads of the `training` flag: its class has none of its own."""
+    return type(module).training is _flag  # type: ignore[comparison-overlap]
+
+
 @contextlib.contextmanager
 def _without_rank_checks() -> Iterator[None]:
     """While it lasts, torch's own norms check no ranks in traces.

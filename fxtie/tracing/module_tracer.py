@@ -32,7 +32,7 @@ from fxtie.runtime.region import Variant
 from fxtie.tracing.branches import checked_outcome
 from fxtie.tracing.concrete import ConcreteTensors
 from fxtie.tracing.inference import is_tensor
-from fxtie.tracing.listening import listening, record_imported_math
+from fxtie.tracing.listening import listening, record_imported_math, tells_of_its_mode
 from fxtie.tracing.reads import TensorReads
 from fxtie.tracing.side_effects import take_back, unchanged
 from fxtie.tracing.stops import Stop
@@ -130,6 +130,8 @@ class ModuleTracer(Tracer):
         """Trace the root's forward, where modules are listened to (`listening.py`)."""
         if "forward" in root.__dict__:
             raise Stop("has a forward that was replaced on the instance")
+        if not tells_of_its_mode(root):
+            raise Stop("has a `training` flag of its own")
         self.root = root
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensor_names: dict[int, str] = {}
@@ -308,6 +310,8 @@ class ModuleTracer(Tracer):
         forward = module.__dict__.get("forward", users)
         if getattr(forward, "__self__", None) is not module:
             raise Stop("has a forward that was replaced on the instance")
+        if not tells_of_its_mode(module):
+            raise Stop("has a `training` flag of its own")
         with unchanged(module, may_draw=self.may_draw):
             result = forward(*args, **kwargs)
         self.raise_swallowed()
