@@ -68,6 +68,8 @@ REMARKS = """## Remarks
 * **Time of `transform`.** With everything tied, the graph has twice the nodes of a stock trace, and
   where the modes differ, training and evaluation have a graph each: four times the nodes. The code
   of the other mode is generated when that mode is set for the first time, and is not counted here.
+* **Equinox**, where installed, is measured against the untied model in Equinox; *train step,
+  compiled* is what to compare it with.
 * **Chain of 50.** Linked by hand or by plain `parametrize`, each layer derives all that come before
   it again: the work is quadratic. A graph derives each once.
 * **Compile time.** What is derived is more to compile than what is stored: 50 more kernels in the
