@@ -43,15 +43,19 @@ def derive_together(graph: fx.Graph) -> int:
     alike: dict[Any, list[fx.Node]] = {}
     for node, depth in depths.items():
         if (op := _foreach_op(node)) is not None:
-            alike.setdefault((depth, *op), []).append(node)
+            function, numbers = op
+            alike.setdefault((depth, function, repr(numbers)), []).append(node)
     groups = {kind: nodes for kind, nodes in alike.items() if len(nodes) > 1}
     needed = _with_inputs(node for nodes in groups.values() for node in nodes)
     start = next(n for n in graph.nodes if n.op != "placeholder" and n not in needed)
     for node in sorted(needed, key=depths.__getitem__):  # none reads another of its depth
         start.prepend(node)
-    for (_, op, numbers), nodes in groups.items():
+    for nodes in groups.values():
+        op = _foreach_op(nodes[0])
+        assert op is not None
+        function, numbers = op
         with graph.inserting_after(nodes[-1]):
-            together = graph.call_function(op, ([node.args[0] for node in nodes], *numbers))
+            together = graph.call_function(function, ([node.args[0] for node in nodes], *numbers))
         together.meta = _provenance(nodes[0])
         _replace(nodes, together, [(operator.getitem, i) for i in range(len(nodes))])
     return sum(map(len, groups.values()))
@@ -62,6 +66,8 @@ def _foreach_op(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]] | N
     name, (first, *rest) = name_of_op(node), node.args or (None,)
     if name == "square":
         name, rest = "pow", [2]  # as torch computes it
+    elif name == "truediv":
+        name = "div"
     if name not in _POINTWISE or node.kwargs or not isinstance(first, fx.Node):
         return None
     if not all(type(argument) in (int, float) for argument in rest):

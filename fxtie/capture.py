@@ -70,7 +70,8 @@ def transform(
         foreach: compute derived tensors by one `torch._foreach_*` op where the transforms are alike
             and pointwise: fewer launches on a GPU, and less to do for many small tensors. They are
             computed at the start of the forward, and all live from there on. The values are the
-            same on a CPU, and equal up to rounding elsewhere. `torch.func.vmap` can't map over them.
+            same on a CPU, and equal up to rounding elsewhere. `torch.func.vmap` can't map over
+            them.
         merge_convs: do convolutions that read one input, if they are of one geometry and some of
             their filters are derived, by one convolution with all filters. For banks of derived
             filters at a small batch. Outputs are equal up to rounding. Left out are those that are

@@ -95,11 +95,12 @@ def changed_in_place(node: fx.Node) -> Any:
     if node.op not in ("call_function", "call_method"):
         return None
     name = name_of_op(node)
+    is_of_torch = getattr(node.target, "__module__", None) != "_operator"  # and_, or_, not_
     code = getattr(node.target, "__code__", None)
     may_be_told_to = code is not None and "inplace" in code.co_varnames
     if (
         name in _IN_PLACE
-        or (name.endswith("_") and not name.endswith("__"))
+        or (is_of_torch and name.endswith("_") and not name.endswith("__"))
         or node.kwargs.get("inplace")
         or (may_be_told_to and any(flag is True for flag in node.args[1:]))
     ):

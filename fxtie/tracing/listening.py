@@ -28,7 +28,7 @@ _is_listening = False
 
 
 def listening(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """A function that traces, with ears."""
+    """A function of which the traces hear what modules do."""
 
     @functools.wraps(function)
     def listen(*args: _P.args, **kwargs: _P.kwargs) -> _T:

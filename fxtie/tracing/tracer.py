@@ -233,10 +233,14 @@ class Tracer(fx.Tracer):
 _set_args, _set_kwargs = fx.Node.args.fset, fx.Node.kwargs.fset  # type: ignore[attr-defined]
 
 
-@functools.lru_cache(maxsize=4096)
 def _name_for(target: Any) -> str:
     """What torch.fx names a node for."""
-    return fx.Graph()._target_to_str(target)
+    return _snake_case(target if isinstance(target, str) else target.__name__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _snake_case(name: str) -> str:
+    return fx.Graph()._target_to_str(name)
 
 
 CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
