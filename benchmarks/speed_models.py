@@ -169,13 +169,6 @@ def filter_bank() -> Workload:
     return Workload("bank of 8", Bank(8, 16), tuple(links), (16, 32, 32), (1, 16))
 
 
-def hundred_pairs() -> Workload:
-    """Many small layers, each second one derived from the one before it."""
-    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(200)))
-    links = (Link(str(i + 1), str(i), torch.neg) for i in range(0, 200, 2))
-    return Workload("100 pairs", model, tuple(links), (32,))
-
-
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "16 blocks": sixteen_blocks,
     "ResNet-50": resnet50,

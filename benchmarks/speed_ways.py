@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from measure import Figure, Ratio, interleave, peak_bytes
-from speed_models import Options, Workload, filter_bank, hundred_pairs, resnet50, sixteen_blocks
+from speed_models import Options, Workload, filter_bank, resnet50, sixteen_blocks
 from speed_peers import Contender, Functional, TrainStep, tied
 from torch import fx, nn
 
@@ -51,7 +51,6 @@ def ways(options: Options) -> Iterator[Figure]:
 
     for batch in (1, 16):
         yield from _both(timed, "merge_convs=True", filter_bank(), batch, merge_convs=True)
-    yield from _both(timed, "foreach=True", hundred_pairs(), 1, foreach=True)
 
 
 def _both(

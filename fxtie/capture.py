@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.conv import _ConvNd
 
-from fxtie.batching import derive_together, merge_convs
+from fxtie import merging
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
-from fxtie.names import Names, Slot, join
+from fxtie.names import Names, Slot, has_hooks, join
 from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
@@ -52,7 +53,6 @@ def transform(
     *,
     compile: bool | dict[str, Any] = False,
     recompute: bool = False,
-    foreach: bool = False,
     merge_convs: bool = False,
     strict: bool = False,
 ) -> Any:
@@ -67,11 +67,6 @@ def transform(
             memory for more time. For eager training: a compiled model decides by itself, and
             `torch.func.grad` doesn't go through it. Left out are derivations by modules and by
             random numbers, and forwards that were kept.
-        foreach: compute derived tensors by one `torch._foreach_*` op where the transforms are alike
-            and pointwise: fewer launches on a GPU, and less to do for many small tensors. They are
-            computed at the start of the forward, and all live from there on. The values are the
-            same on a CPU, and equal up to rounding elsewhere. `torch.func.vmap` can't map over
-            them.
         merge_convs: do convolutions that read one input, if they are of one geometry and some of
             their filters are derived, by one convolution with all filters. For banks of derived
             filters at a small batch. Outputs are equal up to rounding. Left out are those that are
@@ -110,7 +105,7 @@ def transform(
         >>> torch.testing.assert_close(tied(x), expected)
     """
     if isinstance(model, ExportedProgram):
-        if compile or recompute or foreach or merge_convs:
+        if compile or recompute or merge_convs:
             raise FxtieError(
                 "A program is neither compiled nor run here. Compile what its module() returns."
             )
@@ -124,7 +119,7 @@ def transform(
         )
     with watching():
         checked = rules if isinstance(rules, Plan) else plan(model, rules)
-        capture = _Capture(model, checked, _Options(recompute, foreach, merge_convs))
+        capture = _Capture(model, checked, _Options(recompute, merge_convs))
         if checked is rules:
             capture.check_plan()
         result = capture.run()
@@ -142,20 +137,15 @@ class _Options:
     """What is done to each graph, as `transform` says."""
 
     recompute: bool
-    foreach: bool
     merge_convs: bool
 
     def apply(self, graph: fx.Graph, root: nn.Module) -> int:
-        """Rewrite the graph of a region. Returns how many of its ops are batched now."""
-        batched = 0
+        """Rewrite the graph of a region. Returns how many convolutions are merged now."""
         if self.recompute:
             remember_derived(graph)
-        if self.foreach:
-            batched += derive_together(graph)
-        if self.merge_convs:
-            batched += merge_convs(graph, root)
+        merged = merging.merge_convs(graph, root) if self.merge_convs else 0
         share_casts(graph)
-        return batched
+        return merged
 
 
 class _Capture:
@@ -170,7 +160,7 @@ class _Capture:
         self.regions: list[str] = []
         self.used: set[int] = set()
         self.seen: set[nn.Module] = set()
-        self.batched = 0
+        self.merged = 0
 
     @listening
     def run(self) -> nn.Module:
@@ -182,7 +172,7 @@ class _Capture:
             tuple(self.regions),
             tuple(self.kept.values()),
             tuple(unused),
-            self.batched,
+            self.merged,
         )
         return root
 
@@ -231,7 +221,9 @@ class _Capture:
         parents = referrers(self.model)
         # What was tied before is captured again, as a part of the graphs that are made now.
         tied_before = deriving(self.model)
-        opened = [*targets, *tied_before.values(), *(sources if self.options.merge_convs else ())]
+        opened = [*targets, *tied_before.values()]
+        if self.options.merge_convs:
+            opened += [m for m in sources if isinstance(m, _ConvNd) and not has_hooks(m)]
         to_targets = leading_to([self.model, *opened], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
         for name, module in tied_before.items():  # maybe in a part that was tied by itself
@@ -328,8 +320,8 @@ class _Capture:
             evaluate = trace_module(module, False, self.on_path, borrowed)
             if same_graph(train.graph, evaluate.graph):
                 evaluate = train
-        batched = [self.options.apply(tracer.graph, module) for tracer in {train, evaluate}]
-        self.batched += max(batched)
+        merged = [self.options.apply(tracer.graph, module) for tracer in {train, evaluate}]
+        self.merged += max(merged)
         switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
         variants = {True: train.variant}
         variants[False] = variants[True] if evaluate is train else evaluate.variant

@@ -1,6 +1,6 @@
 """Small tools on `torch.fx.Graph`: as records for pickling and copying, comparing, in-place ops.
 
-In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `batching.py`,
+In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `merging.py`,
 `runtime/`, `export/`.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 # The declared types of these two know only nodes and constants.
@@ -90,13 +91,19 @@ def name_of_op(node: fx.Node) -> str:
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
 
 
-def changed_in_place(node: fx.Node) -> Any:
-    """The argument that an op of torch's or Python's changes in place; None for most ops."""
+def changed_in_place(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an op of torch's or Python's changes in place: none for most ops."""
     if node.op not in ("call_function", "call_method"):
-        return None
+        return []
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        arguments = target._schema.arguments
+        written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+        given = {**dict(zip([a.name for a in arguments], node.args)), **node.kwargs}  # noqa: B905
+        return _nodes([given.get(name) for name in written])
     name = name_of_op(node)
-    is_of_torch = getattr(node.target, "__module__", None) != "_operator"  # and_, or_, not_
-    code = getattr(node.target, "__code__", None)
+    is_of_torch = getattr(target, "__module__", None) != "_operator"  # and_, or_, not_
+    code = getattr(target, "__code__", None)
     may_be_told_to = code is not None and "inplace" in code.co_varnames
     if (
         name in _IN_PLACE
@@ -104,8 +111,14 @@ def changed_in_place(node: fx.Node) -> Any:
         or node.kwargs.get("inplace")
         or (may_be_told_to and any(flag is True for flag in node.args[1:]))
     ):
-        return node.args[0] if node.args else next(iter(node.kwargs.values()))
-    return node.kwargs.get("out")
+        return _nodes([*node.args, *node.kwargs.values()][:1])
+    return _nodes(node.kwargs.get("out"))
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return found
 
 
 _AUGMENTED = frozenset(
@@ -128,4 +141,7 @@ def repeats(node: fx.Node) -> bool:
     return is_known and not _RANDOM.search(name_of_op(node))
 
 
-_RANDOM = re.compile("rand|drop|normal_|uniform_|bernoulli|poisson|multinomial|rrelu|gumbel")
+_RANDOM = re.compile(
+    r"rand|drop|(^|_)normal(_|$)|uniform_|bernoulli|binomial|poisson|multinomial|rrelu|gumbel"
+    r"|standard_gamma|dirichlet|fractional"
+)

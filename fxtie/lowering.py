@@ -165,7 +165,7 @@ class _TransformTracer(Tracer):
         returned = self.create_arg(result)
         # Where it is inlined, readers of the result come right after the node that makes it.
         last = itertools.takewhile(lambda node: node is not returned, reversed(self.graph.nodes))
-        if any(changed_in_place(node) is not None for node in last):
+        if any(map(changed_in_place, last)):
             raise Stop("changes in place what it returns")
         self.create_node("output", "output", (returned,), {})
         return self.graph

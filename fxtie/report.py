@@ -69,8 +69,7 @@ class Report(Paged):
         region_names: modules whose forward was captured as a graph; the root's name is empty.
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
-        batched: derivations and convolutions that are computed together with others, as `foreach`
-            and `merge_convs` ask for.
+        merged: convolutions that are done together with others, as `merge_convs` asks for.
         distances: after a checkpoint of the untied model was loaded, how far its tensors were from
             the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
     """
@@ -79,7 +78,7 @@ class Report(Paged):
     region_names: tuple[str, ...]
     kept: tuple[Kept, ...]
     unused: tuple[str, ...] = ()
-    batched: int = 0
+    merged: int = 0
     distances: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -119,8 +118,8 @@ class Report(Paged):
         ]
         if self.unused:
             parts.append(f"{len(self.unused)} unused")
-        if self.batched:
-            parts.append(f"{self.batched} batched")
+        if self.merged:
+            parts.append(f"{self.merged} merged")
         return ", ".join(parts)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -143,7 +142,7 @@ class Report(Paged):
         """Plain data, ready for JSON.
 
         Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
-        list; each has `name`, `type`, `reason`, `file` and `line`), `batched` (a number), and
+        list; each has `name`, `type`, `reason`, `file` and `line`), `merged` (a number), and
         `distances` (of a loaded untied checkpoint's tensors from their derived values, relative, by
         name).
         """
@@ -153,7 +152,7 @@ class Report(Paged):
             "regions": list(self.region_names),
             "kept": [asdict(kept) for kept in self.kept],
             "unused": list(self.unused),
-            "batched": self.batched,
+            "merged": self.merged,
             "distances": dict(self.distances),
         }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,12 @@ from fxtie.lowering import Lowered
 
 def remember_derived(graph: fx.Graph) -> None:
     """Let a graph remember how it computes its derived tensors, of those that can be repeated."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    changing = {node.meta.get("tie") for node in graph.nodes if changed_in_place(node)}
     for node in list(graph.nodes):
-        if "derived" not in node.meta or (found := _subgraph(node)) is None:
+        if "derived" not in node.meta or node.meta["tie"] in changing:
+            continue
+        if (found := _subgraph(node, places)) is None:
             continue
         steps, sources = found
         users = list(node.users)
@@ -43,12 +47,11 @@ def remember_derived(graph: fx.Graph) -> None:
             user.replace_input_with(node, remembered)
 
 
-def _subgraph(result: fx.Node) -> tuple[Lowered, list[fx.Node]] | None:
+def _subgraph(
+    result: fx.Node, places: Mapping[fx.Node, int]
+) -> tuple[Lowered, list[fx.Node]] | None:
     """The ops that compute a derived tensor, and the nodes that they start from."""
     name = result.meta["tie"]
-    of_tie = (node for node in result.graph.nodes if node.meta.get("tie") == name)
-    if any(changed_in_place(node) is not None for node in of_tie):
-        return None
     steps: dict[fx.Node, None] = {}
     sources: dict[fx.Node, None] = {}
     pending = [result]
@@ -63,10 +66,9 @@ def _subgraph(result: fx.Node) -> tuple[Lowered, list[fx.Node]] | None:
             pending += node.all_input_nodes
     graph = fx.Graph()
     env = {source: graph.placeholder(f"source_{i}") for i, source in enumerate(sources)}
-    for node in result.graph.nodes:
-        if node in steps:
-            args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-            env[node] = graph.create_node(node.op, node.target, args, kwargs)
+    for node in sorted(steps, key=places.__getitem__):
+        args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
+        env[node] = graph.create_node(node.op, node.target, args, kwargs)
     graph.output(env[result])
     return Lowered(graph, name), list(sources)
 

@@ -130,8 +130,13 @@ def _place(instructions: list[dis.Instruction], i: int) -> object:
 
 @functools.lru_cache(maxsize=256)
 def _instructions(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
-    instructions = [
-        i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")
-    ]
-    at = {instruction.offset: n for n, instruction in enumerate(instructions)}
+    instructions: list[dis.Instruction] = []
+    at: dict[int, int] = {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname != "CACHE":
+            at[instruction.offset] = len(
+                instructions
+            )  # a prefix counts as what it is the prefix of
+            if instruction.opname != "EXTENDED_ARG":
+                instructions.append(instruction)
     return instructions, at

@@ -17,6 +17,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxtie.graphs import changed_in_place
+
 
 class ConcreteTensors:
     """The tensors made during a trace, and the node of each.
@@ -29,6 +31,8 @@ class ConcreteTensors:
         self._tracer = tracer
         self._made: dict[int, tuple[torch.Tensor, fx.Node]] = {}  # holds the tensor: an id is its
         self._pure: list[fx.Node] = []
+        self._recording = False
+        self._outdated: set[int] = set()  # storages, whose values are known at run time only
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node | None:
         """The node that makes a tensor, if it was made in this trace."""
@@ -38,9 +42,20 @@ class ConcreteTensors:
         """Whether a call uses nothing but constants and tensors made in this trace."""
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return all(id(tensor) in self._made for tensor in tensors) and not any(
+        return all(map(self._is_known, tensors)) and not any(
             isinstance(leaf, torch.Generator) for leaf in leaves
         )
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._made and _storage(tensor) not in self._outdated
+
+    def note(self, node: fx.Node) -> None:
+        """Note that a node was recorded: it may write a traced value into a tensor made here."""
+        if self._made and not self._recording:
+            changed = changed_in_place(node)
+            if changed:
+                made = (tensor for tensor, maker in self._made.values() if maker in changed)
+                self._outdated.update(map(_storage, made))
 
     def run(self, func: Callable[..., Any], op: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a call and record it, if it gives tensors.
@@ -57,9 +72,7 @@ class ConcreteTensors:
         tensors = [t for t in (result if is_sequence else [result]) if isinstance(t, torch.Tensor)]
         if tensors:
             node = self._record(op, target, args, kwargs)
-            name = getattr(func, "__name__", "")
-            in_place = name.startswith("__i") or (name.endswith("_") and name[-2:] != "__")
-            if not in_place and kwargs.get("out") is None:
+            if not changed_in_place(node):
                 self._pure.append(node)
             if not is_sequence:
                 self._made[id(result)] = result, node
@@ -77,7 +90,11 @@ class ConcreteTensors:
 
     def _record(self, op: str, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
         args, kwargs = self._tracer.create_arg(args), self._tracer.create_arg(kwargs or {})
-        return self._tracer.create_node(op, target, args, kwargs)
+        self._recording = True
+        try:
+            return self._tracer.create_node(op, target, args, kwargs)
+        finally:
+            self._recording = False
 
     def forget(self, erased: Set[fx.Node]) -> None:
         """Take back what was made by nodes that are erased."""
@@ -90,6 +107,10 @@ class ConcreteTensors:
             if not node.users:
                 node.graph.erase_node(node)
         self._pure.clear()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _random_states() -> list[bytes]:

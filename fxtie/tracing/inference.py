@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxtie.runtime.copied import user_class
 
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
-_LAYERS = frozenset(
+LAYERS = frozenset(
     layer
     for module in (
         nn.modules.activation,
@@ -54,12 +54,15 @@ def is_tensor(node: fx.Node, root: nn.Module, assume: Callable[[fx.Node], bool])
         layer = _last(root.get_submodule(str(node.target)))
         if type(layer) is nn.Identity and isinstance(node.args[0], fx.Node):
             return is_tensor(node.args[0], root, assume)
-        return user_class(layer) in _LAYERS
+        return user_class(layer) in LAYERS
     if node.op == "call_method":
         return _op_gives_tensor(str(node.target))
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
-            return any(is_tensor(n, root, assume) for n in node.all_input_nodes)
+            # `x += y` gives x, whatever y is.
+            is_augmented = getattr(node.target, "__name__", "").startswith("i")
+            inputs = node.args[:1] if is_augmented else node.all_input_nodes
+            return any(isinstance(n, fx.Node) and is_tensor(n, root, assume) for n in inputs)
         name = getattr(node.target, "__name__", "")
         return getattr(node.target, "__module__", None) != "_operator" and _op_gives_tensor(name)
     return node.op == "get_attr"

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
+from fxtie.graphs import changed_in_place
 from fxtie.names import has_hooks, join
 from fxtie.report import Kept
 from fxtie.runtime import tied
@@ -248,7 +249,8 @@ class ModuleTracer(Tracer):
         erased = set()
         while self._moot:
             node = self._moot.pop()
-            if node.op in ("call_function", "call_method") and not (node.users or node in erased):
+            is_op = node.op in ("call_function", "call_method") and not changed_in_place(node)
+            if is_op and not (node.users or node in erased):
                 self._moot += node.all_input_nodes
                 self.graph.erase_node(node)
                 erased.add(node)
@@ -349,6 +351,7 @@ class ModuleTracer(Tracer):
             raise self.stop(f"looks up in a traced value what may not be there (.{node.target})")
         if self._stack:
             node.meta["nn_module_stack"] = dict(self._stack)
+        self._concrete.note(node)
         return node
 
     def proxy(self, node: fx.Node) -> Traced:

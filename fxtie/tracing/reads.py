@@ -51,6 +51,8 @@ class TensorReads:
             node = self.tracer.create_node("get_attr", target, (), {})
             if name:
                 node.meta["reads"] = name
+            if isinstance(value, nn.Parameter):
+                node.meta["shape"] = value.shape
             self._stored[key] = self._value(node, torch.Size() if value is None else value.shape)
         return self._stored[key]
 
@@ -66,6 +68,7 @@ class TensorReads:
             node = self._apply(derived, [source.node for source in sources])
             if node.meta.get("tie") == derived.name:
                 node.meta["derived"] = derived.name  # the result, not a step on the way to it
+                node.meta["shape"] = derived.shape
             self._derived[key] = self._value(node, derived.shape)
         return self._derived[key]
 
@@ -81,7 +84,6 @@ class TensorReads:
         self._derived.clear()
 
     def _value(self, node: fx.Node, shape: torch.Size) -> Traced:
-        node.meta["shape"] = shape
         return self.tracer.follow(TracedTensor(node, self.tracer, shape))
 
     def _source(self, source: Source, stored: bool) -> Any:

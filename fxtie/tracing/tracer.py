@@ -50,6 +50,15 @@ class Traced(fx.Proxy):
         length = unpacked_length(sys._getframe(1))
         return tracer.iter(self) if length is None else iter([self[i] for i in range(length)])  # type: ignore[index]
 
+    def __getattr__(self, name: str) -> TracedAttribute:
+        return TracedAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OF_PROXIES:
+            tracer: Tracer = object.__getattribute__(self, "tracer")
+            raise tracer.stop(f"sets .{name} of a traced value")
+        object.__setattr__(self, name, value)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         tracer: Tracer = object.__getattribute__(self, "tracer")
         tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -59,6 +68,13 @@ class Traced(fx.Proxy):
             return object.__hash__(self)
         tracer: Tracer = object.__getattribute__(self, "tracer")
         raise tracer.stop(f"looks a traced value up ({self.node.name})")
+
+
+_OF_PROXIES = frozenset({"tracer", "node", "_node", "root", "attr", "_shape"})
+
+
+class TracedAttribute(fx.proxy.Attribute, Traced):
+    """An attribute of a traced value, or its method."""
 
 
 def _augmented(op: Callable[..., Any]) -> Callable[[Traced, Any], Any]:
@@ -214,7 +230,7 @@ class Tracer(fx.Tracer):
         kind = type(a)
         if kind in CONSTANTS:
             return a
-        if kind is Traced or kind is TracedTensor:
+        if kind in _PROXIES:
             return a.node
         if kind is tuple or kind is list:
             return kind([x if type(x) in CONSTANTS else self.create_arg(x) for x in a])
@@ -243,6 +259,7 @@ def _snake_case(name: str) -> str:
     return fx.Graph()._target_to_str(name)
 
 
+_PROXIES = frozenset({Traced, TracedTensor, TracedAttribute})
 CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 
