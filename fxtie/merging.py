@@ -49,7 +49,12 @@ def merge_convs(graph: fx.Graph, root: nn.Module) -> int:
             ready[kind].append(node)
         elif not _only_reads(node, root):
             changed = _surely_changed(node)
-            is_apart = changed not in movable and _has_own_memory(changed, root)
+            is_apart = (
+                changed is not None
+                and changed.op != "placeholder"  # which may be a view of another one
+                and changed not in movable
+                and _has_own_memory(changed, root)
+            )
             ready = {
                 kind: nodes
                 for kind, nodes in ready.items()
@@ -126,6 +131,10 @@ _PURE = frozenset(
     | {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.relu, torch.tanh, torch.stack}
     | {operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem}
 )
+_OF_LAYOUT = frozenset(
+    {"view", "view_as", "as_strided", "stride", "storage_offset", "is_contiguous", "data_ptr"}
+    | {"storage", "untyped_storage", "set_"}
+)
 _ALLOCATING = frozenset({*_CONVOLUTIONS, F.linear, F.batch_norm, torch.cat})
 _ALLOCATING_LAYERS = frozenset(
     {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
@@ -159,7 +168,7 @@ def _only_reads(node: fx.Node, root: nn.Module) -> bool:
     if "tie" in node.meta:
         return repeats(node)
     if node.op == "call_method":
-        return hasattr(torch.Tensor, str(node.target)) and node.target not in ("view", "view_as")
+        return hasattr(torch.Tensor, str(node.target)) and node.target not in _OF_LAYOUT
     return node.target in _PURE
 
 
@@ -179,16 +188,14 @@ def _surely_changed(node: fx.Node) -> fx.Node | None:
     return changed[0] if is_known and len(changed) == 1 else None
 
 
-def _has_own_memory(node: fx.Node | None, root: nn.Module) -> bool:
+def _has_own_memory(node: fx.Node, root: nn.Module) -> bool:
     """Whether a value is surely no view of another one of the graph."""
-    if node is None:
-        return False
     if node.op == "call_module":
         layer = root.get_submodule(str(node.target))
         return user_class(layer) in _ALLOCATING_LAYERS and _is_of_torch(layer)
     if node.op == "call_function":
         return node.target in _ALLOCATING
-    return node.op == "get_attr"
+    return node.op in ("get_attr", "placeholder")
 
 
 # --- Graphs -----------------------------------------------------------------------------------

@@ -227,21 +227,22 @@ def test_modules_of_others_come_between():
 class Branches(nn.Module):
     """As in Inception: what follows a convolution works in place, on memory of its own."""
 
-    def __init__(self):
+    def __init__(self, stem=True):
         super().__init__()
-        self.stem = nn.Conv2d(2, 4, 1)
+        self.stem = nn.Conv2d(4, 4, 1) if stem else None
         self.c = nn.ModuleList(nn.Conv2d(4, 4, 3, bias=False) for _ in range(3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
 
     def forward(self, x):
-        x = self.stem(x)
+        x = x if self.stem is None else self.stem(x)
         branches = zip(self.c, self.norms, strict=True)
         return torch.cat([F.relu(norm(conv(x)), inplace=True) for conv, norm in branches], 1)
 
 
+@pytest.mark.parametrize("stem", [True, False])
 @pytest.mark.parametrize("norms", [[], [Rule("norms.2", "norms.1")]])
-def test_branches_that_work_in_place(norms):
-    tied = check(Branches(), [*flips(3), *norms], torch.randn(2, 2, 6, 6), merge_convs=True)
+def test_branches_that_work_in_place(stem, norms):
+    tied = check(Branches(stem), [*flips(3), *norms], torch.randn(2, 4, 6, 6), merge_convs=True)
     assert fxtie.report(tied).merged == 3
 
 
