@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from measure import Figure, Ratio, interleave, peak_bytes
-from speed_models import Options, Workload, filter_bank, resnet50, sixteen_blocks
+from speed_models import Options, Workload, resnet50, sixteen_blocks
 from speed_peers import Contender, Functional, TrainStep, tied
 from torch import fx, nn
 
@@ -48,21 +48,6 @@ def ways(options: Options) -> Iterator[Figure]:
     models = tied(resnet, recompute=True), tied(resnet)
     with_it, without = (TrainStep(Contender(model), x) for model in models)
     yield timed("recompute=True", "ResNet-50, batch 8, train step", with_it, without)
-
-    for batch in (1, 16):
-        yield from _both(timed, "merge_convs=True", filter_bank(), batch, merge_convs=True)
-
-
-def _both(
-    timed: Callable[..., Figure], way: str, workload: Workload, batch: int, **options: Any
-) -> Iterator[Figure]:
-    """An option of `transform`, in inference and in training."""
-    x, models = workload.inputs(batch), (tied(workload, **options), tied(workload))
-    label = f"{workload.name}, batch {batch}"
-    calls = [Contender(model).inference(x) for model in models]
-    yield timed(way, f"{label}, inference", *calls)
-    steps = [TrainStep(Contender(model), x) for model in models]
-    yield timed(way, f"{label}, train step", *steps)
 
 
 def _unshared(workload: Workload) -> Workload:

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.nn.modules.conv import _ConvNd
 
-from fxtie import merging
 from fxtie.errors import CaptureError, FxtieError, PlanError
 from fxtie.graphs import same_graph
-from fxtie.names import Names, Slot, has_hooks, join
+from fxtie.names import Names, Slot, join
 from fxtie.plan import Plan, Step, plan
 from fxtie.report import Kept, Report
 from fxtie.rules import Rules
@@ -41,10 +39,8 @@ from fxtie.runtime.tied import (
     deriving,
     rename_derived,
 )
-from fxtie.tracing.listening import listening
 from fxtie.tracing.module_tracer import trace_module
 from fxtie.tracing.stops import Stop
-from fxtie.tracing.watching import watching
 
 
 def transform(
@@ -53,8 +49,8 @@ def transform(
     *,
     compile: bool | dict[str, Any] = False,
     recompute: bool = False,
-    merge_convs: bool = False,
     strict: bool = False,
+    trace: bool = True,
 ) -> Any:
     """Tie tensors of a model by rules, as a graph.
 
@@ -67,10 +63,9 @@ def transform(
             memory for more time. For eager training: a compiled model decides by itself, and
             `torch.func.grad` doesn't go through it. Left out are derivations by modules and by
             random numbers, and forwards that were kept.
-        merge_convs: do convolutions that read one input, if they are of one geometry and some of
-            their filters are derived, by one convolution with all filters. For banks of derived
-            filters at a small batch. Outputs are equal up to rounding. Left out are those that are
-            changed in place. Not together with `recompute`.
+        trace: make graphs of the forwards. With False, all of them stay as you wrote them and read
+            derived tensors as attributes: if you want no graph, or only use `torch.compile`, which
+            sees through attributes by itself.
         strict: raise where a forward can't be captured, instead of keeping it as it is. A program
             is captured already.
 
@@ -105,24 +100,18 @@ def transform(
         >>> torch.testing.assert_close(tied(x), expected)
     """
     if isinstance(model, ExportedProgram):
-        if compile or recompute or merge_convs:
+        if compile or recompute:
             raise FxtieError(
                 "A program is neither compiled nor run here. Compile what its module() returns."
             )
         from fxtie.export.exported import tie_exported  # which ties derivations by this function
 
         return tie_exported(model, rules)
-    if recompute and merge_convs:
-        raise FxtieError(
-            "recompute=True derives filters again, and merge_convs=True would store them, side by "
-            "side. Choose one."
-        )
-    with watching():
-        checked = rules if isinstance(rules, Plan) else plan(model, rules)
-        capture = _Capture(model, checked, _Options(recompute, merge_convs))
-        if checked is rules:
-            capture.check_plan()
-        result = capture.run()
+    checked = rules if isinstance(rules, Plan) else plan(model, rules)
+    capture = _Capture(model, checked, trace=trace, recompute=recompute)
+    if checked is rules:
+        capture.check_plan()
+    result = capture.run()
     kept = result.__dict__["_fxtie_report"].kept
     if strict and kept:
         listed = "\n".join(f"  {k}" for k in kept)
@@ -132,47 +121,31 @@ def transform(
     return result
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What is done to each graph, as `transform` says."""
-
-    recompute: bool
-    merge_convs: bool
-
-    def apply(self, graph: fx.Graph, root: nn.Module) -> int:
-        """Rewrite the graph of a region. Returns how many convolutions are merged now."""
-        if self.recompute:
-            remember_derived(graph)
-        merged = merging.merge_convs(graph, root) if self.merge_convs else 0
-        share_casts(graph)
-        return merged
-
-
 class _Capture:
     """One run of the pass."""
 
-    def __init__(self, model: nn.Module, plan: Plan, options: _Options) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, *, trace: bool, recompute: bool) -> None:
         self.plan = plan
-        self.options = options
+        self.trace, self.recompute = trace, recompute
         self.model = model
         self.names = Names(model)
         self.kept: dict[str, Kept] = {}
         self.regions: list[str] = []
         self.used: set[int] = set()
         self.seen: set[nn.Module] = set()
-        self.merged = 0
 
-    @listening
     def run(self) -> nn.Module:
         root = self.copy()
-        self.capture(root, "")
+        if self.trace:
+            self.capture(root, "")
+        else:
+            self.leave_untraced(root)
         unused = [] if self.kept else [d.name for d in self.derived if id(d) not in self.used]
         root.__dict__["_fxtie_report"] = Report(
             self.plan,
             tuple(self.regions),
             tuple(self.kept.values()),
             tuple(unused),
-            self.merged,
         )
         return root
 
@@ -192,8 +165,7 @@ class _Capture:
             sources = []
             for name in step.tie.sources:
                 source = self.names.get(name)
-                owner_now = copies.get(source.owner, source.owner)
-                sources.append(Source(owner_now, source.attr, name))
+                sources.append(Source(root, source.name))
             derived = Derived(
                 step.tie.target,
                 step.lowered,
@@ -222,8 +194,6 @@ class _Capture:
         # What was tied before is captured again, as a part of the graphs that are made now.
         tied_before = deriving(self.model)
         opened = [*targets, *tied_before.values()]
-        if self.options.merge_convs:
-            opened += [m for m in sources if isinstance(m, _ConvNd) and not has_hooks(m)]
         to_targets = leading_to([self.model, *opened], parents)
         copies = copy_modules({**to_targets, **leading_to(sources, parents)})
         for name, module in tied_before.items():  # maybe in a part that was tied by itself
@@ -282,6 +252,12 @@ class _Capture:
             if type(value) is list:
                 value[:] = [None if any(v is d for d in dropped) else v for v in value]
 
+    def leave_untraced(self, root: nn.Module) -> None:
+        """Leave all forwards as they are."""
+        for module in self.on_path:
+            if _has_forward(module):
+                become(module, KeptModule)
+
     # -- graphs ---------------------------------------------------------------------------------
 
     def capture(self, module: nn.Module, name: str) -> None:
@@ -313,18 +289,21 @@ class _Capture:
             raise Stop(
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
-        borrowed: dict[str, nn.Module] = {}
+        borrowed: dict[str, Any] = {}
         train = trace_module(module, True, self.on_path, borrowed)
         evaluate = train
         if train.switches:
             evaluate = trace_module(module, False, self.on_path, borrowed)
-            if same_graph(train.graph, evaluate.graph):
-                evaluate = train
-        merged = [self.options.apply(tracer.graph, module) for tracer in {train, evaluate}]
-        self.merged += max(merged)
-        switches = () if train is evaluate else (*{**train.switches, **evaluate.switches},)
-        variants = {True: train.variant}
-        variants[False] = variants[True] if evaluate is train else evaluate.variant
+        variants = {True: train.variant, False: evaluate.variant}
+        if same_graph(train.graph, evaluate.graph):
+            variants[True].guards.include(variants[False].guards)
+            variants[False] = variants[True]
+        for graph in {variant.graph for variant in variants.values()}:
+            if self.recompute:
+                remember_derived(graph)
+            share_casts(graph)
+        is_one = variants[True] is variants[False]
+        switches = () if is_one else (*{**train.switches, **evaluate.switches},)
         arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
         if reserved := sorted({"torch", "device", "inf", "nan", "self"}.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
@@ -336,9 +315,7 @@ class _Capture:
         become(module, Region)
         assert isinstance(module, Region)
         try:
-            module._fxtie_capture(
-                variants, switches, arguments, borrowed, (module, *inlined), self.options.recompute
-            )
+            module._fxtie_capture(variants, switches, arguments, borrowed, self.recompute)
         # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
         except SyntaxError as error:
             module.__dict__.clear()

@@ -8,10 +8,9 @@ that can't be traced stays a call of the user's function. Called by `plan.py`;
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
 from fxtie.graphs import changed_in_place, graph_from_records, graph_to_records
+from fxtie.runtime.guards import Guards
+from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
+from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.stops import Stop
-from fxtie.tracing.tracer import Traced, TracedTensor, Tracer, strictly
-from fxtie.tracing.watching import without_random_numbers
+from fxtie.tracing.traced import Traced
 from fxtie.transforms import Transform
 from fxtie.transforms.protocol import transform_name
 
@@ -59,12 +60,23 @@ class Lowered:
         graph: one placeholder per source, and an output.
         name: the transform's name, for people.
         is_general: whether it is for tensors of any shape.
+        guards: what the graph depends on beside its sources: globals that the function reads, say.
+        function: the user's function, which runs where these do not hold.
     """
 
-    def __init__(self, graph: fx.Graph, name: str, is_general: bool = False) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        name: str,
+        is_general: bool = False,
+        guards: Guards | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> None:
         self.graph = graph
         self.name = name
         self.is_general = is_general
+        self.guards = guards or Guards()
+        self.function = function if len(self.guards) else None
         # Now, since torch.compile can't look through code that is made while it traces.
         generated = graph.python_code("self")
         namespace = dict(generated.globals)
@@ -72,6 +84,10 @@ class Lowered:
         self._forward: Callable[..., torch.Tensor] = namespace["forward"]
 
     def __call__(self, *sources: torch.Tensor) -> torch.Tensor:
+        if self.function is not None and (
+            torch.compiler.is_dynamo_compiling() or self.guards.broken() is not None
+        ):
+            return self.function(*sources)  # type: ignore[no-any-return]
         return self._forward(None, *sources)
 
     def __repr__(self) -> str:
@@ -132,70 +148,56 @@ def lower(
         return transform
     tracer = _TransformTracer(sources, mode)
     try:
-        with strictly(tracer), without_random_numbers():
-            graph = tracer.trace_function(transform)
-    # Whatever a user's function raises on proxies only means that it can't be traced: it has run
-    # on fake tensors before, so its real faults have been told already.
-    except Exception as error:
-        return Opaque(transform, f"{type(error).__name__}: {error}")
-    return Lowered(graph, transform_name(transform), not tracer.reads_shapes)
+        graph = tracer.trace_function(transform)
+    except Stop as stop:
+        return Opaque(transform, str(stop))
+    name, is_general = transform_name(transform), not tracer.reads_shapes
+    return Lowered(graph, name, is_general, Guards(tracer.facts), transform)
 
 
-class _TransformTracer(Tracer):
+class _TransformTracer(Evaluator):
     """Traces a transform with the shape of every value known: transforms may read shapes."""
 
     def __init__(self, sources: Sequence[torch.Tensor], mode: FakeTensorMode) -> None:
         super().__init__()
         self.sources = sources
         self.mode = mode
-        self.values: dict[fx.Node, Any] = {}
+        self.reads_shapes = False
+        self._values: dict[fx.Node, Any] = {}
 
     def trace_function(self, transform: Transform) -> fx.Graph:
-        self.graph = fx.Graph()
-        self.root = nn.Module()
-        self.tensor_attrs = {}
-        self.submodule_paths = {}
-        proxies = []
+        sources = []
         for i, source in enumerate(self.sources):
-            node = self.create_node("placeholder", f"source_{i}", (), {})
-            self.values[node] = source
-            proxies.append(TracedTensor(node, self, source.shape))
-        result = transform(*proxies)
-        self.raise_swallowed()
-        returned = self.create_arg(result)
+            node = self.create_node("placeholder", f"source_{i}")
+            self._values[node] = source
+            sources.append(Traced(node, source.shape))
+        returned = self.argument(self.call(transform, sources))
         # Where it is inlined, readers of the result come right after the node that makes it.
         last = itertools.takewhile(lambda node: node is not returned, reversed(self.graph.nodes))
         if any(map(changed_in_place, last)):
             raise Stop("changes in place what it returns")
-        self.create_node("output", "output", (returned,), {})
+        self.create_node("output", "output", (returned,))
         return self.graph
 
-    def proxy(self, node: fx.Node) -> Traced:
-        value = self.values[node] = self._run(node)
-        if isinstance(value, torch.Tensor):
-            return TracedTensor(node, self, value.shape)
-        return Traced(node, self)
-
-    def _run(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, self.values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
-        with torch._C.DisableTorchFunction(), self.mode, self._looking_ahead():
+    def value(self, node: fx.Node) -> Traced:
+        args = fx.node.map_arg(node.args, self._values.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self._values.__getitem__)
+        with self.mode:
             if node.op == "call_method":
                 receiver, *rest = args
-                return getattr(receiver, str(node.target))(*rest, **kwargs)
-            assert callable(node.target)
-            return node.target(*args, **kwargs)
+                value = getattr(receiver, str(node.target))(*rest, **kwargs)
+            else:
+                assert callable(node.target)
+                value = node.target(*args, **kwargs)
+        self._values[node] = value
+        return Traced(node, value.shape if isinstance(value, torch.Tensor) else None)
 
-    @contextlib.contextmanager
-    def _looking_ahead(self) -> Iterator[None]:
-        self.looks_ahead = True
-        try:
-            yield
-        finally:
-            self.looks_ahead = False
+    def shape(self, value: Traced) -> torch.Size:
+        self.reads_shapes = True
+        return super().shape(value)
 
-    def create_other_arg(self, a: Any) -> Any:
-        # A tensor that the function closes over would become an attribute of a root; there is none.
-        if isinstance(a, torch.Tensor | nn.Module):
-            raise Stop("uses a tensor that is not one of its sources")
-        return super().create_other_arg(a)
+    def known_type(self, value: Traced) -> type | None:
+        return torch.Tensor if value.shape_known is not None else None
+
+    def is_none(self, value: Traced) -> bool | None:
+        return None if value.shape_known is None else False

@@ -22,7 +22,6 @@ from fxtie.rules import Rules, Tie, as_rules
 from fxtie.show.paged import Paged
 from fxtie.show.plan_text import HEADERS, plan_text, row
 from fxtie.show.words import count, parameter_change
-from fxtie.tracing.watching import watching
 from fxtie.transforms.protocol import transform_name
 
 if TYPE_CHECKING:
@@ -169,8 +168,7 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     planner.raise_faults()
     ordered = planner.order()
     planner.raise_faults()
-    with watching():
-        steps = planner.check(ordered)
+    steps = planner.check(ordered)
     planner.raise_faults()
     parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return Plan(tuple(steps), resolver.modules, parameters)

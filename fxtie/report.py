@@ -16,11 +16,11 @@ from fxtie.runtime.copied import tied_model, user_class
 from fxtie.show.paged import Paged
 from fxtie.show.tables import table
 from fxtie.show.words import count, human_bytes, parameter_change
-from fxtie.tracing.stops import Stop
 
 if TYPE_CHECKING:
     from fxtie.plan import Plan
     from fxtie.show.page import Page
+    from fxtie.tracing.stops import Stop
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Report(Paged):
         region_names: modules whose forward was captured as a graph; the root's name is empty.
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
-        merged: convolutions that are done together with others, as `merge_convs` asks for.
+        missed: regions whose graph did not hold for some calls, with how many these were and what
+            did not hold for the last one. They ran the forward as it is written.
         distances: after a checkpoint of the untied model was loaded, how far its tensors were from
             the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
     """
@@ -78,7 +79,7 @@ class Report(Paged):
     region_names: tuple[str, ...]
     kept: tuple[Kept, ...]
     unused: tuple[str, ...] = ()
-    merged: int = 0
+    missed: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     distances: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -118,8 +119,8 @@ class Report(Paged):
         ]
         if self.unused:
             parts.append(f"{len(self.unused)} unused")
-        if self.merged:
-            parts.append(f"{self.merged} merged")
+        if self.missed:
+            parts.append(f"{sum(count for count, _ in self.missed.values())} calls without a graph")
         return ", ".join(parts)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -136,15 +137,19 @@ class Report(Paged):
         rows += [
             (name or "(root)", "region", "captured as one graph") for name in self.region_names
         ]
+        rows += [
+            (name or "(root)", "missed", f"calls that ran the forward as written: {n}; {reason}")
+            for name, (n, reason) in self.missed.items()
+        ]
         return ("name", "form", "remark"), rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON.
 
         Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
-        list; each has `name`, `type`, `reason`, `file` and `line`), `merged` (a number), and
-        `distances` (of a loaded untied checkpoint's tensors from their derived values, relative, by
-        name).
+        list; each has `name`, `type`, `reason`, `file` and `line`), `missed` (calls and reason, by
+        name), and `distances` (of a loaded untied checkpoint's tensors from their derived values,
+        relative, by name).
         """
         return {
             **self.plan.to_dict(),
@@ -152,7 +157,7 @@ class Report(Paged):
             "regions": list(self.region_names),
             "kept": [asdict(kept) for kept in self.kept],
             "unused": list(self.unused),
-            "merged": self.merged,
+            "missed": {name: list(missed) for name, missed in self.missed.items()},
             "distances": dict(self.distances),
         }
 
@@ -186,15 +191,11 @@ def report(tied: nn.Module) -> Report:
     found = tied.__dict__.get("_fxtie_report")
     if not isinstance(found, Report):
         raise FxtieError("This is a part of a tied model. Pass the whole of it.")
-    outdated = [
-        Kept(name, user_class(module).__name__, f"has changed: {reason}")
-        for name, module in tied.named_modules()
-        if (reason := module.__dict__.get("_fxtie_outdated"))
-    ]
-    names = {kept.name for kept in outdated}
+    missed = {
+        name: tied.get_submodule(name).__dict__.get("_fxtie_missed") for name in found.region_names
+    }
     return replace(
         found,
-        region_names=tuple(name for name in found.region_names if name not in names),
-        kept=(*found.kept, *outdated),
+        missed={name: counted for name, counted in missed.items() if counted},
         distances=tied.__dict__.get("_fxtie_distances", {}),
     )

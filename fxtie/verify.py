@@ -278,8 +278,7 @@ def verify(model: nn.Module, tied: nn.Module, *args: Any, **kwargs: Any) -> None
 
     Raises:
         VerificationError: naming the first tensor that differs. Outputs must be equal bit for bit,
-            or to rounding where convolutions are merged (`Report.merged`), and gradients to
-            rounding: a relative error of 1e-5, or 1e-12 for a model in float64.
+            and gradients to rounding: a relative error of 1e-5, or 1e-12 for a model in float64.
             Its subclass `Vacuous`, if outputs or gradients are zero, constant or not finite:
             nothing is proved then.
         FxtieError: if `tied` is not a tied model.
@@ -299,7 +298,6 @@ def verify(model: nn.Module, tied: nn.Module, *args: Any, **kwargs: Any) -> None
             found = compare(model, tied, made.plan.ties, args, kwargs, train=train)
         mode = "train" if train else "eval"
         for name, error in found.output_errors.items():
-            is_equal = error < tolerance if made.merged else error == 0
-            _require(is_equal, f"{name} in {mode}, by {error:.1e}")
+            _require(error == 0, f"{name} in {mode}, by {error:.1e}")
         for name, error in found.gradient_errors.items():
             _require(error < tolerance, f"the gradient of {name} in {mode}, by {error:.1e}")

@@ -379,7 +379,7 @@ def test_threads():
     net, tied, plan, transform = tie(Threads)
     tied(inputs())
     assert transform.count == 2, "a thread derives for itself"
-    assert "another thread" in fxtie.report(tied).kept[0].reason
+    assert "makes a Thread" in fxtie.report(tied).kept[0].reason
     assert_tied_equals_oracle(net, tied, plan.ties, (inputs(),), train=True)
 
 

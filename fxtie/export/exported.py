@@ -12,7 +12,6 @@ by name. This small program is then spliced into the large one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -107,7 +106,13 @@ class _Tensors(nn.Module):
         return module
 
     def forward(self) -> tuple[torch.Tensor, ...]:
-        return tuple(attrgetter(name)(self) for name in self.targets)
+        return tuple(self._read(name) for name in self.targets)
+
+    def _read(self, name: str) -> torch.Tensor:
+        found: Any = self
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found  # type: ignore[no-any-return]
 
 
 def _refuse_kept_signatures(program: ExportedProgram) -> None:

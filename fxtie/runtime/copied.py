@@ -1,30 +1,25 @@
-"""Modules that were copied by the pass: of the user's class, and watched for changes.
+"""Modules that were copied by the pass: of a class that is made of the user's.
 
 In: copies along the paths to the targets (`copying.py`). Out: objects whose class is a subclass of
 the user's, made here. `tied.py` and `region.py` build on it.
-
-What stands in a graph was read once. A copy whose forward does so tells the graph's owner when an
-attribute, a module or a hook is changed afterwards.
 """
 
 from __future__ import annotations
 
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from fxtie.errors import FxtieError, Outdated
+from fxtie.errors import FxtieError
 
 
 class PathCopy(nn.Module):
     """A copy of a module of the user's.
 
-    Promises: `isinstance` with the user's class holds; deepcopy, `copy.copy` and pickle work; after
-    a change that a graph can't follow, the graph's owner runs the forward that the user wrote.
+    Promises: `isinstance` with the user's class holds; deepcopy, `copy.copy` and pickle work.
     """
 
     _fxtie_base: ClassVar[type[PathCopy]]
@@ -66,28 +61,6 @@ class PathCopy(nn.Module):
         """What such a class has that the user's has not."""
         return {}
 
-    # -- changes that a graph can't follow ------------------------------------------------------
-
-    def _fxtie_changed(self, what: str, *, but_itself: bool = False) -> None:
-        """Tell the module whose graph this one's forward stands in."""
-        within = self.__dict__.get("_fxtie_within")
-        owner = None if within is None else within()
-        if owner is not None and not (but_itself and owner is self):
-            owner._fxtie_outdate(f"{type(self).__name__}: {what}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_fxtie_within" in self.__dict__ and _is_baked_in(self, name, value):
-            self._fxtie_changed(f"{name} was set")
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._fxtie_changed(f"{name} was deleted")
-        super().__delattr__(name)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        self._fxtie_changed(f"{name} was added")
-        super().add_module(name, module)
-
     # -- copies ---------------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -96,52 +69,7 @@ class PathCopy(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
-        state = dict(users() if users else self.__dict__)
-        state.pop("_fxtie_within", None)
-        return state
-
-
-def _telling(register: Callable[..., Any]) -> Callable[..., Any]:
-    def register_hook(self: PathCopy, *args: Any, **kwargs: Any) -> Any:
-        self._fxtie_changed("a hook was registered", but_itself=True)  # its own call runs its hooks
-        return register(self, *args, **kwargs)
-
-    return register_hook
-
-
-for _name in (
-    "register_forward_hook",
-    "register_forward_pre_hook",
-    "register_full_backward_hook",
-    "register_full_backward_pre_hook",
-):
-    setattr(PathCopy, _name, _telling(getattr(nn.Module, _name)))
-
-
-def _is_baked_in(module: nn.Module, name: str, value: Any) -> bool:
-    """Whether setting an attribute changes what a graph has taken for granted."""
-    members = module.__dict__
-    if name == "training" or name.startswith("_fxtie_") or name in vars(nn.Module):
-        return False
-    if name in module._parameters or name in module._buffers:
-        return value is None  # others are read by their name
-    if isinstance(value, nn.Module):
-        before = module._modules.get(name)
-        return before is None or "_fxtie_within" in before.__dict__
-    if name in members:
-        before = members[name]
-        return before is not value and (isinstance(value, Tensor) or bool(before != value))
-    default = getattr(type(module), name, None)
-    return default is not None and not hasattr(type(default), "__set__")
-
-
-def warn_outdated(reason: str) -> None:
-    warnings.warn(
-        f"{reason} after it was captured. From now on its own forward runs instead of the graph; "
-        f"tie the model again to have a graph of what it is now.",
-        Outdated,
-        stacklevel=5,
-    )
+        return dict(users() if users else self.__dict__)
 
 
 # --- Classes ----------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class _Rewiring:
         if kind is weakref.ReferenceType and isinstance(value(), nn.Module):
             return weakref.ref(self(value()))
         if kind is Source:
-            return replace(value, owner=self(value.owner))
+            return replace(value, root=self(value.root))
         if kind is Derived:
             return replace(value, sources=self(value.sources))
         if kind.__module__ == "torch.nn.modules.module" and hasattr(value, "with_module"):
@@ -193,6 +193,6 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 _OWN = frozenset(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
-_NO_REFERENCES = frozenset({"_parameters", "_buffers", "_fxtie_within"})
+_NO_REFERENCES = frozenset({"_parameters", "_buffers"})
 _DICTS = (dict, collections.OrderedDict)
 _ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})

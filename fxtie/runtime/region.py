@@ -9,14 +9,14 @@ is given) run the class's own forward on the copy, which reads derived attribute
 
 from __future__ import annotations
 
-import enum
 import functools
+import inspect
 import keyword
 import operator
 import traceback
-import weakref
+import warnings
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 
+from fxtie.errors import Outdated
 from fxtie.graphs import graph_from_records, graph_to_records
 from fxtie.runtime import tied
 from fxtie.runtime.calls import current_call, is_worth_it
 from fxtie.runtime.casting import share_casts
-from fxtie.runtime.copied import become, user_class, user_forward, warn_outdated
+from fxtie.runtime.copied import become, user_class, user_forward
+from fxtie.runtime.guards import Guards
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
 
@@ -41,7 +43,9 @@ class Variant:
     Attributes:
         graph: the graph.
         defaults: arguments for which the trace took their default values.
-        tensors: arguments which the trace took for tensors because the code asked.
+        assumed: arguments which the trace took for a tensor, or (`object`) not to be None.
+        by_position: whether it holds only for calls that pass required arguments by position.
+        guards: what else it took for granted.
         generated: the code that is made of the graph, once it is needed.
         forward: the function that this defines.
         reading: the same forward, reading derived tensors where this one derives them.
@@ -49,10 +53,16 @@ class Variant:
 
     graph: fx.Graph
     defaults: dict[str, Any] = field(default_factory=dict)
-    tensors: frozenset[str] = frozenset()
+    assumed: dict[str, type] = field(default_factory=dict)
+    by_position: bool = False
+    guards: Guards = field(default_factory=Guards)
     generated: PythonCode | None = None
     forward: Callable[..., Any] | None = None
     reading: Variant | None = None
+
+    def with_graph(self, graph: Any) -> Variant:
+        """The same with another graph, of which no code is made yet."""
+        return replace(self, graph=graph, generated=None, forward=None, reading=None)
 
     def generate(self) -> None:
         """Make code of the graph."""
@@ -63,7 +73,7 @@ class Variant:
     def contents(self) -> tuple[Any, ...]:
         """Equal for variants whose forwards compute the same."""
         nodes = [(n.name, n.op, n.target, str(n.args), str(n.kwargs)) for n in self.graph.nodes]
-        return tuple(nodes), repr(self.defaults), self.tensors
+        return tuple(nodes), repr(self.defaults), repr(self.assumed), self.by_position
 
     @property
     def may_be_wrong(self) -> bool:
@@ -92,7 +102,7 @@ class Variant:
             if not node.users and (node.op == "get_attr" or "tie" in node.meta):
                 graph.erase_node(node)
         share_casts(graph, at_least=1)  # with those of other graphs, too
-        self.reading = Variant(graph, self.defaults, self.tensors)
+        self.reading = self.with_graph(graph)
         self.reading.generate()
         return self.reading
 
@@ -106,11 +116,9 @@ class Variant:
                     same = type(value) is type(default) and bool(value == default)
                 if not same:
                     return False
-            elif name in self.tensors:
-                if not isinstance(value, torch.Tensor):
-                    return False
-            # Code tells flags apart by `is`, which no trace can see.
-            elif isinstance(value, _FLAGS):
+            elif name in self.assumed and (
+                value is None or not isinstance(value, self.assumed[name])
+            ):
                 return False
         return True
 
@@ -120,9 +128,10 @@ class Region(TiedModule, fx.GraphModule):
 
     `graph` and `code` are those of the current mode. Where both modes have one graph, there is one
     `Variant` under both keys. `_fxtie_switches` are the modules whose `training` flag the code
-    asked for, `_fxtie_arguments` the names of the forward's arguments, `_fxtie_inlined` the modules
-    whose forwards stand in the graph. `_fxtie_recomputes` tells whether derived tensors are to be
-    computed again in the backward pass, `_fxtie_is_edited` whether the user has changed a graph.
+    asked for, `_fxtie_arguments` the names of the forward's arguments. `_fxtie_recomputes` tells
+    whether derived tensors are to be computed again in the backward pass, `_fxtie_is_edited`
+    whether the user has changed a graph, `_fxtie_missed` how many calls the graph did not hold for,
+    and why the last one.
 
     Regions of one class compute the same, as far as that lies in their graphs: by its class
     `torch.func.stack_module_state` tells like models.
@@ -131,15 +140,13 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_variants: dict[bool, Variant]
     _fxtie_switches: tuple[nn.Module, ...]
     _fxtie_arguments: tuple[str, ...]
-    _fxtie_inlined: tuple[nn.Module, ...]
     _fxtie_recomputes = False
     _fxtie_is_edited = False
+    _fxtie_missed: tuple[int, str] = (0, "")
 
     @classmethod
     def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
-        if contents is None:  # the user's forward runs, since the graphs don't hold any more
-            return {}
-        recomputes, _ = contents
+        recomputes = contents is not None and contents[0]
         forward = _dispatch(user_cls)
         return {"forward": recomputing(forward) if recomputes else forward}
 
@@ -148,8 +155,7 @@ class Region(TiedModule, fx.GraphModule):
         variants: dict[bool, Variant],
         switches: tuple[nn.Module, ...],
         arguments: tuple[str, ...],
-        borrowed: dict[str, nn.Module],
-        inlined: tuple[nn.Module, ...],
+        borrowed: dict[str, Any],
         recompute: bool,
     ) -> None:
         """Take in what was captured."""
@@ -160,7 +166,6 @@ class Region(TiedModule, fx.GraphModule):
             _fxtie_variants=variants,
             _fxtie_switches=switches,
             _fxtie_arguments=arguments,
-            _fxtie_inlined=inlined,
             _fxtie_recomputes=recompute,
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
@@ -219,22 +224,25 @@ class Region(TiedModule, fx.GraphModule):
             running.generated = running.forward = None
             if running is variant:
                 variant.reading = None
-        for module in self._fxtie_inlined:
-            module.__dict__["_fxtie_within"] = weakref.ref(self)
-        before, contents = self._fxtie_contents, None
-        if "_fxtie_outdated" not in self.__dict__:
-            contents = self._fxtie_recomputes, tuple(v.contents for v in variants.values())
+        before = self._fxtie_contents
+        contents = self._fxtie_recomputes, tuple(v.contents for v in variants.values())
         if before not in (None, contents):
             self.__dict__["_fxtie_is_edited"] = True
         become(self, Region, contents)
         return self._fxtie_generate()
 
-    def _fxtie_outdate(self, reason: str) -> None:
-        """Run the user's forward from now on, since the graph doesn't hold any more."""
-        if "_fxtie_outdated" not in self.__dict__:
-            self.__dict__["_fxtie_outdated"] = reason
-            become(self, Region)
-            warn_outdated(reason)
+    def _fxtie_miss(self, reason: str, lasts: bool) -> None:
+        """Note that a guard does not hold, and warn of it once if it will not hold again."""
+        count, _ = self._fxtie_missed
+        self.__dict__["_fxtie_missed"] = count + 1, reason
+        if lasts and not self.__dict__.get("_fxtie_warned"):
+            self.__dict__["_fxtie_warned"] = True
+            warnings.warn(
+                f"{user_class(self).__name__}: {reason} when its graph was made. Its own forward "
+                f"runs instead. Tie the model again to have a graph of what it is now.",
+                Outdated,
+                stacklevel=6,
+            )
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """The variant that was captured for such a call, if any."""
@@ -250,7 +258,25 @@ class Region(TiedModule, fx.GraphModule):
         arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
         if not all(name in names for name in kwargs) or not variant.accepts(arguments):
             return None
+        if variant.by_position and (kwargs.keys() - self._fxtie_by_keyword):
+            return None
+        if not torch.compiler.is_dynamo_compiling():
+            if (broken := variant.guards.broken()) is not None:
+                self._fxtie_miss(*broken)
+                return None
         return self._fxtie_running(variant)
+
+    def _fxtie_holds(self) -> bool:
+        """Whether the graph of the current mode holds, as a constant to torch.export."""
+        return self._fxtie_variant.guards.broken() is None
+
+    _fxtie_holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def _fxtie_by_keyword(self) -> Set[str]:
+        """Arguments that can be passed by keyword only."""
+        parameters = inspect.signature(user_class(self).forward).parameters.values()
+        return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     # -- derived tensors that are computed elsewhere --------------------------------------------
 
@@ -285,25 +311,34 @@ class Region(TiedModule, fx.GraphModule):
         for variant in self._fxtie_variants.values():
             self._fxtie_running(variant)  # makes it: torch.compile couldn't look through that
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        for name in self.__dict__[
+            "_fxtie_added"
+        ]:  # tensors from outside of the model are not copied
+            value = self.__dict__.get(name)
+            if isinstance(value, torch.Tensor):
+                memo[id(value)] = value
+        return super().__deepcopy__(memo)
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         for name in ("_fxtie_read_once", "_fxtie_reads", "_in_spec", "_out_spec"):
             state.pop(name, None)
-        variants = self._fxtie_variants
-        train, evaluate = variants[True], variants[False]
-        state["_fxtie_variants"] = [
-            (graph_to_records(variant.graph), variant.defaults, variant.tensors)
-            for variant in ((train,) if train is evaluate else (train, evaluate))
-        ]
+        state["_fxtie_variants"] = {
+            mode: v.with_graph(graph_to_records(v.graph))
+            for mode, v in self._fxtie_variants.items()
+        }
+        if self._fxtie_variants[True] is self._fxtie_variants[False]:
+            state["_fxtie_variants"][False] = state["_fxtie_variants"][True]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        variants = [
-            Variant(graph_from_records(records), defaults, tensors)
-            for records, defaults, tensors in state["_fxtie_variants"]
-        ]
-        state["_fxtie_variants"] = {True: variants[0], False: variants[-1]}
+        made = {
+            id(v): v.with_graph(graph_from_records(v.graph))
+            for v in state["_fxtie_variants"].values()
+        }
+        state["_fxtie_variants"] = {m: made[id(v)] for m, v in state["_fxtie_variants"].items()}
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.recompile()
 
@@ -342,15 +377,18 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
 
     @functools.wraps(user_cls.forward)  # for its signature
     def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
+        if (
+            torch.compiler.is_dynamo_compiling()
+            and not self._fxtie_is_edited
+            and not (torch.compiler.is_exporting() and self._fxtie_holds())
+        ):
+            # A compiler sees through derived attributes, and has guards of its own.
+            return user_forward(self)(*args, **kwargs)
         variant = self._fxtie_select(args, kwargs)
-        if variant is not None and variant.forward is None:
-            # Its mode was set past `__setattr__`, or by code that is being compiled.
-            if torch.compiler.is_compiling():
-                variant = None
-            else:
-                variant.generate()
         if variant is None:
             return user_forward(self)(*args, **kwargs)
+        if variant.forward is None:  # its mode was set past `__setattr__`
+            variant.generate()
         assert variant.forward is not None
         return variant.forward(self, *args, **kwargs)
 
@@ -358,7 +396,6 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
 
 
 _EXPORT = "torch.export._trace"
-_FLAGS = (type(None), bool, str, enum.Enum)
 
 # What torch.fx expects of every GraphModule, beside its class attributes.
 _GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {

@@ -28,15 +28,34 @@ from fxtie.runtime.copied import PathCopy, new_like, user_forward
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A tensor to read at call time: an attribute of the module that owns it.
+    """A tensor to read at call time, by its name in a model.
 
-    The module is referred to, not the tensor: that survives `.to()`, `to_empty()`,
-    `load_state_dict(assign=True)`, deepcopy and pickling.
+    So it survives `.to()`, `to_empty()`, `load_state_dict(assign=True)`, deepcopy and pickling, and
+    a module that is replaced is read from then on, as by a graph.
     """
 
-    owner: nn.Module
-    attr: str
+    root: nn.Module
     name: str
+
+    @property
+    def attr(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that owns the tensor now."""
+        module: Any = self.root
+        for part in self.name.split(".")[:-1]:
+            module = module._modules[part]
+        return module  # type: ignore[no-any-return]
+
+    def steps(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """The way to the owner: each module, the name of its child, and the child."""
+        module: Any = self.root
+        for part in self.name.split(".")[:-1]:
+            child = module._modules[part]
+            yield module, part, child
+            module = child
 
 
 @dataclass(frozen=True, eq=False)

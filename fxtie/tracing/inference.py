@@ -1,14 +1,10 @@
-"""Which traced values are surely tensors.
-
-In: a node of a graph that is being traced. Out: whether its value can be nothing but one tensor,
-whatever the inputs are. Called by `module_tracer.py`, to answer `isinstance` in traced code.
-"""
+"""What is sure about traced values: which are tensors, and which may be views of others."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
@@ -42,36 +38,38 @@ _ARITHMETIC = frozenset(
 )
 
 
-def is_tensor(node: fx.Node, root: nn.Module, assume: Callable[[fx.Node], bool]) -> bool:
-    """Whether the value of `node`, in a graph of `root`, is surely a tensor.
+def is_tensor(
+    node: fx.Node, layer: Callable[[str], nn.Module], assume: Callable[[fx.Node], bool]
+) -> bool:
+    """Whether the value of `node` is surely one tensor, whatever the inputs are.
 
     Args:
+        layer: gives the module of a name.
         assume: says of an argument of the graph whether to take it for a tensor.
     """
+
+    def known(value: object) -> bool:
+        return isinstance(value, fx.Node) and is_tensor(value, layer, assume)
+
     if node.op == "placeholder":
-        return assume(node)
+        return not str(node.target).startswith("*") and assume(node)
     if node.op == "call_module":
-        layer = _last(root.get_submodule(str(node.target)))
-        if type(layer) is nn.Identity and isinstance(node.args[0], fx.Node):
-            return is_tensor(node.args[0], root, assume)
-        return user_class(layer) in LAYERS
+        module = layer(str(node.target))
+        while type(module) is nn.Sequential and len(module):
+            module = module[-1]
+        if type(module) is nn.Identity:
+            return known(node.args[0])
+        return user_class(module) in LAYERS
     if node.op == "call_method":
-        return _op_gives_tensor(str(node.target))
+        return known(node.args[0]) and _op_gives_tensor(str(node.target))
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
             # `x += y` gives x, whatever y is.
             is_augmented = getattr(node.target, "__name__", "").startswith("i")
-            inputs = node.args[:1] if is_augmented else node.all_input_nodes
-            return any(isinstance(n, fx.Node) and is_tensor(n, root, assume) for n in inputs)
-        name = getattr(node.target, "__name__", "")
-        return getattr(node.target, "__module__", None) != "_operator" and _op_gives_tensor(name)
+            return any(map(known, node.args[:1] if is_augmented else node.all_input_nodes))
+        is_of_torch = str(getattr(node.target, "__module__", "torch")).startswith("torch")
+        return is_of_torch and _op_gives_tensor(getattr(node.target, "__name__", ""))
     return node.op == "get_attr"
-
-
-def _last(layer: nn.Module) -> nn.Module:
-    while type(layer) is nn.Sequential and len(layer):
-        layer = layer[-1]
-    return layer
 
 
 @functools.lru_cache(maxsize=1024)
@@ -81,3 +79,33 @@ def _op_gives_tensor(name: str) -> bool:
     return bool(schemas) and all(
         len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" for schema in schemas
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _op_gives_new_tensor(name: str) -> bool:
+    """Whether no overload of an aten operator returns one of its arguments, or a view of one."""
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    returns = [
+        value
+        for schema in schemas
+        if not any(argument.is_out for argument in schema.arguments)
+        for value in schema.returns
+    ]
+    return bool(returns) and all(value.alias_info is None for value in returns)
+
+
+def aliases(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes whose storage the value of `node` may share: inputs, stored and derived tensors."""
+    pending, seen = [node], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = str(
+            node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        )
+        if "tie" in node.meta or node.op in ("placeholder", "get_attr"):
+            yield node
+        elif node.op == "call_module" or not _op_gives_new_tensor(name):
+            pending += node.all_input_nodes

@@ -2,20 +2,22 @@
 
 In: a tensor that traced code reads. Out: its value in the trace, with the nodes that make it: one
 `get_attr` per stored tensor, one copy of the transform's ops per derivation, just before the first
-use. Called by `module_tracer.py`.
+use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from fxtie.lowering import Lowered
+from fxtie.names import join
 from fxtie.runtime.tied import Derived, Source
-from fxtie.tracing.tracer import Traced, TracedTensor
+from fxtie.tracing.traced import Traced
 
 if TYPE_CHECKING:
     from fxtie.tracing.module_tracer import ModuleTracer
@@ -27,50 +29,75 @@ class TensorReads:
     Args:
         tracer: the trace.
         borrowed: filled with modules outside of the region that it reads from, by the attribute
-            name under which its graph refers to them.
+            of the root under which its graph refers to them.
 
     Attributes:
         used: the derived tensors that were read, by id.
     """
 
-    def __init__(self, tracer: ModuleTracer, borrowed: dict[str, nn.Module]) -> None:
+    def __init__(self, tracer: ModuleTracer, borrowed: dict[str, Any]) -> None:
         self.tracer = tracer
         self.borrowed = borrowed
         self.used: set[int] = set()
         self._stored: dict[Any, Traced] = {}
         self._derived: dict[Any, Traced] = {}
+        self._origins: dict[fx.Node, _Stored | Derived] = {}
 
-    def read(self, key: Any, target: str, value: torch.Tensor | None, name: str = "") -> Traced:
+    def read(
+        self, owner: nn.Module, attr: str, target: str, value: torch.Tensor | None, name: str
+    ) -> Traced:
         """A stored tensor, by the path in the region: one `get_attr` for all its uses.
 
         Args:
+            owner, attr: where it is.
+            target: the path.
             value: the tensor; None for a module.
-            name: what to show of it, if not the path.
+            name: what to show of it.
         """
+        key = id(owner), attr
         if key not in self._stored:
-            node = self.tracer.create_node("get_attr", target, (), {})
-            if name:
-                node.meta["reads"] = name
+            node = self.tracer.create_node("get_attr", target)
+            node.meta["reads"] = name
             if isinstance(value, nn.Parameter):
                 node.meta["shape"] = value.shape
-            self._stored[key] = self._value(node, torch.Size() if value is None else value.shape)
+            self._origins[node] = _Stored(owner, attr, value)
+            self._stored[key] = Traced(node, None if value is None else value.shape)
         return self._stored[key]
 
-    def derive(self, derived: Derived) -> Any:
+    def derive(self, derived: Derived) -> Traced:
         """A derived tensor: its transform, inlined once."""
-        if self.tracer.is_elsewhere():
-            return derived.compute()
         self.used.add(id(derived))
-        sources = [self._source(source, derived.stored) for source in derived.sources]
+        sources = [self._source(source, derived.stored).node for source in derived.sources]
         # The plan lowers equal transforms to one object.
-        key = (id(derived.transform), tuple(source.node for source in sources))
+        key = (id(derived.transform), *sources)
         if key not in self._derived:
-            node = self._apply(derived, [source.node for source in sources])
+            node = self._apply(derived, sources)
             if node.meta.get("tie") == derived.name:
                 node.meta["derived"] = derived.name  # the result, not a step on the way to it
                 node.meta["shape"] = derived.shape
-            self._derived[key] = self._value(node, derived.shape)
+                self._origins[node] = derived
+            self._derived[key] = Traced(node, derived.shape)
         return self._derived[key]
+
+    # -- what is known of them ------------------------------------------------------------------
+
+    def slots(self, node: fx.Node) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+        """Owner, attribute and shape of the stored tensors on which the shape of one depends."""
+        origin = self._origins.get(node)
+        if isinstance(origin, Derived):
+            yield from _slots(origin)
+        elif origin is not None and origin.value is not None:
+            yield origin.owner, origin.attr, origin.value.shape
+
+    def must_be_tensor(self, node: fx.Node) -> None:
+        """Guard that what a node reads is a tensor, and not None."""
+        for owner, attr, _ in self.slots(node):
+            kinds = ("_parameters", "_buffers", "__dict__")
+            mapping = next((kind for kind in kinds if attr in getattr(owner, kind)), None)
+            if mapping is not None:
+                self.tracer.guard("is_tensor", owner, mapping, attr, attr)
+
+    # -- what is read anew ----------------------------------------------------------------------
 
     def forget(self, erased: Set[fx.Node]) -> None:
         """Take back what was read by nodes that are erased."""
@@ -78,30 +105,47 @@ class TensorReads:
             for key in [key for key, value in values.items() if value.node in erased]:
                 del values[key]
 
-    def clear(self) -> None:
-        """Hold on to no value any more."""
-        self._stored.clear()
+    def forget_buffers(self) -> None:
+        """Read buffers anew from here on: code that is not looked into may have replaced them."""
+        for key, read in list(self._stored.items()):
+            origin = self._origins[read.node]
+            if not (isinstance(origin, _Stored) and isinstance(origin.value, nn.Parameter)):
+                del self._stored[key]
+
+    def forget_derived(self) -> None:
+        """Derive anew from here on: a stored tensor may have been changed in place."""
         self._derived.clear()
 
-    def _value(self, node: fx.Node, shape: torch.Size) -> Traced:
-        return self.tracer.follow(TracedTensor(node, self.tracer, shape))
+    # -- nodes ----------------------------------------------------------------------------------
 
-    def _source(self, source: Source, stored: bool) -> Any:
+    def _source(self, source: Source, stored: bool) -> Traced:
         tracer, owner, attr = self.tracer, source.owner, source.attr
-        if not stored and (tracer.covers(owner) or attr in getattr(owner, "_fxtie_derived", ())):
-            return getattr(owner, attr)
+        if not stored and (
+            owner in tracer.paths or attr in owner.__dict__.get("_fxtie_derived", ())
+        ):
+            value = tracer.attribute(owner, attr) if owner in tracer.paths else None
+            if value is None:
+                value = self.derive(owner.__dict__["_fxtie_derived"][attr])
+            if type(value) is Traced:
+                self._guard_place(source)
+                return value
         name = tracer.paths.get(owner)
         if name is None:
             name = self._borrow(owner, source.name.rpartition(".")[0])
+        self._guard_place(source)
         tensor = owner._parameters.get(attr, owner._buffers.get(attr))
         if tensor is not None:
             past = "_fxtie_stored" if stored else ""  # past the derived attribute
-            target = ".".join(filter(None, (name, past, attr)))
-            return self.read((id(owner), attr), target, tensor, source.name)
+            return self.read(owner, attr, join(name, past, attr), tensor, source.name)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
         shown = source.name.rpartition(".")[0]
-        module = self.read((id(owner), None), name, None, shown)
-        return tracer.create_proxy("call_function", getattr, (module, attr), {})
+        module = self.read(owner, "", name, None, shown)
+        return tracer.record("call_function", getattr, (module, attr))
+
+    def _guard_place(self, source: Source) -> None:
+        """Guard that a source's owner is still where it was: it is read by name."""
+        for parent, name, child in source.steps():
+            self.tracer.guard("entry", parent, "_modules", name, child, type(parent).__name__)
 
     def _borrow(self, module: nn.Module, name: str) -> str:
         """The attribute by which the region refers to a module outside of it."""
@@ -113,6 +157,7 @@ class TensorReads:
     def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
         transform, name = derived.transform, derived.name.replace(".", "_")
         if isinstance(transform, Lowered):
+            self.tracer.guard("include", transform.guards)
             return self._inline(transform.graph, derived, sources)
         create_node = self.tracer.create_node
         if isinstance(transform, nn.Module):
@@ -139,3 +184,24 @@ class TensorReads:
                 env[node] = copied
         assert isinstance(result, fx.Node)
         return env[result]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A tensor that is read, or a module (then `value` is None)."""
+
+    owner: nn.Module
+    attr: str
+    value: torch.Tensor | None
+
+
+def _slots(derived: Derived) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+    for source in derived.sources:
+        owner, attr = source.owner, source.attr
+        inner = owner.__dict__.get("_fxtie_derived", {}).get(attr)
+        if inner is not None and not derived.stored:
+            yield from _slots(inner)
+            continue
+        tensor = owner._parameters.get(attr, owner._buffers.get(attr))
+        if tensor is not None:
+            yield owner, attr, tensor.shape

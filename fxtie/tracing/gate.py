@@ -1,0 +1,78 @@
+"""The gate: which functions a trace may record, run, or look into.
+
+In: a callable that traced code is about to call. Out: how a trace treats it. What is on none of
+these lists, and has no source code to look into, stops the trace before it runs.
+
+| callable | treatment |
+| --- | --- |
+| operators of torch, those that take part in `__torch_function__` | recorded: they run each time |
+| functions that make tensors of numbers: `torch.arange` | recorded |
+| functions of einops, of TorchScript, declared by `torch.fx.wrap` | recorded |
+| `math.sqrt` and its like | recorded for traced arguments, run for others |
+| questions about torch's state: `torch.is_grad_enabled` | run, and the answer becomes a guard |
+| builtins, methods of Python's own containers and strings | see `callables.py` |
+| Python functions | looked into (`evaluator.py`) |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import fx
+
+FACTORIES = frozenset(
+    {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace}
+    | {torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.scalar_tensor}
+    | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros, torch._assert}
+    | {torch.finfo, torch.iinfo}
+)
+"""Functions that make tensors, or facts, of numbers."""
+
+MATH = frozenset(
+    value for name, value in vars(math).items() if callable(value) and not name.startswith("_")
+)
+"""The functions of `math`."""
+
+QUESTIONS = frozenset(
+    {torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype}
+    | {torch.is_autocast_enabled, torch.get_autocast_dtype, torch.is_autocast_cpu_enabled}
+    | {torch._C._is_tracing, torch._C._get_cudnn_enabled}
+)
+"""Functions about the state of torch, the answers to which become guards."""
+
+
+@functools.cache
+def _operators() -> frozenset[Any]:
+    """The functions and methods of torch that call `__torch_function__`."""
+    overridable = torch.overrides.get_testing_overrides()
+    # Those on the other list would be called with proxies and not be told.
+    return frozenset(overridable) - torch.overrides.get_ignored_functions()
+
+
+def is_recorded(function: Any) -> bool:
+    """Whether a trace records a call of this as one node."""
+    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return True
+    if isinstance(function, torch.jit.ScriptFunction):
+        return True
+    try:
+        if function in FACTORIES or function in _operators():
+            return True
+    except TypeError:  # unhashable
+        return False
+    return is_opaque(function)
+
+
+def is_opaque(function: Any) -> bool:
+    """Whether it is a function of another library that says to be one operation."""
+    if not isinstance(function, FunctionType):
+        return False
+    if (function.__module__ or "").partition(".")[0] == "einops":
+        return not function.__name__.startswith("_")
+    declared = fx._symbolic_trace._wrapped_fns_to_patch
+    key = id(function.__globals__), function.__name__
+    return key in declared and function.__globals__.get(function.__name__) is function

@@ -1,0 +1,238 @@
+"""What a trace records: nodes, guards, and which objects the traced code has made itself.
+
+In: operations on values, some of them traced. Out: nodes of a graph, and the facts that it depends
+on. Only lists, dicts and sets that the code itself has made are written to, so a trace that stops
+has nothing to take back.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtie.runtime.guards import ATOMS, Fact, items_of
+from fxtie.tracing.frames import Frame
+from fxtie.tracing.stops import Stop, location
+from fxtie.tracing.traced import Traced, is_traced
+
+CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
+"""Types of containers that may change."""
+
+IMMUTABLE = (tuple, frozenset, torch.Size, range, slice)
+
+
+class Recorder:
+    """Records what traced code does.
+
+    Attributes:
+        graph: the nodes so far.
+        facts: what the evaluation took for granted, as calls of the methods of `Guards`.
+        labels: what to call containers of the user's in reports, by id.
+        made: how many objects the code has made itself.
+        writes: the numbers of those that it has written to.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.facts: list[Fact] = []
+        self.labels: dict[int, str] = {}
+        self.frames: list[Frame] = []
+        self.made = 0
+        self.writes: list[int] = []
+        self._fresh: dict[int, tuple[int, Any]] = {}
+        self._escaped: dict[int, Any] = {}
+
+    # -- what the tracers of modules and of transforms do differently ---------------------------
+
+    def module_attribute(self, module: nn.Module, name: str) -> Any:
+        """An attribute of a module; `MISSING` if there is none."""
+        raise Stop(f"reads .{name} of a module")
+
+    def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a module."""
+        raise Stop("calls a module")
+
+    def tensor(self, tensor: torch.Tensor) -> Any:
+        """The traced value of a tensor that the code has come upon."""
+        raise Stop("uses a tensor that is not one of its sources")
+
+    def module_argument(self, module: nn.Module) -> fx.Node:
+        """The node of a module that is passed on."""
+        raise Stop("passes on a module")
+
+    def is_none(self, value: Traced) -> bool | None:
+        """Whether a traced value is None, if that is sure."""
+        return None
+
+    def known_type(self, value: Traced) -> type | None:
+        """The type of a traced value, if it is sure."""
+        return None
+
+    def shape(self, value: Traced) -> torch.Size:
+        """The known shape of a traced value, which code asks for."""
+        assert value.shape_known is not None
+        return value.shape_known
+
+    def may_have_changed(self, holder: Any) -> None:
+        """Stop if something that the graph calls may have changed an object since it began."""
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def create_node(
+        self, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str | None = None
+    ) -> fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {}, name)
+        frame = self.user_frame()
+        if frame is not None:
+            node.meta["stack_trace"] = location(*frame.place)
+        return node
+
+    def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
+        """Record an operation. Returns its value."""
+        kwargs = {key: self.argument(value) for key, value in (kwargs or {}).items()}
+        return self.value(self.create_node(op, target, tuple(map(self.argument, args)), kwargs))
+
+    def value(self, node: fx.Node) -> Traced:
+        """The value of a new node."""
+        return Traced(node)
+
+    def argument(self, value: Any) -> Any:
+        """A value as an argument of a node."""
+        kind = type(value)
+        if kind is Traced:
+            return value.node
+        if kind in ATOMS:
+            return value
+        if kind is tuple:
+            return tuple(map(self.argument, value))
+        if kind is list:
+            self.look(value, "a list")
+            return list(map(self.argument, value))
+        if kind is dict and all(type(key) is str for key in value):
+            self.look(value, "a dict")
+            return {key: self.argument(item) for key, item in value.items()}
+        if kind is slice:
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
+        if isinstance(value, nn.Module):
+            return self.module_argument(value)
+        if isinstance(value, torch.Tensor):
+            return self.tensor(value).node
+        if isinstance(value, float):
+            return float(value)  # numpy's float64 is one, and prints as what code can't read
+        return self._constructed(value)
+
+    def _constructed(self, value: Any) -> Any:
+        """A value of a class that code can make of others: made anew at each call."""
+        kind = type(value)
+        if kind is torch.Size:
+            return tuple(value) if not is_traced(value) else self._make(kind, list(value))
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            return self._make(kind, *value)
+        if kind is collections.OrderedDict:
+            self.look(value, "a dict")
+            return self._make(kind, dict(value))
+        if id(value) in self._fresh and hasattr(kind, "__dataclass_fields__"):
+            fields = {key: self.argument(item) for key, item in vars(value).items()}
+            return self.create_node("call_function", kind, (), fields)
+        raise Stop(f"passes on a {kind.__name__}")
+
+    def _make(self, kind: type, *args: Any) -> fx.Node:
+        args = tuple(self.argument(self.fresh(a) if type(a) in CONTAINERS else a) for a in args)
+        return self.create_node("call_function", kind, args)
+
+    def user_frame(self) -> Frame | None:
+        """The innermost frame of the user's own code, else of torch's layers."""
+        for frame in reversed(self.frames):
+            if not frame.is_of_torch:
+                return frame
+        return self.frames[-1] if self.frames else None
+
+    def guard(self, fact: str, *args: Any) -> None:
+        """Note something that the graph depends on.
+
+        Args:
+            fact: the name of a method of `Guards`.
+            *args: its arguments.
+        """
+        self.facts.append((fact, args))
+
+    # -- what may change ------------------------------------------------------------------------
+
+    def fresh(self, value: Any) -> Any:
+        """Note that an object was made by the code itself, and may be written to."""
+        self.made += 1
+        self._fresh[id(value)] = self.made, value
+        return value
+
+    def is_fresh(self, value: Any) -> bool:
+        return id(value) in self._fresh
+
+    def escape(self, *values: Any) -> None:
+        """Note that other code has got these values: what is in them then is not known."""
+        for value in values:
+            if type(value) in CONTAINERS or id(value) in self._fresh:
+                if id(value) not in self._fresh:
+                    raise Stop("hands on a container that outlives the call")
+                self._escaped[id(value)] = value
+                self.escape(*(value.values() if isinstance(value, dict) else _parts(value)))
+            elif isinstance(value, tuple):
+                self.escape(*value)
+
+    def look(self, container: Any, label: str) -> None:
+        """The code looks at all that a container holds."""
+        if id(container) in self._escaped:
+            raise Stop("looks into a container that other code may have changed")
+        if id(container) in self._fresh or isinstance(container, IMMUTABLE):
+            return
+        if type(container) not in CONTAINERS:
+            raise Stop(f"looks into a {type(container).__name__}")
+        self.may_have_changed(container)
+        self.guard(
+            "contents", container, items_of(container), self.labels.get(id(container), label)
+        )
+
+    def item(self, container: Any, key: Any, label: str) -> Any:
+        """An item of a container."""
+        if id(container) in self._escaped:
+            raise Stop("looks into a container that other code may have changed")
+        kind = type(container)
+        is_fixed = isinstance(container, IMMUTABLE) or kind in (str, bytes)
+        if not (is_fixed or kind in CONTAINERS):
+            raise Stop(f"looks into a {kind.__name__}")
+        if is_traced(key):
+            raise Stop("looks up a traced value")
+        if not (is_fixed or id(container) in self._fresh):
+            if isinstance(key, slice):
+                self.look(container, label)
+            else:
+                self.may_have_changed(container)
+                self.guard("item", container, key, get_item(container, key), label)
+        result = get_item(container, key)
+        if isinstance(key, slice) and kind is list:
+            return self.fresh(result)
+        return self.taken(result)
+
+    def taken(self, value: Any) -> Any:
+        """A value that was found in the user's objects."""
+        return self.tensor(value) if isinstance(value, torch.Tensor) else value
+
+    def writable(self, container: Any) -> None:
+        """Stop unless the code may write to a container."""
+        if id(container) in self._escaped or id(container) not in self._fresh:
+            raise Stop(f"writes to a {type(container).__name__} that it has not made")
+        self.writes.append(self._fresh[id(container)][0])
+
+
+def get_item(container: Any, key: Any) -> Any:
+    try:
+        return container[key]
+    except (LookupError, TypeError) as error:
+        raise Stop(f"looks up what is not there ({key!r:.40})") from error
+
+
+def _parts(value: Any) -> Any:
+    return vars(value).values() if hasattr(value, "__dict__") else value

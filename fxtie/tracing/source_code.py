@@ -1,0 +1,112 @@
+"""Python functions -> their syntax trees, proved to be what runs.
+
+In: a code object. Out: the syntax tree of the function it was compiled from. The file is compiled
+again, and only a tree whose code is equal to the given one is handed out: a file that has changed
+since it was imported, or code that a tool has rewritten, has no tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import linecache
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+from fxtie.tracing.stops import Stop
+
+FunctionNode = ast.FunctionDef | ast.Lambda
+
+_NO_FUNCTIONS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_FUTURE = 0x1FF0000  # the flags of `from __future__ import ...`
+
+
+def function_node(function: FunctionType) -> FunctionNode:
+    """The syntax tree of a function.
+
+    Raises:
+        Stop: if there is no source that is sure to be what runs, or if it is a generator.
+    """
+    code = function.__code__
+    if code.co_flags & _NO_FUNCTIONS:
+        raise Stop(f"runs the generator {code.co_name}")
+    flags = code.co_flags & _FUTURE
+    node = _functions(code.co_filename, flags).get(code)
+    if node is None:
+        linecache.checkcache(code.co_filename)  # the file, or the cell, may be new
+        _functions.cache_clear()
+        node = _functions(code.co_filename, flags).get(code)
+    if node is None:
+        raise Stop(f"runs {code.co_name}, of which there is no source code")
+    return node
+
+
+def stored_names(node: FunctionNode) -> frozenset[str]:
+    """The names that a function binds: they are its locals."""
+    found = _stored.get(node)
+    if found is None:
+        body = node.body if isinstance(node, ast.FunctionDef) else [node.body]
+        found = _stored[node] = frozenset(_stores(body)) | {
+            argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)
+        }
+    return found
+
+
+_stored: dict[ast.AST, frozenset[str]] = {}
+
+
+def _stores(nodes: list[ast.AST] | list[ast.stmt] | list[ast.expr]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif not isinstance(node, ast.Lambda | _COMPREHENSIONS):
+            yield from _stores(list(ast.iter_child_nodes(node)))
+
+
+_COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+@functools.cache
+def _functions(filename: str, flags: int) -> dict[CodeType, FunctionNode]:
+    """The functions of a file by their code."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)), filename)
+        module = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
+    except (SyntaxError, ValueError):  # no Python, or a cell with commands of the notebook's
+        return {}
+    nodes: dict[tuple[str, int], list[FunctionNode]] = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            nodes[node.name, first].append(node)
+        elif isinstance(node, ast.Lambda):
+            nodes["<lambda>", node.lineno].append(node)
+    found = {}
+    for code in _codes(module):
+        candidates = nodes.get((code.co_name, code.co_firstlineno), [])
+        if len(candidates) > 1:  # lambdas on one line
+            candidates = [node for node in candidates if _starts_at(code, node)]
+        if len(candidates) == 1:
+            found[code] = candidates[0]
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _starts_at(code: CodeType, node: FunctionNode) -> bool:
+    """Whether code has an instruction for the very beginning of a function's body."""
+    if sys.version_info < (3, 11) or not isinstance(node, ast.Lambda):
+        return False
+    body = node.body
+    span = body.lineno, body.end_lineno, body.col_offset, body.end_col_offset
+    return any(position == span for position in code.co_positions())

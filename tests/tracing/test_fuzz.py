@@ -1,0 +1,74 @@
+"""Random forwards, put together from statements, against an independent twin."""
+
+import copy
+import warnings
+
+import pytest
+from forwards import CHANGES, RULES, STATEMENTS, Program
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+from twins import CIRCUMSTANCES, assert_same, run, twin_of
+
+import fxtie
+
+
+def series(program, model, change, **kwargs):
+    """What a model does in all circumstances, with a change in between."""
+    found = {name: run(model, name) for name in CIRCUMSTANCES}
+    found["optional"] = run(model, "eval", optional=2.5)
+    if change is not None:
+        program.change(model, change)
+        found |= {f"{name}, changed": run(model, name) for name in ("eval", "train", "no_grad")}
+    return found
+
+
+def check(statements, change=None, trace=True):
+    """Tie a program and compare it with its twin. Returns the report."""
+    program = Program(statements)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxtie.Outdated)
+        plan = fxtie.plan(program.make(), RULES)
+        expected = series(program, twin_of(program.make(), plan.ties), change)
+        untied = series(program, program.make(), change)
+
+        model = program.make()
+        tied = fxtie.transform(model, plan, trace=trace)
+        copied = copy.deepcopy(tied)
+        # The user's model goes on as if nothing had been.
+        for name, found in series(program, model, change).items():
+            assert_same(found, untied[name], f"{name}, the model itself")
+        tied = fxtie.transform(program.make(), RULES, trace=trace)
+        for name, found in series(program, tied, change).items():
+            assert_same(found, expected[name], name)
+        report = fxtie.report(tied)
+        program.make()  # globals as at first
+        for name, found in series(program, copied, change).items():
+            assert_same(found, expected[name], f"{name}, copied")
+    return report
+
+
+programs = st.lists(st.sampled_from(STATEMENTS), min_size=1, max_size=6)
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+)
+@given(programs, st.none() | st.sampled_from(CHANGES))
+def test_random_forwards_equal_their_twin(statements, change):
+    report = check(statements, change)
+    event("kept" if report.kept else "graph")
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("trace", [True, False])
+def test_each_statement(statement, trace):
+    check([statement, "x = self.b(x)"], trace=trace)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change(change):
+    for statement in STATEMENTS:
+        check([statement, "x = self.b(x)"], change)
