@@ -145,30 +145,6 @@ def chain(length: int = 50, width: int = 32) -> Workload:
     return Workload(f"chain of {length}", model, tuple(links), (width,))
 
 
-class Bank(nn.Module):
-    """Convs of one input, side by side."""
-
-    def __init__(self, count: int, channels: int) -> None:
-        super().__init__()
-        convs = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count))
-        self.convs = nn.ModuleList(convs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([conv(x) for conv in self.convs], 1)
-
-
-def filter_bank() -> Workload:
-    """Filters, rotated and mirrored."""
-
-    def turned(turns: int, mirrored: bool, w: torch.Tensor) -> torch.Tensor:
-        w = torch.rot90(w, turns, (2, 3))
-        return w.flip(3) if mirrored else w
-
-    forms = [functools.partial(turned, turns, flag) for flag in (False, True) for turns in range(4)]
-    links = (Link(f"convs.{i}", "convs.0", form) for i, form in enumerate(forms) if i)
-    return Workload("bank of 8", Bank(8, 16), tuple(links), (16, 32, 32), (1, 16))
-
-
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "16 blocks": sixteen_blocks,
     "ResNet-50": resnet50,

@@ -44,7 +44,6 @@ WORKLOADS = """## What is run
 * **100 targets**: Linears of width 32; each derives from the first by a roll of its own, so that no
   two derivations are equal.
 * **chain of 50**: Linears of width 32; each derives from the one before it by `torch.sin`.
-* **bank of 8**: 3 x 3 convs of 16 channels that read one 32 x 32 image: one, rotated and mirrored.
 """
 
 WAYS = """## What makes it fast

@@ -146,8 +146,14 @@ class _Capture:
             tuple(self.regions),
             tuple(self.kept.values()),
             tuple(unused),
+            self.earlier_plans(),
         )
         return root
+
+    def earlier_plans(self) -> tuple[Plan, ...]:
+        """The plans by which the model was tied before."""
+        before: Report | None = self.model.__dict__.get("_fxtie_report")
+        return () if before is None else (*before.earlier, before.plan)
 
     # -- copies with derived attributes ---------------------------------------------------------
 

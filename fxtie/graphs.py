@@ -1,14 +1,16 @@
 """Small tools on `torch.fx.Graph`: as records for pickling and copying, comparing, in-place ops.
 
-In: graphs. Out: graphs or plain data. Called by `capture.py`, `lowering.py`, `merging.py`,
-`runtime/`, `export/`.
+In: graphs. Out: graphs or plain data.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -40,7 +42,15 @@ def graph_to_records(graph: fx.Graph) -> list[Record]:
         return map_arg(value, lambda node: _Ref(node.name))
 
     return [
-        (n.name, n.op, n.target, refer(n.args), refer(n.kwargs), n.type, dict(n.meta))
+        (
+            n.name,
+            n.op,
+            _by_reference(n.target),
+            refer(n.args),
+            refer(n.kwargs),
+            n.type,
+            dict(n.meta),
+        )
         for n in graph.nodes
     ]
 
@@ -54,10 +64,39 @@ def graph_from_records(records: Sequence[Record]) -> fx.Graph:
         return map_aggregate(value, lambda v: nodes[v.name] if type(v) is _Ref else v)
 
     for name, op, target, args, kwargs, type_expr, meta in records:
+        if isinstance(target, _Function):
+            target = target.function
         node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)
         node.meta = dict(meta)
         nodes[name] = node
     return graph
+
+
+class _Function:
+    """A function by reference: copied as it is, pickled by the name under which its module has it.
+
+    By itself, pickle does not find functions that another one has made, such as `F.max_pool2d`.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Function:
+        return self
+
+    def __reduce__(self) -> Any:
+        module, name = self.function.__module__, self.function.__name__
+        if getattr(sys.modules.get(module), name, None) is self.function:
+            return _function_named, (module, name)
+        return _Function, (self.function,)  # by pickle's own means
+
+
+def _function_named(module: str, name: str) -> _Function:
+    return _Function(getattr(importlib.import_module(module), name))
+
+
+def _by_reference(target: Any) -> Any:
+    return _Function(target) if isinstance(target, FunctionType) else target
 
 
 def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
@@ -132,16 +171,96 @@ _IN_PLACE = frozenset(
 )
 
 
+# -- randomness ----------------------------------------------------------------------------------
+
+
 def repeats(node: fx.Node) -> bool:
-    """Whether an op gives the same when it runs again. Modules may not: of dropout, say."""
+    """Whether an op is known to give the same when it runs again. Modules are not: dropout, say."""
     if node.op == "call_method":
-        return not _RANDOM.search(str(node.target))
-    module = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    is_known = node.op == "call_function" and module in ("torch", "_operator", "builtins", "math")
-    return is_known and not _RANDOM.search(name_of_op(node))
+        name = str(node.target)
+        # Casts (`w.float()`) and operators (`__add__`) have no aten op of their name.
+        is_cast = isinstance(getattr(torch, name, None), torch.dtype)
+        is_operator = name.startswith("__") and name.endswith("__")
+        return is_cast or is_operator or _is_repeatable(getattr(torch.Tensor, name, None))
+    return (
+        node.op == "call_function"
+        and isinstance(node.target, _HASHABLE)
+        and _is_repeatable(node.target)
+    )
 
 
-_RANDOM = re.compile(
-    r"rand|drop|(^|_)normal(_|$)|uniform_|bernoulli|binomial|poisson|multinomial|rrelu|gumbel"
-    r"|standard_gamma|dirichlet|fractional"
+@functools.cache
+def _is_repeatable(function: Any) -> bool:
+    if isinstance(function, torch._ops.OpOverload):
+        function = function.overloadpacket
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        is_aten = function._qualified_op_name.startswith("aten::")
+        return is_aten and not _is_random(function.__name__)
+    module = getattr(function, "__module__", None) or ""
+    if module.partition(".")[0] in _PURE or function in _FACTS:
+        return True
+    if isinstance(function, FunctionType):
+        return module in _FUNCTIONAL and not _uses_random(function)
+    owner = getattr(function, "__objclass__", None)
+    is_of_torch = owner is torch._C.TensorBase or module.partition(".")[0] == "torch"
+    name = getattr(function, "__name__", "")
+    return is_of_torch and bool(_overloads(name)) and not _is_random(name)
+
+
+@functools.cache
+def _overloads(name: str) -> tuple[torch._ops.OpOverload[..., Any], ...]:
+    """The aten ops of a name; none where torch has none."""
+    packet = getattr(torch.ops.aten, name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return ()
+    names = packet.overloads()  # type: ignore[no-untyped-call]
+    return tuple(getattr(packet, overload) for overload in names)
+
+
+def _is_random(name: str) -> bool:
+    return any(torch.Tag.nondeterministic_seeded in op.tags for op in _overloads(name))
+
+
+def _uses_random(function: FunctionType) -> bool:
+    """Whether a Python function of torch, or one that it may call, names a random op."""
+    seen: set[FunctionType] = set()
+    pending = [function]
+    while pending:
+        function = pending.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        names = set(_names(function.__code__))
+        if any(map(_is_random, names)):
+            return True
+        spaces = (function.__globals__, *map(vars, (torch, torch.nn.functional, torch.Tensor)))
+        found = [space.get(name) for space in spaces for name in names]
+        found += [cell.cell_contents for cell in function.__closure__ or ()]
+        pending += [
+            value
+            for value in found
+            if isinstance(value, FunctionType) and (value.__module__ or "").startswith("torch.")
+        ]
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The globals, attributes and methods that code names, functions inside of it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+_HASHABLE = (
+    FunctionType,
+    BuiltinFunctionType,
+    MethodDescriptorType,
+    type,
+    torch._ops.OpOverload,
+    torch._ops.OpOverloadPacket,
 )
+# Not the rest of torch: `torch.distributed` has functions that wait for other processes.
+_FUNCTIONAL = frozenset({"torch.functional", "torch.nn.functional", "torch._tensor", "torch"})
+_PURE = frozenset({"_operator", "builtins", "math", "einops"})
+_FACTS = frozenset({torch.Size, torch.device, torch.finfo, torch.iinfo})

@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
-from fxtie.graphs import changed_in_place, graph_from_records, graph_to_records
+from fxtie.graphs import changed_in_place, graph_from_records, graph_to_records, repeats
 from fxtie.runtime.guards import Guards
 from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
 from fxtie.tracing.evaluator import Evaluator
@@ -62,6 +62,9 @@ class Lowered:
         is_general: whether it is for tensors of any shape.
         guards: what the graph depends on beside its sources: globals that the function reads, say.
         function: the user's function, which runs where these do not hold.
+
+    Attributes:
+        is_repeatable: whether it gives the same for the same sources: not if it is random.
     """
 
     def __init__(
@@ -77,6 +80,9 @@ class Lowered:
         self.is_general = is_general
         self.guards = guards or Guards()
         self.function = function if len(self.guards) else None
+        self.is_repeatable = all(
+            node.op in ("placeholder", "output") or repeats(node) for node in graph.nodes
+        )
         # Now, since torch.compile can't look through code that is made while it traces.
         generated = graph.python_code("self")
         namespace = dict(generated.globals)
@@ -136,23 +142,36 @@ class Opaque:
 
 def lower(
     transform: Transform, sources: Sequence[torch.Tensor], mode: FakeTensorMode
-) -> Lowered | Opaque | nn.Module:
-    """The transform as a graph if it can be traced; modules stay modules.
+) -> tuple[Lowered | Opaque | nn.Module, Any]:
+    """The transform as a graph if it can be traced, and what it gives. Modules stay modules.
 
     Args:
         transform: the user's callable.
         sources: fake tensors of the shapes that it will get.
         mode: the mode that they belong to.
+
+    Raises:
+        Exception: whatever the transform raises.
     """
     if isinstance(transform, nn.Module):
-        return transform
+        tensors = itertools.chain(transform.parameters(), transform.buffers())
+        # Its buffers and counters are not to change. The copy has tensors without data.
+        with mode:
+            memo = {id(t): _like(t, mode) for t in tensors}
+            return transform, copy.deepcopy(transform, memo)(*sources)
     tracer = _TransformTracer(sources, mode)
     try:
         graph = tracer.trace_function(transform)
     except Stop as stop:
-        return Opaque(transform, str(stop))
+        with mode:
+            return Opaque(transform, str(stop)), transform(*sources)
     name, is_general = transform_name(transform), not tracer.reads_shapes
-    return Lowered(graph, name, is_general, Guards(tracer.facts), transform)
+    return Lowered(graph, name, is_general, Guards(tracer.facts), transform), tracer.result
+
+
+def _like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    made = Spec.of(tensor).fake(mode)
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 class _TransformTracer(Evaluator):
@@ -162,6 +181,7 @@ class _TransformTracer(Evaluator):
         super().__init__()
         self.sources = sources
         self.mode = mode
+        self.result: Any = None
         self.reads_shapes = False
         self._values: dict[fx.Node, Any] = {}
 
@@ -172,6 +192,7 @@ class _TransformTracer(Evaluator):
             self._values[node] = source
             sources.append(Traced(node, source.shape))
         returned = self.argument(self.call(transform, sources))
+        self.result = self._values.get(returned, returned)
         # Where it is inlined, readers of the result come right after the node that makes it.
         last = itertools.takewhile(lambda node: node is not returned, reversed(self.graph.nodes))
         if any(map(changed_in_place, last)):

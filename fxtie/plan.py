@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import PlanError
@@ -168,7 +168,8 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     planner.raise_faults()
     ordered = planner.order()
     planner.raise_faults()
-    steps = planner.check(ordered)
+    with torch.inference_mode(False):  # tensors of that mode tell of no changes
+        steps = planner.check(ordered)
     planner.raise_faults()
     parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return Plan(tuple(steps), resolver.modules, parameters)
@@ -276,7 +277,7 @@ class _Planner:
         return steps
 
     @staticmethod
-    def bind(tie: Tie, spec: Spec, mode: Any) -> Tie:
+    def bind(tie: Tie, spec: Spec, mode: FakeTensorMode) -> Tie:
         """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
         # Much faster than isinstance with a Protocol, and once for each tie.
         adapt = getattr(tie.transform, "for_target", None)
@@ -284,21 +285,24 @@ class _Planner:
 
     @staticmethod
     def examine(
-        tie: Tie, sources: list[Spec], target: Spec, mode: Any, general: dict[Any, Lowered]
+        tie: Tie,
+        sources: list[Spec],
+        target: Spec,
+        mode: FakeTensorMode,
+        general: dict[Any, Lowered],
     ) -> tuple[Lowered | Opaque | nn.Module, str | None]:
-        """Run the transform once on fake tensors. Returns it lowered, and a fault if it has one.
+        """Try the transform on tensors without data. Returns it lowered, and a fault if it has one.
 
         Args:
             general: filled with lowered transforms that are for tensors of any shape.
         """
+        name = transform_name(tie.transform)
         fakes = [source.fake(mode) for source in sources]
-        name, unknown = transform_name(tie.transform), None
         try:
-            with mode:
-                result = tie.transform(*fakes)
+            lowered, result = lower(tie.transform, fakes, mode)
         except DataDependentOutputException as error:
             # It branches on values, which fakes have not: its shape shows when it runs.
-            unknown = Opaque(tie.transform, str(error))
+            lowered, result = Opaque(tie.transform, str(error)), None
         fault = None
         if any(fake._version for fake in fakes):
             fault = (
@@ -306,15 +310,14 @@ class _Planner:
                 f"it make a new tensor: w.clamp(0) instead of w.clamp_(0), w = w * 2 instead of "
                 f"w *= 2."
             )
-        elif unknown is not None:
-            return unknown, None
+        elif result is None and isinstance(lowered, Opaque):
+            return lowered, None
         fault = fault or _misfit(name, result, sources, target)
         if fault is not None:
             return Opaque(tie.transform, fault), fault
         key = (_hashable(tie.transform), len(sources))
         if key in general:
             return general[key], None
-        lowered = lower(tie.transform, fakes, mode)
         if isinstance(lowered, Lowered) and lowered.is_general:
             general[key] = lowered
         return lowered, None

@@ -69,6 +69,7 @@ class Report(Paged):
         region_names: modules whose forward was captured as a graph; the root's name is empty.
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
+        earlier: the plans by which the model had been tied before.
         missed: regions whose graph did not hold for some calls, with how many these were and what
             did not hold for the last one. They ran the forward as it is written.
         distances: after a checkpoint of the untied model was loaded, how far its tensors were from
@@ -79,6 +80,7 @@ class Report(Paged):
     region_names: tuple[str, ...]
     kept: tuple[Kept, ...]
     unused: tuple[str, ...] = ()
+    earlier: tuple[Plan, ...] = ()
     missed: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     distances: Mapping[str, float] = field(default_factory=dict)
 

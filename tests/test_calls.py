@@ -80,12 +80,13 @@ def test_a_cell_in_a_loop():
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_layers_that_are_derived_alike(grad):
+    """Once for each: a transform that is not known to give the same again may be random."""
     net, tied, plan, transform = tie(rules=lambda t: Rule("re:cell|out", "a", weight=t))
-    check(net, tied, plan, transform, 1)
+    check(net, tied, plan, transform, 2)
     transform.values.clear()
     with torch.set_grad_enabled(grad):
         tied(inputs())
-    assert transform.count == 1
+    assert transform.count == 2
 
 
 def test_without_gradients_one_value_is_alive_at_a_time():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from fxtie.plan import Plan, plan
 from fxtie.report import report
 from fxtie.rules import Rule, Tie
 from fxtie.runtime.copied import tied_model, user_class
+from fxtie.runtime.tied import derived_tensors
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -157,7 +158,7 @@ def load(path: FilePath, model: nn.Module) -> Any:
 
 def _record(tied: nn.Module | Plan) -> dict[str, Any]:
     """What the file says of a tied model, if all of it can be saved."""
-    checked = tied if isinstance(tied, Plan) else report(tied).plan
+    checked = tied if isinstance(tied, Plan) else _whole_plan(tied)
     shapes = {
         module: step.spec.shape
         for step in checked.steps
@@ -180,6 +181,18 @@ def _record(tied: nn.Module | Plan) -> dict[str, Any]:
             f"fxtie.check_saveable(plan) tells this before training."
         )
     return {"model": model, "modules": list(checked.modules), "rules": data}
+
+
+def _whole_plan(tied: nn.Module) -> Plan:
+    """All ties of a model, also those by which it was tied before."""
+    made = report(tied)
+    plans = (*made.earlier, made.plan)
+    steps = tuple(step for checked in plans for step in checked.steps)
+    return Plan(
+        steps,
+        {name: module for checked in plans for name, module in checked.modules.items()},
+        plans[0].parameters,
+    )
 
 
 def _rules(checked: Plan) -> list[Rule | Tie]:
@@ -206,12 +219,15 @@ def _literal(name: str) -> str:
 def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
     """The plan that a record tells of, its modules under the names that they had."""
     rules, named = read_rules(record.get("rules"))
+    tied_before = {name for name, _, _ in derived_tensors(model)}
+    rules = [rule for rule in rules if not _is_for(rule, tied_before)]
     _place(rules, Names(model))
     checked = plan(model, rules)
     names = record.get("modules")
     if not isinstance(names, list) or not all(isinstance(n, str) and n in named for n in names):
         raise FileError("its list of modules is damaged.")
-    modules = {name: named[name] for name in names}
+    used = {id(module) for rule in rules for module in _modules_of(rule)}
+    modules = {name: named[name] for name in names if id(named[name]) in used}
     banks = {name: module for name, module in modules.items() if isinstance(module, Bank)}
     same_banks = all(checked.modules.get(name) is bank for name, bank in banks.items())
     if set(modules.values()) != set(checked.modules.values()) or not same_banks:
@@ -222,18 +238,31 @@ def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
     return replace(checked, modules=modules)
 
 
+def _is_for(rule: Rule | Tie, names: Set[str]) -> bool:
+    """Whether one of these tensors is the target of a rule."""
+    if isinstance(rule, Tie):
+        return rule.target in names
+    return any(rule.target.match(name) for name in names)
+
+
+def _modules_of(rule: Rule | Tie) -> list[nn.Module]:
+    """The banks and learnable transforms of a rule."""
+    modules = [module for module in transforms_of(rule) if isinstance(module, nn.Module)]
+    if isinstance(rule, Rule) and rule.bank is not None:
+        modules.append(rule.bank)
+    return modules
+
+
 def _place(rules: Iterable[Rule | Tie], names: Names) -> None:
     """Bring banks and learnable transforms to the device of the targets that they are for."""
     for rule in rules:
-        modules = [module for module in transforms_of(rule) if isinstance(module, nn.Module)]
+        modules = _modules_of(rule)
         if isinstance(rule, Tie):
             targets = [rule.target]
         elif rule.target.is_literal:
             targets = [str(rule.target)]
         else:
             targets = [name for name in names.tensors if rule.target.match(name)]
-        if isinstance(rule, Rule) and rule.bank is not None:
-            modules.append(rule.bank)
         for slot in map(names.find, targets if modules else ()):
             if isinstance(slot, Slot):  # planning tells of the others
                 for module in modules:

@@ -10,6 +10,7 @@ only where computing it again would give the same, and differentiates the same.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ class _Call:
         self._values: dict[Any, tuple[torch.Tensor, Any]] = {}
         self._casts: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
-        # Fused steps change parameters without a new version.
-        self._hooks: list[RemovableHandle] = [register_optimizer_step_post_hook(self._forget_all)]
+        self._hooks: list[RemovableHandle] = []
+        self._steps = _steps
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -45,16 +46,18 @@ class _Call:
     def value(self, derived: Derived) -> torch.Tensor:
         """A derived tensor's value, remembered if that is worth it."""
         transform = derived.transform
+        if self._steps != _steps:
+            self._forget_all()
         sources = [derived.read(source) for source in derived.sources]
-        if not all(map(self._is_known, derived.sources, sources)):
+        if not sources or not all(map(self._is_known, derived.sources, sources)):
             return transform(*sources)
-        key = _key(transform, sources)
+        key = derived.identity, *_key(transform, sources)
         if (found := self._values.get(key)) is not None:
             return found[0]
         value = transform(*sources)
         if derived.is_shared or value.requires_grad:
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
-                key = _key(transform, sources)
+                key = derived.identity, *_key(transform, sources)
             self._values[key] = value, (sources, transform, *_state(transform))  # ids stay theirs
             self._known.add(id(value))
             if value.grad_fn is not None:
@@ -83,7 +86,8 @@ class _Call:
         self._casts = {cast: held for cast, held in self._casts.items() if cast[0] != id(value)}
         self._known.discard(id(value))
 
-    def _forget_all(self, *_: Any) -> None:
+    def _forget_all(self) -> None:
+        self._steps = _steps
         self._values.clear()
         self._casts.clear()
         self._known.clear()
@@ -94,7 +98,6 @@ def _key(transform: Any, sources: list[torch.Tensor]) -> tuple[Any, ...]:
     state = [_identity(tensor) for tensor in _state(transform)]
     modes = [m.training for m in transform.modules()] if isinstance(transform, nn.Module) else []
     return (
-        id(transform),
         *map(_identity, sources),
         *state,
         *modes,
@@ -124,6 +127,21 @@ def _surroundings() -> tuple[Any, ...]:
         torch._C._len_torch_dispatch_stack(),
         torch.cuda.current_stream() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
     )
+
+
+# Fused steps change parameters without a new version.
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+@functools.cache
+def _watch_steps() -> None:
+    """Count the steps of all optimizers from now on: once, since others may step meanwhile."""
+    register_optimizer_step_post_hook(_count_step)
 
 
 class _Here(threading.local):
@@ -174,6 +192,8 @@ def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any
     # Not before it is needed: the first import takes a second.
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
     from torch._dynamo.eval_frame import skip_code
+
+    _watch_steps()
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         is_compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None

@@ -15,15 +15,16 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from fxtie.graphs import changed_in_place, map_arg, repeats
 from fxtie.lowering import Lowered
+from fxtie.runtime.calls import autocast_dtype
 
 
 def remember_derived(graph: fx.Graph) -> None:
@@ -91,10 +92,19 @@ class Remember:
         recipes: dict[int, _Recipe] | None = getattr(_here, "recipes", None)
         if recipes is None or torch.compiler.is_compiling():
             return value
+        tensors = (value, *sources)
+        if not all(map(_is_plain, tensors)) or any(t.is_inference() for t in tensors):
+            return value
         if _place(value) not in map(_place, sources):  # else it is a view of what is stored anyway
-            inputs = [_recipe(recipes, source) or source for source in sources]
-            versions = tuple(source._version for source in sources)
-            recipes[_place(value)] = _Recipe(weakref.ref(value), self.steps, inputs, versions)
+            recipes[_place(value)] = _Recipe(
+                weakref.ref(value),
+                value._version,
+                _Layout.of(value),
+                self.steps,
+                [_recipe(recipes, source) or source for source in sources],
+                tuple(source._version for source in sources),
+                {tensor.device: autocast_dtype(tensor.device) for tensor in tensors},
+            )
         return value
 
     def __reduce__(self) -> Any:
@@ -104,8 +114,15 @@ class Remember:
         return self  # immutable
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is nothing but a view of a storage: not sparse, not a subclass."""
+    return type(tensor) in (torch.Tensor, nn.Parameter) and torch._C._has_storage(tensor)
+
+
 def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    # Not `data_ptr`: it is 0 for all storages without data.
+    place: int = tensor.untyped_storage()._cdata
+    return place
 
 
 def _recipe(recipes: dict[int, _Recipe], tensor: torch.Tensor) -> _Recipe | None:
@@ -119,23 +136,67 @@ _here = threading.local()  # what the forward that runs in this thread remembers
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """How a tensor views its storage."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int | torch.SymInt
+    is_conj: bool
+    is_neg: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Layout:
+        return cls(
+            tensor.dtype,
+            tensor.shape,
+            tensor.stride(),
+            tensor.storage_offset(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+
+    def differences(self, expected: _Layout) -> list[str]:
+        """What is not as expected, each as `dtype is torch.float64, expected torch.float32`."""
+        names = [field.name for field in fields(self)]
+        pairs = [(name, getattr(self, name), getattr(expected, name)) for name in names]
+        return [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b]
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The storage of a tensor, viewed like this."""
+        storage = tensor.untyped_storage()
+        view = torch.empty(0, dtype=self.dtype, device=tensor.device)
+        view.set_(storage, self.offset, self.shape, self.stride)
+        view = torch._conj(view) if self.is_conj else view
+        return torch._neg_view(view) if self.is_neg else view
+
+
+@dataclass(frozen=True)
 class _Recipe:
     """How a derived tensor was computed.
 
     Attributes:
         value: the tensor. While it lives, its storage's place is its own.
+        version: the tensor's.
+        layout: the tensor's.
         steps: what computes it.
         inputs: from what: tensors, or recipes of derived ones.
         versions: of the sources, by which autograd tells that they were changed.
+        autocast: the dtype that autocast cast to, or None, by device.
     """
 
     value: weakref.ref[torch.Tensor]
+    version: int
+    layout: _Layout
     steps: Lowered
     inputs: list[torch.Tensor | _Recipe]
     versions: tuple[int, ...]
+    autocast: Mapping[torch.device, torch.dtype | None]
 
     def compute(self) -> torch.Tensor:
-        if (value := self.value()) is not None:
+        value = self.value()
+        if value is not None and value._version == self.version:
             return value
         for source, version in zip(self.inputs, self.versions, strict=True):
             if isinstance(source, torch.Tensor) and source._version != version:
@@ -144,14 +205,41 @@ class _Recipe:
                     f"pass (recompute=True), was changed in place after the forward: it is at "
                     f"version {source._version}, expected version {version}."
                 )
-        return self.steps(*(i.compute() if isinstance(i, _Recipe) else i for i in self.inputs))
+        inputs = [i.compute() if isinstance(i, _Recipe) else i for i in self.inputs]
+        with _autocast(self.autocast):
+            value = self.steps(*inputs)
+        if faults := _Layout.of(value).differences(self.layout):
+            raise RuntimeError(
+                f"{self.steps.name!r}, computed again for the backward pass (recompute=True), is "
+                f"not what it was in the forward: its {', its '.join(faults)}. The transform "
+                f"depends on something that has changed since. Restore that before the backward, "
+                f"or transform the model with recompute=False."
+            )
+        return value
+
+
+@contextlib.contextmanager
+def _autocast(dtypes: Mapping[torch.device, torch.dtype | None]) -> Iterator[None]:
+    """Autocast as it was in the forward: a backward mostly runs outside of it."""
+    with contextlib.ExitStack() as stack:
+        for device, dtype in dtypes.items():
+            if dtype is not None or autocast_dtype(device) is not None:
+                # A cache would hand casts that were made without gradients to later forwards.
+                stack.enter_context(
+                    torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False)
+                )
+        yield
 
 
 def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A region's forward that stores recipes in the place of derived tensors."""
 
     def stored(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if (
+            torch.compiler.is_compiling()
+            or not torch.is_grad_enabled()
+            or torch._C._functorch.peek_interpreter_stack() is not None  # has no such hooks
+        ):
             return forward(*args, **kwargs)
         with _remembering() as recipes, saved_tensors_hooks(_packer(recipes), _unpack):
             return forward(*args, **kwargs)
@@ -170,15 +258,13 @@ def _remembering() -> Iterator[dict[int, _Recipe]]:
         _here.recipes = outer
 
 
-_Layout = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
-
-
 def _packer(recipes: dict[int, _Recipe]) -> Callable[[torch.Tensor], Any]:
     def pack(tensor: torch.Tensor) -> torch.Tensor | tuple[_Recipe, _Layout]:
-        recipe = _recipe(recipes, tensor)
-        if recipe is None or tensor._version:  # what was changed in place can't be repeated
+        # What was changed in place can't be repeated.
+        if not _is_plain(tensor) or tensor.is_inference() or tensor._version:
             return tensor
-        return recipe, (tensor.shape, tensor.stride(), tensor.storage_offset())
+        recipe = _recipe(recipes, tensor)
+        return tensor if recipe is None else (recipe, _Layout.of(tensor))
 
     return pack
 
@@ -188,4 +274,4 @@ def _unpack(packed: torch.Tensor | tuple[_Recipe, _Layout]) -> torch.Tensor:
         return packed
     recipe, layout = packed
     with torch.no_grad():
-        return recipe.compute().as_strided(*layout)
+        return layout.view(recipe.compute())

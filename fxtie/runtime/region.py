@@ -258,12 +258,14 @@ class Region(TiedModule, fx.GraphModule):
         arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
         if not all(name in names for name in kwargs) or not variant.accepts(arguments):
             return None
+        if any(name not in arguments for name in self._fxtie_required):
+            return None  # a decorator may fill it in
         if variant.by_position and (kwargs.keys() - self._fxtie_by_keyword):
             return None
-        if not torch.compiler.is_dynamo_compiling():
-            if (broken := variant.guards.broken()) is not None:
-                self._fxtie_miss(*broken)
-                return None
+        is_compiling = torch.compiler.is_dynamo_compiling()  # of an edited graph, or an export
+        if not is_compiling and (broken := variant.guards.broken()) is not None:
+            self._fxtie_miss(*broken)
+            return None
         return self._fxtie_running(variant)
 
     def _fxtie_holds(self) -> bool:
@@ -271,6 +273,11 @@ class Region(TiedModule, fx.GraphModule):
         return self._fxtie_variant.guards.broken() is None
 
     _fxtie_holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def _fxtie_required(self) -> Set[str]:
+        """Arguments without which no graph can run."""
+        return set(self._fxtie_arguments) - self._fxtie_variants[True].defaults.keys()
 
     @functools.cached_property
     def _fxtie_by_keyword(self) -> Set[str]:
@@ -322,7 +329,8 @@ class Region(TiedModule, fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for name in ("_fxtie_read_once", "_fxtie_reads", "_in_spec", "_out_spec"):
+        cached = ("_fxtie_reads", "_fxtie_required", "_fxtie_by_keyword")
+        for name in ("_fxtie_read_once", *cached, "_in_spec", "_out_spec"):
             state.pop(name, None)
         state["_fxtie_variants"] = {
             mode: v.with_graph(graph_to_records(v.graph))

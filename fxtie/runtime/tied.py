@@ -83,9 +83,22 @@ class Derived:
     def compute(self) -> torch.Tensor:
         return self.transform(*map(self.read, self.sources))
 
+    @property
+    def identity(self) -> Any:
+        """Equal for tensors that are derived alike, with equal values: no two random ones are."""
+        is_repeatable = getattr(self.transform, "is_repeatable", False)
+        return id(self.transform) if is_repeatable else (id(self.transform), self.name)
+
     def read(self, source: Source) -> Any:
-        owner = Stored(source.owner) if self.stored else source.owner
-        return getattr(owner, source.attr)
+        owner = source.owner
+        if source.attr in owner.__dict__:
+            raise FxtieError(
+                f"{self.name!r} is derived from {source.name!r}, a plain attribute by now. If "
+                f"a hook computes it before each forward (as of torch.nn.utils.prune), reading it "
+                f"elsewhere gives a stale value. Use torch.nn.utils.parametrize instead, or remove "
+                f"the hook first."
+            )
+        return getattr(Stored(owner) if self.stored else owner, source.attr)
 
 
 class Stored:

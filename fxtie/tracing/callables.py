@@ -227,7 +227,7 @@ CALLABLES: dict[Any, Handler] = {
     **{
         function: _on_constants(function)
         for function in (
-            *(int, float, complex, str, min, max, round, divmod, sorted, repr, issubclass),
+            *(int, float, str, min, max, round, divmod, sorted, repr, issubclass),
             *(torch.device, operator.index),
         )
     },

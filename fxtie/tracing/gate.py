@@ -7,7 +7,7 @@ these lists, and has no source code to look into, stops the trace before it runs
 | --- | --- |
 | operators of torch, those that take part in `__torch_function__` | recorded: they run each time |
 | functions that make tensors of numbers: `torch.arange` | recorded |
-| functions of einops, of TorchScript, declared by `torch.fx.wrap` | recorded |
+| functions of einops, and those declared by `torch.fx.wrap` | recorded |
 | `math.sqrt` and its like | recorded for traced arguments, run for others |
 | questions about torch's state: `torch.is_grad_enabled` | run, and the answer becomes a guard |
 | builtins, methods of Python's own containers and strings | see `callables.py` |
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import functools
 import math
-from types import FunctionType
+import re
+import types
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from torch import fx
 FACTORIES = frozenset(
     {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace}
     | {torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.scalar_tensor}
-    | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros, torch._assert}
+    | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros}
     | {torch.finfo, torch.iinfo}
 )
 """Functions that make tensors, or facts, of numbers."""
@@ -39,7 +41,7 @@ MATH = frozenset(
 
 QUESTIONS = frozenset(
     {torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype}
-    | {torch.is_autocast_enabled, torch.get_autocast_dtype, torch.is_autocast_cpu_enabled}
+    | {torch.is_autocast_enabled, torch.get_autocast_dtype}
     | {torch._C._is_tracing, torch._C._get_cudnn_enabled}
 )
 """Functions about the state of torch, the answers to which become guards."""
@@ -48,28 +50,34 @@ QUESTIONS = frozenset(
 @functools.cache
 def _operators() -> frozenset[Any]:
     """The functions and methods of torch that call `__torch_function__`."""
-    overridable = torch.overrides.get_testing_overrides()
-    # Those on the other list would be called with proxies and not be told.
-    return frozenset(overridable) - torch.overrides.get_ignored_functions()
+    overridable = frozenset(torch.overrides.get_testing_overrides())
+    functions = torch._C._VariableFunctions
+    names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
+    in_place = {getattr(functions, name) for name in names}
+    return (overridable | in_place) - torch.overrides.get_ignored_functions()
 
 
 def is_recorded(function: Any) -> bool:
     """Whether a trace records a call of this as one node."""
     if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return True
-    if isinstance(function, torch.jit.ScriptFunction):
-        return True
-    try:
-        if function in FACTORIES or function in _operators():
-            return True
-    except TypeError:  # unhashable
-        return False
-    return is_opaque(function)
+    return is_in(function, FACTORIES) or is_in(function, _operators()) or is_opaque(function)
+
+
+def is_in(function: Any, functions: Container[Any]) -> bool:
+    """Whether a callable is one of these. Other objects are not."""
+    return isinstance(function, _FUNCTIONS) and function in functions
+
+
+_FUNCTIONS = (
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, type),
+    *(types.WrapperDescriptorType, types.MethodWrapperType),
+)
 
 
 def is_opaque(function: Any) -> bool:
     """Whether it is a function of another library that says to be one operation."""
-    if not isinstance(function, FunctionType):
+    if not isinstance(function, types.FunctionType):
         return False
     if (function.__module__ or "").partition(".")[0] == "einops":
         return not function.__name__.startswith("_")

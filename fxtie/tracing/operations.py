@@ -21,7 +21,7 @@ from torch.overrides import is_tensor_method_or_property
 
 from fxtie.runtime.guards import ATOMS, MISSING, static_attribute
 from fxtie.tracing.frames import Closure, Super
-from fxtie.tracing.gate import MATH, QUESTIONS, is_opaque, is_recorded
+from fxtie.tracing.gate import MATH, QUESTIONS, is_in, is_opaque, is_recorded
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE, Recorder
 from fxtie.tracing.stops import Stop
@@ -57,9 +57,8 @@ class Operations(Recorder):
         if kind is functools.partial:
             given = map(self.taken, function.args)
             return self.call(function.func, (*given, *args), {**function.keywords, **kwargs})
-        handler = _look_up(self.callables, function)
-        if handler is not None:
-            return handler(self, *args, **kwargs)
+        if is_in(function, self.callables):
+            return self.callables[function](self, *args, **kwargs)
         if is_recorded(function):
             if is_tensor_method_or_property(function):
                 return self.record("call_method", function.__name__, args, kwargs)
@@ -67,11 +66,11 @@ class Operations(Recorder):
             if is_opaque(function):
                 self.escape(*(v for v in (*args, *kwargs.values()) if self.is_fresh(v)))
             return result
-        if _is_in(function, MATH):
+        if is_in(function, MATH):
             if is_traced(args):
                 return self.record("call_function", function, args, kwargs)
             return function(*map(self.plain, args))
-        if _is_in(function, QUESTIONS):
+        if is_in(function, QUESTIONS):
             answer = function(*map(self.plain, args))
             self.guard("answer", function, tuple(args), answer)
             return answer
@@ -113,7 +112,8 @@ class Operations(Recorder):
         """Call a method of a container, a string or a number."""
         kind = type(owner)
         if name not in self.methods.get(kind, ()):
-            where = "" if isinstance(owner, types.ModuleType) else f"{kind.__name__}."
+            is_method = kind.__module__ == "builtins" and owner is not None
+            where = f"{kind.__name__}." if is_method and kind is not types.ModuleType else ""
             raise Stop(f"calls {where}{name}")
         if kind in CONTAINERS:
             if name in _WRITING:
@@ -293,7 +293,7 @@ class Operations(Recorder):
             return self._class_attribute(owner, name)
         if isinstance(owner, tuple) and name in getattr(kind, "_fields", ()):
             return getattr(owner, name)
-        if kind in (torch.device, torch.dtype, torch.finfo, torch.iinfo):
+        if kind in _CONSTANT:
             return getattr(owner, name, MISSING)
         if name in self.methods.get(kind, ()):
             return getattr(owner, name)
@@ -376,6 +376,12 @@ FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 """What a name is taken to stand for, once and for all."""
 
 
+_CONSTANT = (
+    *(torch.device, torch.dtype, torch.finfo, torch.iinfo),
+    *(torch._ops._Ops, torch._ops._OpNamespace, torch._ops.OpOverloadPacket),
+)
+"""Types of objects of torch's whose attributes don't change."""
+
 _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
 
 
@@ -406,20 +412,6 @@ def _is_plain_dataclass(cls: type) -> bool:
         field.init and field.default_factory.__class__.__name__ == "_MISSING_TYPE"
         for field in fields.values()
     )
-
-
-def _look_up(table: dict[Any, Any], function: Any) -> Any:
-    try:
-        return table.get(function)
-    except TypeError:  # unhashable
-        return None
-
-
-def _is_in(function: Any, functions: frozenset[Any]) -> bool:
-    try:
-        return function in functions
-    except TypeError:
-        return False
 
 
 _WRITING = frozenset(

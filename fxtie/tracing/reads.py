@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxtie.lowering import Lowered
 from fxtie.names import join
+from fxtie.runtime.guards import MISSING
 from fxtie.runtime.tied import Derived, Source
 from fxtie.tracing.traced import Traced
 
@@ -69,7 +70,7 @@ class TensorReads:
         self.used.add(id(derived))
         sources = [self._source(source, derived.stored).node for source in derived.sources]
         # The plan lowers equal transforms to one object.
-        key = (id(derived.transform), *sources)
+        key = (derived.identity, *sources)
         if key not in self._derived:
             node = self._apply(derived, sources)
             if node.meta.get("tie") == derived.name:
@@ -129,6 +130,7 @@ class TensorReads:
             if type(value) is Traced:
                 self._guard_place(source)
                 return value
+        tracer.guard("entry", owner, "__dict__", attr, MISSING, type(owner).__name__)
         name = tracer.paths.get(owner)
         if name is None:
             name = self._borrow(owner, source.name.rpartition(".")[0])

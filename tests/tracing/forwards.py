@@ -1,8 +1,8 @@
 """Forwards such as people write, made of statements, and models that run them.
 
-A program is a list of statements out of `STATEMENTS`, the body of a forward that turns `x` into
-`x`. Some are pure; some have state, contexts, or control flow on values. Its model has all the
-attributes that the statements use. `CHANGES` are things that people do to a model between calls.
+A program is a list of statements, the body of a forward that turns `x` into `x`. Some are pure;
+some have state, contexts, or control flow on values. Its model has all the attributes that the
+statements use. `CHANGES` are things that people do to a model between calls.
 """
 
 import collections
@@ -18,120 +18,125 @@ import fxtie
 RULES = [fxtie.Rule("b", "a", weight=torch.square), fxtie.Rule("layers.1", "layers.0")]
 
 STATEMENTS = r"""
-x = self.a(x)
-x = self.b(x)
-x = x + self.b.weight.sum()
-x = F.linear(x, self.b.weight, self.a.bias)
-x = x @ self.b.weight.T
-x = x * self.scale
-self.scale = self.scale + 1
-self.steps.append(1)
-x = x * (1 + len(self.steps))
-self.cache["x"] = x.detach()
-x = x + self.cache.get("n", 0)
-x = x + self.cache["x"] if "x" in self.cache else x
-x = x * 2 if self.training else x
-x = self.a(x) if self.flag else self.b(x)
-for layer in self.layers: x = layer(x)
-for i, layer in enumerate(self.layers[:2]): x = layer(x) * (i + 1)
-for layer in reversed(list(self.layers)): x = layer(x).tanh()
-x = torch.relu_(x.clone())
-x += 1
-y = x; y += 1
-x = x.clone(); x[0] = 0.5
-y = [x, x * 2]; y.append(x + 1); x = sum(y)
-d = {"a": x}; d["b"] = x * 3; x = d["a"] + d["b"]
-x = x + (1 if x.sum() > 0 else 2)
-if bool((x > 0).any()): x = x * 2
-try: x = x + int(x.sum() > 0)\nexcept TypeError: x = x - 1
-with torch.no_grad(): s = x.mean()\nx = x + s
-with torch.autocast("cpu", torch.bfloat16): x = self.a(x).float()
-if torch.is_grad_enabled(): x = x * 2
-if is_grad_enabled(): x = x * 3
-x = x * COUNTS["n"]
-COUNTS["n"] = COUNTS["n"] + 1
-x = x * FACTOR
-x = x + random.random()
-x = x + numpy.random.rand()
-x = x + float(self.generator.random())
-x = F.dropout(x, self.drop.p, self.training)
-x = self.drop(x)
-x = self.norm(x)
-x = x / math.sqrt(x.shape[-1])
-x = x / sqrt(self.width)
-n, w = x.shape; x = x.reshape(w, n).reshape(n, w)
-x = x.view(x.size(0), -1)
-if x.shape[0] == 3: x = x + 1
-x = x + x.shape[0]
-x = x + torch.arange(4)
-x = x + torch.randn(4)
-x = torch.cat([x, x], -1)[:, :4]
-x = torch.stack(list(x.unbind(-1)), -1)
-q, k = x.chunk(2, dim=-1); x = torch.cat((k, q), -1)
-x = (lambda t: t * 2)(x)
-def helper(t, by=2): return t * by + self.scale\nx = helper(x)
-x = x + self.config.width
-self.config.width = self.config.width + 1
-x = x * self.table[1]
-self.table[1] = self.table[1] + 1
-x = x + next(self.counter)
-self.seen["calls"] += 1
-x = x + self.seen["calls"]
-if self.mask is not None: x = x + self.mask
-x = self.hidden[0](x)
-x = self.doubled(x)
-x = self.half(x)
-x = self.inner(x)
-x = self.inner.inside(x)
-x = x + self.inner.count
-x = self.blocks["one"](x)
-x = x if isinstance(x, torch.Tensor) else x[0]
-assert x.dim() == 2, f"{x.shape}"
-if x.dim() != 2: raise ValueError("two dimensions")
-x = torch.where(x > 0, x, -x)
-x = x + float(self.buffer.sum())
-self.buffer.add_(1); x = x + self.buffer
-self.buffer = self.buffer + 1
-x = x + self.buffer
-x = x * (2 if f"{self.mode}" == "double" else 3)
-x = {"double": x * 2, "plain": x}[self.mode]
-x = x + sum(p.numel() for p in self.layers[0].parameters())
-n = 0\nwhile n < 2: x = x + n; n += 1
-x = x[:, [3, 2, 1, 0]]
-x = x.flatten(1).T.T
-x = x + (1 if x.dtype is torch.float32 else 2)
-x = x + (1 if x.dtype == torch.float32 else 2)
-h, c = (x, None); x = h + 1 if c is None else h
-y = x; x = x * 2 if y is x else x
-x = getattr(self, "a")(x)
-if hasattr(self, "extra"): x = x * self.extra
-x = x * len(self.layers)
-x = checkpoint(self.a, x, use_reentrant=False)
-x = x.to(self.a.weight.dtype)
-xs = [layer(x) for layer in self.layers]; x = torch.stack(xs).mean(0)
-first, *rest = [x, x + 1, x + 2]; x = first + rest[-1]
-x, y = x + 1, x; x = x + y
-x = x + (y := x * 2)
-import math as m; x = x / m.pi
-x = x + (1 if x.requires_grad else 2)
-x = functools.reduce(torch.add, [x, x, x])
-x = torch.add(x, x, alpha=2)
-x = x + (self.a.bias if self.a.bias is not None else 0)
-x = x.mul_(2) if not x.requires_grad else x * 2
-x = x * (optional if optional is not None else 2)
-x = self.a.forward(x)
-x = x + self.a.weight.shape[0]
-x = x + (0 if "cpu" in str(x.device) else 1)
-x = Pair(x, x * 2).second
-x = self.steps_of(x)[-1]
-x = ste(x)
-x = x + torch.tensor([1.0, 2.0, 3.0, 4.0])
-x = torch.einsum("ij,kj->ik", x, self.b.weight)
-x = x + SHIFT
-x = x.detach() + x
-x = F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+graph | x = self.a(x)
+graph | x = self.b(x)
+graph | x = x + self.b.weight.sum()
+graph | x = F.linear(x, self.b.weight, self.a.bias)
+graph | x = x @ self.b.weight.T
+graph | x = x * self.scale
+kept  | self.scale = self.scale + 1
+kept  | self.steps.append(1)
+graph | x = x * (1 + len(self.steps))
+kept  | self.cache["x"] = x.detach()
+graph | x = x + self.cache.get("n", 0)
+graph | x = x + self.cache["x"] if "x" in self.cache else x
+graph | x = x * 2 if self.training else x
+graph | x = self.a(x) if self.flag else self.b(x)
+graph | for layer in self.layers: x = layer(x)
+graph | for i, layer in enumerate(self.layers[:2]): x = layer(x) * (i + 1)
+graph | for layer in reversed(list(self.layers)): x = layer(x).tanh()
+graph | x = torch.relu_(x.clone())
+graph | x += 1
+graph | y = x; y += 1
+graph | x = x.clone(); x[0] = 0.5
+graph | y = [x, x * 2]; y.append(x + 1); x = sum(y)
+graph | d = {"a": x}; d["b"] = x * 3; x = d["a"] + d["b"]
+kept  | x = x + (1 if x.sum() > 0 else 2)
+kept  | if bool((x > 0).any()): x = x * 2
+kept  | try: x = x + int(x.sum() > 0)\nexcept TypeError: x = x - 1
+kept  | with torch.no_grad(): s = x.mean()\nx = x + s
+kept  | with torch.autocast("cpu", torch.bfloat16): x = self.a(x).float()
+graph | if torch.is_grad_enabled(): x = x * 2
+graph | if is_grad_enabled(): x = x * 3
+graph | x = x * COUNTS["n"]
+kept  | COUNTS["n"] = COUNTS["n"] + 1
+graph | x = x * FACTOR
+kept  | x = x + random.random()
+kept  | x = x + numpy.random.rand()
+kept  | x = x + float(self.generator.random())
+graph | x = F.dropout(x, self.drop.p, self.training)
+graph | x = self.drop(x)
+graph | x = self.norm(x)
+graph | x = x / math.sqrt(x.shape[-1])
+graph | x = x / sqrt(self.width)
+graph | n, w = x.shape; x = x.reshape(w, n).reshape(n, w)
+graph | x = x.view(x.size(0), -1)
+kept  | if x.shape[0] == 3: x = x + 1
+graph | x = x + x.shape[0]
+graph | x = x + torch.arange(4)
+graph | x = x + torch.randn(4)
+graph | x = torch.cat([x, x], -1)[:, :4]
+kept  | x = torch.stack(list(x.unbind(-1)), -1)
+graph | q, k = x.chunk(2, dim=-1); x = torch.cat((k, q), -1)
+graph | x = (lambda t: t * 2)(x)
+graph | def helper(t, by=2): return t * by + self.scale\nx = helper(x)
+graph | x = x + self.config.width
+kept  | self.config.width = self.config.width + 1
+graph | x = x * self.table[1]
+kept  | self.table[1] = self.table[1] + 1
+kept  | x = x + next(self.counter)
+kept  | self.seen["calls"] += 1
+kept  | x = x + self.seen["calls"]
+graph | if self.mask is not None: x = x + self.mask
+kept  | x = self.hidden[0](x)
+graph | x = self.doubled(x)
+graph | x = self.half(x)
+graph | x = self.inner(x)
+graph | x = self.inner.inside(x)
+graph | x = x + self.inner.count
+graph | x = self.blocks["one"](x)
+graph | x = x if isinstance(x, torch.Tensor) else x[0]
+graph | assert x.dim() == 2, f"{x.shape}"
+graph | if x.dim() != 2: raise ValueError("two dimensions")
+graph | x = torch.where(x > 0, x, -x)
+kept  | x = x + float(self.buffer.sum())
+graph | self.buffer.add_(1); x = x + self.buffer
+kept  | self.buffer = self.buffer + 1
+graph | x = x + self.buffer
+graph | x = x * (2 if f"{self.mode}" == "double" else 3)
+graph | x = {"double": x * 2, "plain": x}[self.mode]
+kept  | x = x + sum(p.numel() for p in self.layers[0].parameters())
+graph | n = 0\nwhile n < 2: x = x + n; n += 1
+graph | x = x[:, [3, 2, 1, 0]]
+graph | x = x.flatten(1).T.T
+kept  | x = x + (1 if x.dtype is torch.float32 else 2)
+kept  | x = x + (1 if x.dtype == torch.float32 else 2)
+graph | h, c = (x, None); x = h + 1 if c is None else h
+kept  | y = x; x = x * 2 if y is x else x
+graph | x = getattr(self, "a")(x)
+graph | if hasattr(self, "extra"): x = x * self.extra
+graph | x = x * len(self.layers)
+kept  | x = checkpoint(self.a, x, use_reentrant=False)
+graph | x = x.to(self.a.weight.dtype)
+graph | xs = [layer(x) for layer in self.layers]; x = torch.stack(xs).mean(0)
+graph | first, *rest = [x, x + 1, x + 2]; x = first + rest[-1]
+graph | x, y = x + 1, x; x = x + y
+graph | x = x + (y := x * 2)
+graph | import math as m; x = x / m.pi
+kept  | x = x + (1 if x.requires_grad else 2)
+graph | x = functools.reduce(torch.add, [x, x, x])
+graph | x = torch.add(x, x, alpha=2)
+graph | x = x + (self.a.bias if self.a.bias is not None else 0)
+kept  | x = x.mul_(2) if not x.requires_grad else x * 2
+graph | x = x * (optional if optional is not None else 2)
+graph | x = self.a.forward(x)
+graph | x = x + self.a.weight.shape[0]
+kept  | x = x + (0 if "cpu" in str(x.device) else 1)
+graph | x = Pair(x, x * 2).second
+graph | x = self.steps_of(x)[-1]
+kept  | x = ste(x)
+graph | x = x + torch.tensor([1.0, 2.0, 3.0, 4.0])
+graph | x = torch.einsum("ij,kj->ik", x, self.b.weight)
+graph | x = x + SHIFT
+graph | x = x.detach() + x
+graph | x = F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
 """.strip().splitlines()
-STATEMENTS = [line.replace("\\n", "\n") for line in STATEMENTS]
+OUTCOMES = {
+    statement.replace("\\n", "\n"): outcome.strip()
+    for outcome, _, statement in (line.partition(" | ") for line in STATEMENTS)
+}
+"""For each statement, whether a forward with it is a graph or kept."""
+STATEMENTS = list(OUTCOMES)
 
 CHANGES = """
 model.scale = 3
