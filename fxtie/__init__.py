@@ -18,7 +18,7 @@ from fxtie.rules import Rule, Tie
 from fxtie.suggesting.suggest import Suggestion, Suggestions, suggest
 from fxtie.transforms import same
 from fxtie.transforms.registry import register
-from fxtie.verify import VerificationError, verify
+from fxtie.verify import Verification, VerificationError, verify
 
 __all__ = [
     "Bank",
@@ -37,6 +37,7 @@ __all__ = [
     "Suggestions",
     "Tie",
     "TiePass",
+    "Verification",
     "VerificationError",
     "check_saveable",
     "derive_once",

@@ -253,10 +253,10 @@ class _Capture:
         if derived.stored:
             return
         dropped = (owner._parameters.pop(attr, None), owner._buffers.pop(attr, None))
-        for value in members.values():
+        for name, value in members.items():
             # Code that reads the tensor from a list of its own must not find the old one there.
-            if type(value) is list:
-                value[:] = [None if any(v is d for d in dropped) else v for v in value]
+            if type(value) is list and any(v is d for v in value for d in dropped if d is not None):
+                members[name] = [None if any(v is d for d in dropped) else v for v in value]
 
     def leave_untraced(self, root: nn.Module) -> None:
         """Leave all forwards as they are."""
@@ -300,18 +300,20 @@ class _Capture:
         evaluate = train
         if train.switches:
             evaluate = trace_module(module, False, self.on_path, borrowed)
+        if is_one := same_graph(train.graph, evaluate.graph):
+            train.facts += evaluate.facts
         variants = {True: train.variant, False: evaluate.variant}
-        if same_graph(train.graph, evaluate.graph):
-            variants[True].guards.include(variants[False].guards)
+        if is_one:
             variants[False] = variants[True]
         for graph in {variant.graph for variant in variants.values()}:
             if self.recompute:
                 remember_derived(graph)
             share_casts(graph)
-        is_one = variants[True] is variants[False]
-        switches = () if is_one else (*{**train.switches, **evaluate.switches},)
+        switches = (*{**train.switches, **evaluate.switches},)
+        if is_one and len(switches) < 2:
+            switches = ()  # the same in both modes of the only module that was asked
         arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
-        if reserved := sorted({"torch", "device", "inf", "nan", "self"}.intersection(arguments)):
+        if reserved := sorted(_RESERVED.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
         inlined = {**train.inlined, **evaluate.inlined}
         for inner in inlined:
@@ -360,6 +362,10 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph
+
+
+# Names that generated code uses.
+_RESERVED = frozenset({"torch", "device", "inf", "nan", "self", "slice", "getattr"})
 
 
 def _derivation(step: Step) -> tuple[Any, ...]:

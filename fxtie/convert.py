@@ -1,23 +1,25 @@
 """Between tied and plain: use rules once, or turn derived tensors back into stored ones.
 
-In: a model and rules, or a tied model. Out: plain models and state_dicts. Called by users as
-`fxtie.initialize`, `fxtie.materialize` and `fxtie.untied_state_dict`.
+In: a model and rules, or a tied model. Out: plain models and state_dicts.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxtie.names import Names
+from fxtie.errors import PlanError
+from fxtie.names import Names, Slot, SlotKey
 from fxtie.plan import Plan, plan
-from fxtie.rules import Rules
+from fxtie.rules import Rules, Tie
 from fxtie.runtime.copied import PathCopy, tied_model
 from fxtie.runtime.copying import copy_paths
 from fxtie.runtime.tied import TiedModule, Ties
+from fxtie.transforms import same
 
 
 @torch.no_grad()
@@ -32,7 +34,8 @@ def initialize(model: nn.Module, rules: Rules | Plan) -> Plan:
         The plan that was carried out.
 
     Raises:
-        PlanError: if the rules don't fit the model; nothing is changed then.
+        PlanError: if the rules don't fit the model, or want two values of one tensor that has
+            several names; nothing is changed then.
 
     Example:
         >>> import fxtie
@@ -47,11 +50,109 @@ def initialize(model: nn.Module, rules: Rules | Plan) -> Plan:
     names = Names(model)
     for name, module in checked.modules.items():
         names.add_module(f"ties.{name}", module)
-    slots = {tie: names.get(tie.target) for tie in checked.ties}
-    for tie in checked.ties:
+    writes = _Writes(checked, names)
+    if writes.faults:
+        raise PlanError(writes.faults)
+    for tie in writes.ties:
         sources = [names.get(name).tensor for name in tie.sources]
-        slots[tie].tensor.copy_(tie.transform(*sources))
+        names.get(tie.target).tensor.copy_(tie.transform(*sources))
     return checked
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """The bytes from the first to the last element of a tensor."""
+
+    storage: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Memory:
+        if not torch._C._has_storage(tensor):  # sparse
+            return cls(id(tensor), 0, 1)
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        length = sum((size - 1) * stride for size, stride in pairs) + 1 if tensor.numel() else 0
+        start, width = int(tensor.storage_offset()), tensor.element_size()
+        place = tensor.untyped_storage()._cdata
+        return cls(place, start * width, (start + length) * width)
+
+    def overlaps(self, other: _Memory) -> bool:
+        is_apart = self.stop <= other.start or other.stop <= self.start
+        return self.storage == other.storage and not is_apart
+
+
+class _Writes:
+    """The memory that ties write to, if they are carried out in place.
+
+    A plan orders names, and a tied model has a tensor for each. In the model itself one tensor may
+    have several names, and has one value.
+
+    Attributes:
+        ties: those to carry out: one for each value.
+        faults: what the order of the ties would decide.
+    """
+
+    def __init__(self, plan: Plan, names: Names) -> None:
+        self.names = names
+        self.ties: list[Tie] = []
+        self.faults: list[str] = []
+        self._written: dict[int, list[tuple[_Memory, Tie]]] = {}
+        self._targets: set[SlotKey] = set()
+        for tie in plan.ties:
+            self._add(tie)
+        for tie in plan.ties:
+            for name in tie.sources:
+                self._check_source(tie, name)
+
+    def _add(self, tie: Tie) -> None:
+        slot = self.names.get(tie.target)
+        memory, value = _Memory.of(slot.tensor), self._value(tie)
+        if value == (same, memory):
+            return  # one tensor under two names already, as the tie asks for
+        others = self._overlapping(memory)
+        if not others:
+            self.ties.append(tie)
+        elif any((m, self._value(other)) != (memory, value) for m, other in others):
+            self.faults.append(
+                f"Two rules for one tensor: {tie.target!r} and {others[0][1].target!r} share their "
+                f"memory and can have one value only. Leave one of the rules out, or give both "
+                f"the same sources and transform."
+            )
+        self._written.setdefault(memory.storage, []).append((memory, tie))
+        self._targets.add(slot.key)
+
+    def _check_source(self, tie: Tie, name: str) -> None:
+        slot = self.names.get(name)
+        if slot.key in self._targets:
+            return  # in order
+        for tensor in _stored(slot):
+            for _, other in self._overlapping(_Memory.of(tensor)):
+                self.faults.append(
+                    f"{tie.target!r} is derived from {name!r}, which shares its memory with the "
+                    f"target {other.target!r}: what it would be depends on which of them is set "
+                    f"first. Write {other.target!r} instead of {name!r}: rules are ordered by name."
+                )
+                return
+
+    def _value(self, tie: Tie) -> tuple[Any, ...]:
+        """Equal for ties that give the same value."""
+        slots = map(self.names.get, tie.sources)
+        return tie.transform, *(_Memory.of(tensor) for slot in slots for tensor in _stored(slot))
+
+    def _overlapping(self, memory: _Memory) -> list[tuple[_Memory, Tie]]:
+        return [
+            found for found in self._written.get(memory.storage, ()) if memory.overlaps(found[0])
+        ]
+
+
+def _stored(slot: Slot) -> list[torch.Tensor]:
+    """The tensor, or those that it is computed from."""
+    if not slot.is_parametrized:
+        return [slot.tensor]
+    parametrizations: Any = slot.owner.parametrizations
+    module = parametrizations[slot.attr]
+    return [*module.parameters(), *module.buffers()]
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """`fit`: the values of the sources that bring the derived tensors closest to a trained model.
 
 In: a trained model and rules. Out: new values of its sources and of learnable transforms, and how
-far each target is then. Called by users: that is how a trained model gets tied without starting
-over.
+far each target is then: how a trained model gets tied without starting over.
 """
 
 from __future__ import annotations
@@ -52,8 +51,12 @@ def fit(model: nn.Module, rules: Rules | Plan, *, steps: int = 100) -> Fit:
     L-BFGS, in float64, does the rest; where all transforms are linear with orthogonal columns up to
     scale (identity, scale, transpose, flip, rot90) its first steps reach the solution, to rounding.
 
+    Frozen parameters (`requires_grad=False`) and buffers stay as they are: what is derived from
+    them is fitted through the others. Complex tensors are fitted in complex128.
+
     Args:
-        model: a trained model. Its sources get their new values in place; nothing else changes.
+        model: a trained model. Those of its sources that require gradients get their new values in
+            place; nothing else changes.
         rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
         steps: the most steps of L-BFGS. A progress bar shows them if `tqdm` is installed.
 
@@ -62,7 +65,8 @@ def fit(model: nn.Module, rules: Rules | Plan, *, steps: int = 100) -> Fit:
 
     Raises:
         PlanError: if the rules don't fit the model; nothing is changed then.
-        FxtieError: if there is nothing to choose: no source is a floating-point tensor.
+        FxtieError: if there is nothing to choose: no source, and no parameter of a learnable
+            transform, is a floating-point or complex parameter that requires gradients.
 
     Example:
         >>> import fxtie
@@ -75,7 +79,7 @@ def fit(model: nn.Module, rules: Rules | Plan, *, steps: int = 100) -> Fit:
     """
     problem = _Problem(model, rules if isinstance(rules, Plan) else plan(model, rules))
     if not problem.values:
-        raise FxtieError("There is nothing to fit: no source is a floating-point parameter.")
+        raise FxtieError(problem.nothing_to_fit())
     before = problem.errors()
     problem.start_learnable()
     if problem.loss().item() > 0:
@@ -95,9 +99,10 @@ class _Problem:
             self.names.add_module(f"ties.{name}", module)
         targets = {self.names.get(tie.target).key for tie in plan.ties if not tie.is_self_derived}
         self.trained = {
-            tie.target: self.names.get(tie.target).tensor.detach().double() for tie in plan.ties
+            tie.target: _numbers(self.names.get(tie.target).tensor.detach()) for tie in plan.ties
         }
         # What may move: stored sources, and the parameters of learnable transforms.
+        self.frozen: list[str] = []
         self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
         self.own: list[tuple[int, torch.Tensor]] = []
         for tie in plan.ties:
@@ -106,19 +111,40 @@ class _Problem:
                 parameter = slot.owner._parameters.get(slot.attr)
                 if slot.key in targets or parameter is None or id(parameter) in self.values:
                     continue
-                if self.add(parameter) and not (name.startswith("ties.") or tie.is_self_derived):
-                    self.own.append((id(parameter), parameter.detach().double().clone()))
-        for module in plan.modules.values():
-            for parameter in module.parameters():
-                self.add(parameter)
+                is_own = not (name.startswith("ties.") or tie.is_self_derived)
+                if self.add(name, parameter) and is_own:
+                    self.own.append((id(parameter), _wide(parameter.detach()).clone()))
+        for prefix, module in plan.modules.items():
+            for name, parameter in module.named_parameters():
+                self.add(f"ties.{prefix}.{name}", parameter)
 
-    def add(self, parameter: nn.Parameter) -> bool:
-        if not parameter.is_floating_point():
+    def add(self, name: str, parameter: nn.Parameter) -> bool:
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            return False
+        if not parameter.requires_grad:
+            self.frozen.append(name)
             return False
         if id(parameter) not in self.values:
-            value = parameter.detach().double().clone().requires_grad_()
+            value = _wide(parameter.detach()).clone().requires_grad_()
             self.values[id(parameter)] = (parameter, value)
         return True
+
+    def nothing_to_fit(self) -> str:
+        if not self.frozen:
+            return "There is nothing to fit: no source is a floating-point or complex parameter."
+        names = list(dict.fromkeys(self.frozen))
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return (
+            f"There is nothing to fit: all sources are frozen (requires_grad=False): "
+            f"{', '.join(map(repr, names[:5]))}{more}. Call requires_grad_() on those that may "
+            f"change."
+        )
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The variable that stands for a tensor, or its value if it doesn't move."""
+        if id(tensor) in self.values:
+            return self.values[id(tensor)][1]
+        return _wide(tensor.detach())
 
     def derived(self) -> Iterator[tuple[str, Any, list[torch.Tensor], torch.Tensor]]:
         """Target, transform, sources and value of each tie, in order."""
@@ -133,22 +159,20 @@ class _Problem:
         slot = self.names.get(name)
         if slot.key in found and not own:
             return found[slot.key]
-        parameter = slot.owner._parameters.get(slot.attr)
-        if id(parameter) in self.values:
-            return self.values[id(parameter)][1]
-        return slot.tensor.detach().double()
+        return self.value_of(slot.tensor)
 
     def apply(self, transform: Callable[..., Any], sources: list[torch.Tensor]) -> torch.Tensor:
         if not isinstance(transform, nn.Module):
             return transform(*sources)  # type: ignore[no-any-return]
-        values = {name: self.values[id(p)][1] for name, p in transform.named_parameters()}
+        tensors = (*transform.named_parameters(), *transform.named_buffers())
+        values = {name: self.value_of(tensor) for name, tensor in tensors}
         return torch.func.functional_call(transform, values, tuple(sources))  # type: ignore[no-any-return]
 
     def loss(self) -> torch.Tensor:
         terms = [
-            (value - self.trained[name]).square().sum() for name, _, _, value in self.derived()
+            _square(_numbers(value) - self.trained[name]) for name, _, _, value in self.derived()
         ]
-        terms += [(self.values[key][1] - trained).square().sum() for key, trained in self.own]
+        terms += [_square(self.values[key][1] - trained) for key, trained in self.own]
         return torch.stack(terms).sum()
 
     @torch.no_grad()
@@ -166,6 +190,8 @@ class _Problem:
             closed_form = getattr(transform, "fit_to", None)
             if closed_form is not None and sum(m is transform for m in modules) == 1:
                 parameters = dict(transform.named_parameters())
+                if any(id(p) not in self.values for p in parameters.values()):
+                    continue  # it is for all of them together
                 for key, value in closed_form(self.trained[name], *sources).items():
                     self.values[id(parameters[key])][1].copy_(value)
 
@@ -199,6 +225,22 @@ class _Problem:
     def write_back(self) -> None:
         for parameter, value in self.values.values():
             parameter.copy_(value)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision; an index or a mask stays what it is."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision, whatever it is."""
+    return _wide(tensor) if tensor.is_complex() else tensor.double()
+
+
+def _square(difference: torch.Tensor) -> torch.Tensor:
+    return (difference * difference.conj()).real.sum()
 
 
 def _progress(rounds: int) -> Any:

@@ -59,11 +59,12 @@ class Lowered:
     Args:
         graph: one placeholder per source, and an output.
         name: the transform's name, for people.
-        is_general: whether it is for tensors of any shape.
         guards: what the graph depends on beside its sources: globals that the function reads, say.
         function: the user's function, which runs where these do not hold.
+        shapes: of the sources, if the function has asked for one.
 
     Attributes:
+        is_general: whether it is for tensors of any shape.
         is_repeatable: whether it gives the same for the same sources: not if it is random.
     """
 
@@ -71,15 +72,16 @@ class Lowered:
         self,
         graph: fx.Graph,
         name: str,
-        is_general: bool = False,
         guards: Guards | None = None,
         function: Callable[..., Any] | None = None,
+        shapes: tuple[torch.Size, ...] | None = None,
     ) -> None:
         self.graph = graph
         self.name = name
-        self.is_general = is_general
+        self.is_general = shapes is None
         self.guards = guards or Guards()
-        self.function = function if len(self.guards) else None
+        self.function = function if len(self.guards) or shapes else None
+        self.shapes = shapes
         self.is_repeatable = all(
             node.op in ("placeholder", "output") or repeats(node) for node in graph.nodes
         )
@@ -91,10 +93,14 @@ class Lowered:
 
     def __call__(self, *sources: torch.Tensor) -> torch.Tensor:
         if self.function is not None and (
-            torch.compiler.is_dynamo_compiling() or self.guards.broken() is not None
+            torch.compiler.is_dynamo_compiling() or not self._holds(sources)
         ):
             return self.function(*sources)  # type: ignore[no-any-return]
         return self._forward(None, *sources)
+
+    def _holds(self, sources: tuple[torch.Tensor, ...]) -> bool:
+        shapes = tuple(source.shape for source in sources)
+        return self.guards.broken() is None and self.shapes in (None, shapes)
 
     def __repr__(self) -> str:
         return self.name
@@ -165,8 +171,9 @@ def lower(
     except Stop as stop:
         with mode:
             return Opaque(transform, str(stop)), transform(*sources)
-    name, is_general = transform_name(transform), not tracer.reads_shapes
-    return Lowered(graph, name, is_general, Guards(tracer.facts), transform), tracer.result
+    shapes = tuple(source.shape for source in sources) if tracer.reads_shapes else None
+    lowered = Lowered(graph, transform_name(transform), Guards(tracer.facts), transform, shapes)
+    return lowered, tracer.result
 
 
 def _like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -215,7 +222,8 @@ class _TransformTracer(Evaluator):
 
     def shape(self, value: Traced) -> torch.Size:
         self.reads_shapes = True
-        return super().shape(value)
+        shape: torch.Size = self._values[value.node].shape  # of now: `w.t_()` changes it
+        return shape
 
     def known_type(self, value: Traced) -> type | None:
         return torch.Tensor if value.shape_known is not None else None

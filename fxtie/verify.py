@@ -1,23 +1,23 @@
-"""Proof that a tied model computes what it must: it runs beside an oracle, call by call.
+"""Verify a tied model: run it beside an oracle and compare everything after each call.
 
 In: the model that was tied, the tied model, inputs of the forward. Out: a `Verification`, or an
 error that names the first difference.
 
-The oracle is the untied model under `torch.func.functional_call`: each derived tensor is computed
-in plain Python from the model's own tensors and swapped in for one call. Both sides run on copies
-of their own, from the same random state.
+The oracle is the untied model under `torch.func.functional_call`: it computes each derived tensor
+in plain Python from the model's own tensors and swaps it in for one call. Both sides run on copies
+of their own, from the same random state. The oracle shares no code for copying paths, tracing,
+graphs, derived attributes, or running them.
 
-What the oracle shares with the pass, so that a fault there shows on neither side:
+It does share the following with the pass. A fault here shows on both sides, and so not at all:
 
 * The list of ties, from the pass's plan: which tensor is derived from which, in which order, and
-  each transform as it was fitted to the shape of its target. Read the plan to check your rules.
-* The transforms. The oracle calls them as they were given, not the graphs that the pass makes of
-  them. Of a lambda, copies and pickles of a tied model hold only the graph: verify a tied model
-  before you copy it.
+  each transform fitted to the shape of its target. Print the plan to check that part.
+* The transforms, as they were given. A tied model that was copied or pickled has lost its lambdas
+  and local functions, and the oracle uses the graphs that the pass made of them; the result says
+  so.
 * State outside of the modules, such as a global.
 
-It shares no code for copying paths, tracing, graphs, derived attributes, or running them. What runs
-on the tied side is a deep copy, so the copying of tied models is verified as well.
+The tied side runs a deep copy. So a fault in copying a tied model shows here, too.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import FxtieError
+from fxtie.lowering import Lowered
 from fxtie.report import report
 from fxtie.show.tables import table
 
@@ -84,7 +85,7 @@ class Verification:
 
     Attributes:
         calls: one per mode and circumstance, in the order in which they ran.
-        skipped: what could not be compared, with the reason.
+        skipped: what could not be compared, by name, and the reason as the end of a sentence.
     """
 
     calls: tuple[VerifiedCall, ...]
@@ -103,7 +104,7 @@ class Verification:
             for call in self.calls
         ]
         headers = ("mode", "call", "compared", "tensors", "output error", "gradient error")
-        notes = [f"\nNot compared: {what}: {why}." for what, why in self.skipped.items()]
+        notes = [f"\nNot compared: {what} {why}." for what, why in self.skipped.items()]
         return table(rows, headers) + "".join(notes)
 
 
@@ -271,7 +272,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two tensors of one shape and dtype are equal bit for bit: also NaN, and signs of 0."""
+    """Whether tensors of one shape and dtype are equal bit for bit, NaN and signs of 0 included."""
     return torch.equal(*(_bits(_dense(tensor)) for tensor in (found, expected)))
 
 
@@ -361,7 +362,7 @@ def _proves_nothing(outputs: list[torch.Tensor]) -> str:
         return (
             f"outputs are near zero or constant (norm {norm:.1e}), so that nothing is proved. Use "
             f"values with which they keep their scale: trained ones, or some forwards in train(), "
-            f"which set the statistics of batch norms."
+            f"which set the statistics of batch norms"
         )
     return ""
 
@@ -604,6 +605,8 @@ class _Differ:
 
     def of_tensors(self, found: torch.Tensor, expected: torch.Tensor) -> str:
         self.tensors += 1
+        if is_lazy(found) or is_lazy(expected):
+            return "" if is_lazy(found) == is_lazy(expected) else "only one side has initialized it"
         for name in ("shape", "dtype", "device", "layout", "requires_grad"):
             a, b = getattr(found, name), getattr(expected, name)
             if a != b:
@@ -659,12 +662,15 @@ class _Result:
         return {f"argument {name}": value for name, value in (*enumerate(args), *kwargs.items())}
 
 
+_KINDS = ("parameter", "buffer", "attribute")  # of state
+
+
 class _Side:
     """A model on one side of a comparison, and how it is called.
 
     Args:
         run: calls it with positional and named arguments, and hands its output on.
-        learned: modules that the tied model has more than this one, by their names there.
+        learned: modules that rules have brought in, by their names in the tied model.
         dropped: the stored tensors that the tied model no longer has, by owner and attribute.
     """
 
@@ -680,7 +686,9 @@ class _Side:
     @classmethod
     def tied(cls, tied: nn.Module) -> _Side:
         copied = copy.deepcopy(tied)
-        return cls(copied, lambda args, kwargs, then: then(copied(*args, **kwargs)))
+        names = [f"ties.{name}" for name in report(copied).plan.modules]
+        learned = {name: copied.get_submodule(name) for name in names}
+        return cls(copied, lambda args, kwargs, then: then(copied(*args, **kwargs)), learned)
 
     @classmethod
     def oracle(cls, model: nn.Module, plan: Any) -> _Side:
@@ -715,25 +723,33 @@ class _Side:
         return found
 
     def state(self) -> dict[str, Any]:
-        """All that a call may change: stored tensors and plain attributes."""
-        state = {}
-        for name, module in self.modules().items():
-            prefix = f"{name}." if name else ""
-            parameters = module.named_parameters(recurse=False, remove_duplicate=False)
-            buffers = module.named_buffers(recurse=False, remove_duplicate=False)
-            for kind, members in (("parameter", parameters), ("buffer", buffers)):
-                for attr, tensor in members:
-                    if (id(module), attr) not in self.dropped and not is_lazy(tensor):
-                        state[f"the {kind} {prefix}{attr}"] = tensor
-            for attr, value in _attributes(module).items():
-                if not self._lists_dropped(value):
-                    state[f"the attribute {prefix}{attr}"] = value
-        return state
+        """All that a call may change: stored tensors and plain attributes, by what to call them.
+
+        Not the attributes of learnable transforms: how often these run is no promise.
+        """
+        learned = {inner for module in self.learned.values() for inner in module.modules()}
+        return {
+            f"the {kind} {prefix}.{attr}".replace(" .", " "): value
+            for prefix, module in self.modules().items()
+            for kind in _KINDS[: 2 if module in learned else 3]
+            for attr, value in self._members(module, kind)
+            if (id(module), attr) not in self.dropped and not self._lists_dropped(value)
+        }
+
+    def _members(self, module: nn.Module, kind: str) -> Iterator[tuple[str, Any]]:
+        if kind == "parameter":
+            yield from module.named_parameters(recurse=False, remove_duplicate=False)
+        elif kind == "buffer":
+            yield from module.named_buffers(recurse=False, remove_duplicate=False)
+        else:
+            yield from _attributes(module).items()
 
     def _lists_dropped(self, value: Any) -> bool:
-        """Whether this is a list such as that of the weights of an nn.LSTM."""
-        dropped = self.dropped.values()
-        return type(value) is list and any(x is tensor for x in value for tensor in dropped)
+        """Whether this is a list such as those of the weights of an nn.LSTM."""
+        if type(value) is not list:
+            return False
+        listed = [item() if isinstance(item, weakref.ref) else item for item in value]
+        return any(item is tensor for item in listed for tensor in self.dropped.values())
 
     def call(self, inputs: Any, call: _Call, autocast: torch.dtype | None) -> _Result:
         """Run the model on copies of the inputs, and the backward of what it returns."""
@@ -881,9 +897,8 @@ class _Round:
             yield from self.inputs()
         for what, path, how in self.match.state(self.differ):
             yield _Difference(what + path, how)
-        kinds = {"the parameter": "parameters", "the buffer": "buffers"}
-        for what in self.match.expected.state():
-            self.compared[kinds.get(what.rpartition(" ")[0], "attributes")] = None
+        kinds = {what.split(" ")[1] for what in self.match.expected.state()}
+        self.compared |= {f"{kind}s": None for kind in sorted(kinds, key=_KINDS.index)}
 
     def errors(self) -> Iterator[_Difference]:
         found, expected = self.found.error, self.expected.error
@@ -962,7 +977,11 @@ class _Verifier:
         self.model, self.tied, self.inputs, self.autocast = model, tied, inputs, autocast
         self.plan = report(tied).plan
         self.calls: list[VerifiedCall] = []
-        self.skipped: dict[str, str] = {}
+        self.skipped = {
+            f"the graph of {tie.target}'s transform": "is what the oracle runs"
+            for tie in self.plan.ties
+            if isinstance(tie.transform, Lowered)
+        }
 
     def run(self, train: bool) -> None:
         mode = "train" if train else "eval"
@@ -972,7 +991,7 @@ class _Verifier:
         if any(round.differences for round in rounds):
             self.judge(rounds, train, mode)
         if reason := rounds[0].nothing_proved:
-            raise Vacuous(f"In {mode}, {reason}")
+            raise Vacuous(f"In {mode}, {reason}.")
         self.calls += [round.row(mode) for round in rounds]
 
     def match(self, found: _Side, train: bool) -> _Match:
@@ -992,7 +1011,7 @@ class _Verifier:
                     f"The tied model and the model differ before any call, in {what}: {how}. Pass "
                     f"the model that was tied, with the tensors that the tied model has now."
                 )
-            self.skipped[what] = f"it differs before the first call ({how})"
+            self.skipped[what] = f"differs before the first call ({how})"
 
     def judge(self, rounds: list[_Round], train: bool, mode: str) -> None:
         """Raise for what differs, unless two oracles differ there too: a time, say."""
@@ -1001,18 +1020,30 @@ class _Verifier:
         found = [(round, *difference) for round in rounds for difference in round.differences]
         for round, what, how in found:
             if what not in noise:
-                message = f"{what} in {mode}, {round.name}: {how}"
+                message = f"{what} in {mode}, {round.name}: {how}."
+                for attribute, before in round.match.apart.items():
+                    message += f" Before the first call, {attribute} differs: {before}."
                 raise VerificationError(
-                    f"The tied model differs from the oracle: {message}."
+                    f"The tied model differs from the oracle: {message}"
                 ) from round.cause
         for round, what, _ in found:
             if not what.startswith("the attribute "):
                 raise Vacuous(
-                    f"Nothing is proved: two runs of the model that was tied differ as well, in "
-                    f"{what} in {mode}, {round.name}. Something random outlives the seeds of "
-                    f"torch, random and numpy."
+                    f"Nothing is proved: two runs of the oracle differ as well, in {what} in "
+                    f"{mode}, {round.name}. The model depends on something else than the random "
+                    f"seeds of torch, random and numpy."
                 )
-            self.skipped[what] = "it differs between two runs of the oracle"
+            self.skipped[what] = "differs between two runs of the oracle"
+
+    def check_originals(self, originals: _Originals) -> None:
+        """Raise if a copy has changed an original, or has used a tensor that is derived."""
+        if changed := originals.changed():
+            raise VerificationError(f"A copy changes {changed}: it reaches it {_REACHED}.")
+        dropped = {slot(self.model, tie.target) for tie in self.plan.ties if _is_dropped(tie)}
+        for name in originals.trained():
+            if slot(self.model, name) in dropped:
+                raise VerificationError(f"A copy uses {name} of the model, {_REACHED}.")
+            self.skipped[f"the gradient of {name}"] = f"reaches the model itself {_REACHED}"
 
 
 class _Originals:
@@ -1039,26 +1070,20 @@ class _Originals:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
 
-    def reached(self) -> str:
-        """What a run of the copies did to the originals; empty for nothing."""
+    def changed(self) -> str:
+        """What the copies have changed in the originals; empty for nothing."""
         for name, match in self.matches.items():
             for what, path, how in match.state(match.differ()):
-                return f"{_REACHED} {name}: it changes {what}{path} ({how})."
+                return f"{what}{path} of {name} ({how})"
         return ""
 
-    def trained(self) -> str:
-        """Which original got a gradient; empty for none."""
-        for name, model in self.models.items():
-            for parameter, tensor in model.named_parameters():
-                if _gradient(tensor) is not None:
-                    return f"{_REACHED} {name}: {parameter} gets a gradient."
-        return ""
+    def trained(self) -> list[str]:
+        """Parameters of the originals that got a gradient."""
+        named = [pair for model in self.models.values() for pair in model.named_parameters()]
+        return list(dict.fromkeys(name for name, p in named if _gradient(p) is not None))
 
 
-_REACHED = (
-    "By something that copy.deepcopy does not copy, such as a closure or a weak reference, a copy "
-    "reaches"
-)
+_REACHED = "by something that copy.deepcopy does not copy, such as a closure or a weak reference"
 
 
 def verify(
@@ -1068,50 +1093,50 @@ def verify(
     autocast: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Verification:
-    """Prove on inputs of yours that a tied model computes what it must.
+    """Check a tied model on inputs of yours, against `torch.func.functional_call`.
 
-    In eval and then in train, copies of the tied model and of the oracle (the untied model under
-    `torch.func.functional_call`, with the derived tensors swapped in) are called three times in a
-    row: twice with gradients, and once under `torch.no_grad()`. So what a call leaves behind must
-    serve the next one as well.
+    The tied model and the oracle (the untied model with the derived tensors swapped in) run on
+    copies, in eval and then in train. In each mode the same copies are called three times: twice
+    with gradients, so that what one call leaves behind must serve the next, and once under
+    `torch.no_grad()`.
 
-    Compared after each call:
+    After each call, these must agree:
 
-    * outputs: structure, types, and all that is in them, tensors bit for bit;
-    * gradients of stored tensors, of learnable transforms and banks, and of inputs, to rounding: a
-      relative error of 1e-12 in float64 and of 1e-5 in float32; in lower precisions four times
-      their machine epsilon;
-    * the inputs, which a forward may change;
-    * parameters, buffers and plain attributes of all modules, and what these hold: lists, counters,
-      objects.
+    * outputs: structure, types and values, tensors bit for bit;
+    * gradients of parameters, of learnable transforms and banks, and of inputs, up to rounding: a
+      relative error of 1e-5, 1e-12 in float64, four machine epsilons in half precision or autocast;
+    * the inputs, which a forward may change in place;
+    * parameters, buffers, and plain attributes of modules, with all that these hold: counters,
+      lists, dicts, objects.
 
     Args:
         model: the model that was tied.
-        tied: the result of `transform`, compiled or not. What is verified is not the compiled code.
-        *args: inputs of the forward. Each call gets copies of its own.
-        autocast: `torch.bfloat16` or `torch.float16` to run each forward under `torch.autocast`, on
-            the devices of the model and the inputs. It goes to `verify`, never to the forward: pass
-            a forward's own argument of this name by position.
+        tied: the result of `transform`. Of a compiled one, the module inside is verified.
+        *args: inputs of the forward. Each call gets its own copies.
+        autocast: `torch.bfloat16` or `torch.float16`, to run each forward under `torch.autocast` on
+            the devices of model and inputs. Never passed to the forward: if that has an argument
+            of this name, pass it by position.
         **kwargs: named inputs of the forward.
 
     Returns:
-        What was compared, one row per call. `print` shows it as a table.
+        One row per call: what was compared, how many tensors, the largest errors. `print` shows a
+        table.
 
     Raises:
-        VerificationError: naming the first thing that differs, with mode and call; or if a copy of
-            a model reaches the original (by a closure, say) and changes it. Its subclass `Vacuous`,
-            if nothing is proved: outputs or gradients that are zero, constant, not finite, or not
-            the same in two runs of the oracle.
-        FxtieError: if `tied` is not a tied model, or `autocast` is no such dtype.
+        VerificationError: naming the first difference, its mode and call. Also if a copy of a model
+            changes the original, which it may reach through a closure. The subclass `Vacuous` says
+            that nothing is proved: outputs or gradients are zero, constant or not finite, or two
+            runs of the oracle differ.
+        FxtieError: if `tied` is not a tied model, or `autocast` is not one of these.
 
     Notes:
-        * `model` and `tied` stay as they are, gradients and flags included, and so do the random
-          generators.
-        * An attribute that differs before the first call, or between two runs of the oracle, is not
-          compared. The result names it.
-        * If the oracle raises in a later call, such as under `torch.no_grad()`, the tied model must
-          raise the same; the result says so.
-        * What takes memory: a copy of both models, another copy of each side, and their gradients.
+        * `model`, `tied`, their gradients and modes, and all random generators stay as they are.
+        * Attributes that differ before the first call, or between two runs of the oracle (a time,
+          say), are not compared; nor are those of learnable transforms, since how often these run
+          is not promised. The result names the former.
+        * If a later call of the oracle raises, as a forward that needs gradients does under
+          `no_grad`, the tied model must raise an error of the same type; the result says so.
+        * Needs memory for a copy of the model, and for one of each side while they run.
 
     Example:
         >>> import fxtie
@@ -1139,9 +1164,8 @@ def verify(
             for train in (False, True):
                 verifier.run(train)
         except VerificationError as error:
-            if reached := originals.reached() or originals.trained():
-                raise type(error)(f"{error} {reached}") from error
+            if reached := originals.changed() or " and ".join(originals.trained()):
+                raise type(error)(f"{error} A copy reaches {reached}, {_REACHED}.") from error
             raise
-        if reached := originals.reached():
-            raise VerificationError(reached)
+        verifier.check_originals(originals)
     return Verification(tuple(verifier.calls), verifier.skipped)

@@ -11,7 +11,7 @@ from torch import nn
 from vision import import_torchvision
 
 import fxtie
-from fxtie import Rule, transforms
+from fxtie import Rule, Tie, transforms
 
 
 class Net(nn.Module):
@@ -99,6 +99,105 @@ def test_initialize_from_a_bank():
     net, bank = Net(), fxtie.Bank(2, (6, 6))
     fxtie.initialize(net, Rule("b.*", bank, transforms.Mix(2), None, exclude="b.1"))
     torch.testing.assert_close(net.b[0].weight, (bank.templates[0] + bank.templates[1]) / 2)
+
+
+def layers(n=3, size=6):
+    return nn.ModuleDict({"abcdefgh"[i]: nn.Linear(size, size, bias=False) for i in range(n)})
+
+
+def share_parameter(net):
+    net["b"].weight = net["a"].weight
+
+
+def share_memory(net):
+    net["b"].weight = nn.Parameter(net["a"].weight.data)
+
+
+def share_a_part(net):
+    whole = torch.randn(9, 6)
+    net["a"].weight, net["b"].weight = nn.Parameter(whole[:6]), nn.Parameter(whole[3:])
+
+
+SHARED = [share_parameter, share_memory, share_a_part]
+TWO_VALUES = [
+    [Tie("a.weight", "c.weight", torch.sin), Tie("b.weight", "c.weight", torch.cos)],
+    [Tie("a.weight", "c.weight", torch.sin), Tie("b.weight", "d.weight", torch.sin)],
+    [Tie("a.weight", "a.weight", torch.sin), Tie("b.weight", "c.weight")],
+]
+HIDDEN = [
+    [Tie("a.weight", "c.weight", torch.sin), Tie("c.weight", "b.weight", torch.cos)],  # a cycle
+    [Tie("a.weight", "c.weight", torch.sin), Tie("d.weight", "b.weight", torch.cos)],
+    [Tie("a.weight", "a.weight", torch.sin), Tie("d.weight", "b.weight", torch.cos)],
+    [Tie("a.weight", "b.weight", torch.sin)],
+]
+
+
+def refused(net, ties, message):
+    before = copy.deepcopy(net.state_dict())
+    for order in (ties, ties[::-1]):
+        with pytest.raises(fxtie.PlanError, match=message) as told:
+            fxtie.initialize(net, order)
+        assert "'a.weight'" in str(told.value) and "'b.weight'" in str(told.value)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("share", SHARED)
+@pytest.mark.parametrize("ties", TWO_VALUES)
+def test_initialize_refuses_two_values_of_one_tensor(share, ties):
+    net = layers(4)
+    share(net)
+    refused(net, ties, "Two rules for one tensor: .* share their memory")
+    assert len(fxtie.plan(net, ties).ties) == 2  # a tied model has a tensor for each
+
+
+@pytest.mark.parametrize("share", SHARED)
+@pytest.mark.parametrize("ties", HIDDEN)
+def test_initialize_refuses_what_depends_on_the_order(share, ties):
+    net = layers(4)
+    share(net)
+    refused(net, ties, "'b.weight', which shares its memory with the target 'a.weight'")
+
+
+def test_initialize_of_shared_tensors_that_agree():
+    net = layers(4)
+    share_parameter(net)
+    c = net["c"].weight.detach().clone()
+    fxtie.initialize(net, Rule("re:[abd]", "c", torch.sin))
+    assert torch.equal(net["a"].weight, torch.sin(c)) and net["b"].weight is net["a"].weight
+    fxtie.initialize(net, [Rule("b", "a"), Rule("d", "b", torch.cos)])  # it is the same already
+    assert torch.equal(net["d"].weight, torch.cos(torch.sin(c)))
+    before = net["a"].weight.detach().clone()
+    ties = [Tie(f"{name}.weight", f"{name}.weight", torch.exp) for name in "ab"]
+    fxtie.initialize(net, ties)  # once, not twice
+    assert torch.equal(net["a"].weight, torch.exp(before))
+
+
+def test_initialize_of_parts_of_one_storage():
+    net = layers(2)
+    whole = torch.randn(12, 6)
+    net["a"].weight, net["b"].weight = nn.Parameter(whole[:6]), nn.Parameter(whole[6:])
+    fxtie.initialize(net, Rule("b", "a", torch.sin))
+    assert torch.equal(net["b"].weight, torch.sin(net["a"].weight))
+    lstm = nn.LSTM(6, 6)
+    fxtie.initialize(lstm, Tie("weight_hh_l0", "weight_ih_l0", torch.neg))
+    assert torch.equal(lstm.weight_hh_l0, -lstm.weight_ih_l0)
+
+
+def test_initialize_knows_what_parametrized_sources_are_computed_from():
+    net = layers(3)
+    nn.utils.parametrizations.orthogonal(net["b"])
+    net["a"].weight = net["b"].parametrizations.weight.original
+    ties = [Tie("a.weight", "c.weight"), Tie("c.weight", "b.weight")]
+    with pytest.raises(fxtie.PlanError, match=r"'b.weight', which shares its memory"):
+        fxtie.initialize(net, ties)
+
+
+def test_initialize_on_meta_and_of_nothing():
+    net = layers(3).to("meta")
+    fxtie.initialize(net, [Rule("b", "a", torch.sin), Rule("c", "b", torch.cos)])
+    net = nn.ModuleDict({name: nn.Embedding(0, 4) for name in "abc"})
+    fxtie.initialize(net, [Rule("b", "a", torch.sin), Rule("c", "a", torch.cos)])
 
 
 def test_checkpoints_go_both_ways():

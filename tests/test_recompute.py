@@ -163,7 +163,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("use", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("is_conj", [False, True])
-def test_views_that_show_the_values_otherwise(use, is_conj):
+def test_views_that_show_the_values_otherwise(use, is_conj, device):
     """With a bit that stands for conjugation or a minus sign, or in another dtype."""
     results = []
     for recompute in (False, True):
@@ -171,8 +171,8 @@ def test_views_that_show_the_values_otherwise(use, is_conj):
         model = Using(use)
         model.b.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.complex64))
         rule = Rule("b", "a", lambda w: complex_from(w).conj() if is_conj else complex_from(w))
-        tied = fxtie.transform(model, rule, recompute=recompute)
-        y = tied(torch.linspace(-1, 1, 16).view(4, 4).requires_grad_())
+        tied = fxtie.transform(model.to(device), rule, recompute=recompute)
+        y = tied(torch.linspace(-1, 1, 16, device=device).view(4, 4).requires_grad_())
         held = y.grad_fn  # the derived tensor itself is gone
         y.abs().square().sum().backward()
         results.append([y.detach(), model.a.weight.grad])
@@ -197,17 +197,17 @@ def test_complex_views_of_real_ones():
 
 @pytest.mark.parametrize("forward_cast", [False, True])
 @pytest.mark.parametrize("backward_cast", [False, True])
-def test_autocast_as_in_the_forward(forward_cast, backward_cast):
+def test_autocast_as_in_the_forward(forward_cast, backward_cast, device):
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = Using(lambda x, w: x * w.float())
+        model = Using(lambda x, w: x * w.float()).to(device)
         rule = Rule("b", "a", lambda w: torch.sin(w @ w).float())
         tied = fxtie.transform(model, rule, recompute=recompute)
-        x = torch.linspace(-1, 1, 16).view(4, 4)
-        with torch.autocast("cpu", torch.bfloat16, enabled=forward_cast):
+        x = torch.linspace(-1, 1, 16, device=device).view(4, 4)
+        with torch.autocast(device.type, torch.bfloat16, enabled=forward_cast):
             y = tied(x).square().sum()
-        with torch.autocast("cpu", torch.bfloat16, enabled=backward_cast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=backward_cast):
             y.backward()
         results.append(model.a.weight.grad)
     assert torch.equal(*results)

@@ -17,6 +17,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Rewiring:
-    """Swaps modules in a value. Plain containers are copied, once each; the rest is shared.
+    """Swaps modules in a value. Containers of what is swapped are copied; the rest is shared.
 
     Args:
         swap: the module to put in the place of a module.
@@ -128,13 +129,16 @@ class _Rewiring:
     def rewired(self, value: Any) -> Any:
         kind = type(value)
         if kind in (list, set, collections.deque):
+            members = [self(item) for item in value]
+            if all(map(is_, members, value)):
+                return value
             new = self.done[id(value)] = value.copy()
             new.clear()
-            (new.update if kind is set else new.extend)([self(item) for item in value])
+            (new.update if kind is set else new.extend)(members)
             return new
         if isinstance(value, dict):
             items = {key: self(item) for key, item in value.items()}
-            if kind not in _DICTS and not _changed(items, value):
+            if not _changed(items, value):
                 return value
             new = self.done[id(value)] = value.copy() if kind in _DICTS else copy.copy(value)
             for key, item in items.items():

@@ -7,15 +7,16 @@ microseconds, and which does not.
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from operator import is_, itemgetter
 from types import CellType
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+
+from fxtie.runtime.copied import user_class
 
 MISSING: Any = type("Missing", (), {"__reduce__": lambda self: "MISSING"})()
 """What is read of something that is not there."""
@@ -45,18 +46,61 @@ Fact: TypeAlias = tuple[str, tuple[Any, ...]]
 
 
 class Guards:
-    """The facts that one graph depends on. Deepcopy and pickle take them along.
+    """The facts that one graph depends on.
+
+    A deepcopy is about the copies of what was copied along with it. A pickled one keeps what has a
+    name elsewhere, or is pickled along with it; other facts never hold again.
 
     Args:
         facts: what a trace took for granted.
     """
 
     def __init__(self, facts: Iterable[Fact] = ()) -> None:
-        self._entries: dict[tuple[int, str], _Entries] = {}
+        self.facts = list(facts)
+        self._memo: dict[int, Any] | None = None
+        self._entries: dict[tuple[int, str], _Entries] | None = None
         self._checks: dict[tuple[Any, ...], _Check] = {}
-        self._namespaces: dict[int, Namespace] = {}
-        for name, args in facts:
+
+    def broken(self) -> tuple[str, bool] | None:
+        """What does not hold now, and whether that will last. None if everything holds."""
+        if self._entries is None:
+            self._arrange()
+        assert self._entries is not None
+        for entries in self._entries.values():
+            if not entries.hold() and (found := entries.broken()) is not None:
+                return found, True
+        for check in self._checks.values():
+            if (found := check.broken()) is not None:
+                return found, not check.is_answer
+        return None
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def _arrange(self) -> None:
+        """Arrange the facts for a fast check."""
+        if self._memo is not None:
+            self.facts, self._memo = [_copied(fact, self._memo) for fact in self.facts], None
+        self._entries, self._checks = {}, {}
+        for name, args in self.facts:
             getattr(self, name)(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
+        if self._memo is not None:
+            self._arrange()
+        new = Guards(self.facts)
+        new._memo = memo  # which knows all copies once the deepcopy is over
+        return new
+
+    def __getstate__(self) -> Any:
+        if self._memo is not None:
+            self._arrange()
+        return [_portable(fact) for fact in self.facts]
+
+    def __setstate__(self, facts: list[Fact]) -> None:
+        self.__init__(facts)  # type: ignore[misc]
+
+    # -- facts ----------------------------------------------------------------------------------
 
     def entry(self, holder: Any, mapping: str, key: Any, value: Any, label: str) -> None:
         """`getattr(holder, mapping)[key]` is `value`, or is not there if that is `MISSING`.
@@ -64,25 +108,23 @@ class Guards:
         Args:
             label: what to call the holder in a report.
         """
+        assert self._entries is not None
         entries = self._entries.get((id(holder), mapping))
         if entries is None:
             entries = self._entries[id(holder), mapping] = _Entries(holder, mapping, label)
         entries.add(key, value)
 
-    def global_variable(self, variables: dict[str, Any], key: str, value: Any) -> None:
+    def variable(self, namespace: Namespace, key: str, value: Any) -> None:
         """A variable of a Python module is `value`."""
-        name = variables.get("__name__", "")
-        namespace = self._namespaces.setdefault(id(variables), Namespace(variables, name))
-        self.entry(namespace, "variables", key, value, name)
+        self.entry(namespace, "variables", key, value, namespace.name)
+
+    def attribute(self, cls: type, key: str, value: Any) -> None:
+        """An attribute of a class, not of its bases, is `value`."""
+        self.entry(cls, "__dict__", key, value, cls.__name__)
 
     def cell(self, cell: CellType, key: str, value: Any) -> None:
         """A variable of an enclosing function is `value`."""
-        self._check((id(cell),), _cell_contents, (Cell(cell),), value, key)
-
-    def class_attribute(self, cls: type, name: str, value: Any) -> None:
-        """An attribute found on a class is `value`."""
-        label = f"{cls.__name__}.{name}"
-        self._check((id(cls), name), static_attribute, (cls, name), value, label)
+        self._check((id(cell),), _cell_contents, (cell,), value, key)
 
     def shape(self, holder: nn.Module, attr: str, value: torch.Size, label: str) -> None:
         """A stored tensor has this shape."""
@@ -110,9 +152,17 @@ class Guards:
         """A module whose forward stands in the graph has no hooks, which would not be called."""
         self._check((id(module),), _has_hooks, (module,), False, f"whether {label} has hooks")
 
-    def of_class(self, module: nn.Module, get: Callable[[nn.Module], type], label: str) -> None:
-        """A module is of the class that it is of now."""
-        self._check((id(module),), get, (module,), get(module), f"the class of {label}")
+    def of_class(self, module: nn.Module, cls: type, label: str) -> None:
+        """A module is of this class, less what fxtie has made of it."""
+        self._check((id(module),), user_class, (module,), cls, f"the class of {label}")
+
+    def outside(self, fact: Fact) -> None:
+        """A fact about an object that is no part of the model."""
+        getattr(self, fact[0])(*fact[1])
+
+    def never(self, label: str) -> None:
+        """A fact that can't be compared any more."""
+        self._check((label,), bool, (), True, f"{label}, which was not pickled,")
 
     def _check(
         self,
@@ -126,47 +176,41 @@ class Guards:
     ) -> None:
         self._checks.setdefault((read, *key), _Check(read, args, value, label, is_answer))
 
-    def let_be_replaced(self, modules: Set[nn.Module]) -> None:
-        """Accept other modules in the place of these, which the graph only calls, by name."""
-        for entries in self._entries.values():
-            if entries.mapping == "_modules":
-                entries.called = {
-                    key
-                    for key, value in entries.present.items()
-                    if isinstance(value, nn.Module) and value in modules
-                }
 
-    def include(self, other: Guards) -> None:
-        """Add the facts of another trace."""
-        for entries in other._entries.values():
-            for key, value in (*entries.present.items(), *((k, MISSING) for k in entries.absent)):
-                self.entry(entries.holder, entries.mapping, key, value, entries.label)
-            mine = self._entries[id(entries.holder), entries.mapping]
-            mine.called &= entries.called | (mine.present.keys() - entries.present.keys())
-        for key, check in other._checks.items():
-            self._checks.setdefault(key, check)
+def _copied(fact: Fact, memo: dict[int, Any]) -> Fact:
+    """A fact about the copies of what was copied."""
 
-    def __len__(self) -> int:
-        return len(self._checks) + sum(len(entries) for entries in self._entries.values())
+    def copied(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(copied, value))
+        return memo.get(id(value), value)
 
-    def broken(self) -> tuple[str, bool] | None:
-        """What does not hold now, and whether that will last. None if everything holds."""
-        for entries in self._entries.values():
-            if not entries.hold() and (found := entries.broken()) is not None:
-                return found, True
-        for check in self._checks.values():
-            if (found := check.broken()) is not None:
-                return found, not check.is_answer
-        return None
+    name, args = fact
+    return name, copied(args)
 
-    def __getstate__(self) -> Any:
-        return list(self._entries.values()), list(self._checks.values())
 
-    def __setstate__(self, state: Any) -> None:  # with keys of the copies' ids
-        entries, checks = state
-        self._namespaces = {}
-        self._entries = {(id(e.holder), e.mapping): e for e in entries}
-        self._checks = {(i,): check for i, check in enumerate(checks)}
+def _portable(fact: Fact) -> Fact:
+    """A fact that can be pickled: about what is pickled with it, or what is found by its name."""
+    name, args = fact
+    if name in ("outside", "cell"):
+        return "never", (name,)
+    if name in ("variable", "attribute"):
+        holder, key, value = args
+        if not (_has_name(holder) and _has_name(value)):
+            return "never", (f"{getattr(holder, '__name__', holder.__class__.__name__)}.{key}",)
+    return fact
+
+
+def _has_name(value: Any) -> bool:
+    """Whether pickle writes a constant, or the name under which a module has an object."""
+    if type(value) in ATOMS or value is MISSING or isinstance(value, Namespace):
+        return True
+    if isinstance(value, tuple):
+        return all(map(_has_name, value))
+    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    for part in getattr(value, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
 class _Entries:
@@ -176,7 +220,6 @@ class _Entries:
         self.holder, self.mapping, self.label = holder, mapping, label
         self.present: dict[Any, Any] = {}
         self.absent: list[Any] = []
-        self.called: set[Any] = set()  # modules that are only called, by name
         self._get: Callable[[Any], Any] | None = None
         self._expected: tuple[Any, ...] = ()
 
@@ -207,8 +250,7 @@ class _Entries:
         mapping = getattr(self.holder, self.mapping)
         for key, value in self.present.items():
             now = _get(mapping, key)
-            is_called = key in self.called and isinstance(now, nn.Module)
-            if not is_called and not alike(now, value):
+            if not alike(now, value):
                 return _changed(self._name(key), value, now)
         for key in self.absent:
             if key in mapping:
@@ -223,20 +265,6 @@ class _Entries:
 
     def __len__(self) -> int:
         return len(self.present) + len(self.absent)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Entries:
-        if isinstance(self.holder, Namespace):
-            return self  # globals are no part of what is copied
-        new = object.__new__(_Entries)
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return new
-
-    def __getstate__(self) -> Any:
-        return self.holder, self.mapping, self.label, self.present, self.absent, self.called
-
-    def __setstate__(self, state: Any) -> None:
-        self.holder, self.mapping, self.label, self.present, self.absent, self.called = state
-        self._get = None
 
 
 def _get(mapping: Any, key: Any) -> Any:
@@ -260,13 +288,6 @@ class _Check:
         self.read, self.args, self.value, self.label = read, args, value, label
         self.is_answer = is_answer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Check:
-        if self.is_answer or isinstance(self.args[0], Cell | type):
-            return self  # about nothing that is copied
-        new = object.__new__(_Check)
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return new
-
     def broken(self) -> str | None:
         try:
             now = self.read(*self.args)
@@ -286,13 +307,10 @@ def _changed(label: str, before: Any, now: Any) -> str:
 
 
 class Namespace:
-    """The globals of a Python module: copied by reference, pickled by the module's name."""
+    """The variables of a Python module, found by the module's name when it is unpickled."""
 
     def __init__(self, variables: dict[str, Any], name: str) -> None:
         self.variables, self.name = variables, name
-
-    def __deepcopy__(self, memo: Any) -> Namespace:
-        return self
 
     def __reduce__(self) -> Any:
         return _namespace, (self.name,)
@@ -303,32 +321,11 @@ def _namespace(name: str) -> Namespace:
     return Namespace({} if module is None else vars(module), name)
 
 
-class Cell:
-    """A variable of an enclosing function: copied by reference. A pickled one never holds."""
-
-    def __init__(self, cell: CellType | None) -> None:
-        self.cell = cell
-
-    def __deepcopy__(self, memo: Any) -> Cell:
-        return self
-
-    def __reduce__(self) -> Any:
-        return Cell, (None,)
-
-
-def _cell_contents(cell: Cell) -> Any:
+def _cell_contents(cell: CellType) -> Any:
     try:
-        return MISSING if cell.cell is None else cell.cell.cell_contents
+        return cell.cell_contents
     except ValueError:
         return MISSING
-
-
-def static_attribute(cls: type, name: str) -> Any:
-    """An attribute of a class as it stands there, without running anything."""
-    for base in cls.__mro__:
-        if name in vars(base):
-            return vars(base)[name]
-    return MISSING
 
 
 def items_of(container: Any) -> tuple[Any, ...]:

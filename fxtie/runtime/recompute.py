@@ -1,7 +1,7 @@
 """Derived tensors that are computed again in the backward pass instead of being stored for it.
 
 In: the graph of a region. Out: the same, with a `Remember` after each derived tensor, and a forward
-that runs `recomputing`. Called by `capture.py` and `region.py`.
+that runs `recomputing`.
 
 Autograd stores what an op needs in its backward: of a convolution its weight, and so every derived
 weight lives until then. In the forward of a region, hooks replace those by how they were computed
@@ -15,8 +15,8 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -135,8 +135,7 @@ def _recipe(recipes: dict[int, _Recipe], tensor: torch.Tensor) -> _Recipe | None
 _here = threading.local()  # what the forward that runs in this thread remembers
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How a tensor views its storage."""
 
     dtype: torch.dtype
@@ -159,9 +158,8 @@ class _Layout:
 
     def differences(self, expected: _Layout) -> list[str]:
         """What is not as expected, each as `dtype is torch.float64, expected torch.float32`."""
-        names = [field.name for field in fields(self)]
-        pairs = [(name, getattr(self, name), getattr(expected, name)) for name in names]
-        return [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b]
+        triples = zip(self._fields, self, expected, strict=True)
+        return [f"{name} is {a}, expected {b}" for name, a, b in triples if a != b]
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """The storage of a tensor, viewed like this."""
@@ -172,7 +170,7 @@ class _Layout:
         return torch._neg_view(view) if self.is_neg else view
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Recipe:
     """How a derived tensor was computed.
 
@@ -208,27 +206,29 @@ class _Recipe:
         inputs = [i.compute() if isinstance(i, _Recipe) else i for i in self.inputs]
         with _autocast(self.autocast):
             value = self.steps(*inputs)
-        if faults := _Layout.of(value).differences(self.layout):
+        if (layout := _Layout.of(value)) != self.layout:
             raise RuntimeError(
                 f"{self.steps.name!r}, computed again for the backward pass (recompute=True), is "
-                f"not what it was in the forward: its {', its '.join(faults)}. The transform "
-                f"depends on something that has changed since. Restore that before the backward, "
-                f"or transform the model with recompute=False."
+                f"not what it was in the forward: its "
+                f"{', its '.join(layout.differences(self.layout))}. The transform depends on "
+                f"something that has changed since. Restore that before the backward, or "
+                f"transform the model with recompute=False."
             )
         return value
 
 
-@contextlib.contextmanager
-def _autocast(dtypes: Mapping[torch.device, torch.dtype | None]) -> Iterator[None]:
+def _autocast(
+    dtypes: Mapping[torch.device, torch.dtype | None],
+) -> contextlib.AbstractContextManager[Any]:
     """Autocast as it was in the forward: a backward mostly runs outside of it."""
-    with contextlib.ExitStack() as stack:
-        for device, dtype in dtypes.items():
-            if dtype is not None or autocast_dtype(device) is not None:
-                # A cache would hand casts that were made without gradients to later forwards.
-                stack.enter_context(
-                    torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False)
-                )
-        yield
+    stack = contextlib.ExitStack()
+    for device, dtype in dtypes.items():
+        if dtype is not None or autocast_dtype(device) is not None:
+            # A cache would hand casts that were made without gradients to later forwards.
+            stack.enter_context(
+                torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False)
+            )
+    return stack
 
 
 def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,7 +31,7 @@ from fxtie.runtime import tied
 from fxtie.runtime.calls import current_call, is_worth_it
 from fxtie.runtime.casting import share_casts
 from fxtie.runtime.copied import become, user_class, user_forward
-from fxtie.runtime.guards import Guards
+from fxtie.runtime.guards import Guards, alike
 from fxtie.runtime.recompute import recomputing
 from fxtie.runtime.tied import TiedModule, derived_tensors
 
@@ -49,6 +49,7 @@ class Variant:
         generated: the code that is made of the graph, once it is needed.
         forward: the function that this defines.
         reading: the same forward, reading derived tensors where this one derives them.
+        has_checks: whether the graph raises where a check of the user's fails.
     """
 
     graph: fx.Graph
@@ -59,6 +60,7 @@ class Variant:
     generated: PythonCode | None = None
     forward: Callable[..., Any] | None = None
     reading: Variant | None = None
+    has_checks: bool = False
 
     def with_graph(self, graph: Any) -> Variant:
         """The same with another graph, of which no code is made yet."""
@@ -68,6 +70,8 @@ class Variant:
         """Make code of the graph."""
         self.generated = self.graph.python_code("self")
         self.forward = _forward_from_src(self.generated.src, self.generated.globals)
+        checks = self.graph.find_nodes(op="call_function", target=torch._assert)
+        self.has_checks = bool(checks)
 
     @property
     def contents(self) -> tuple[Any, ...]:
@@ -110,11 +114,7 @@ class Variant:
         """Whether the trace holds for these arguments."""
         for name, value in arguments.items():
             if name in self.defaults:
-                default = self.defaults[name]
-                same = value is default
-                if not same and not isinstance(value, torch.Tensor):
-                    same = type(value) is type(default) and bool(value == default)
-                if not same:
+                if not alike(value, self.defaults[name]):
                     return False
             elif name in self.assumed and (
                 value is None or not isinstance(value, self.assumed[name])
@@ -140,6 +140,7 @@ class Region(TiedModule, fx.GraphModule):
     _fxtie_variants: dict[bool, Variant]
     _fxtie_switches: tuple[nn.Module, ...]
     _fxtie_arguments: tuple[str, ...]
+    _fxtie_signature: _Signature
     _fxtie_recomputes = False
     _fxtie_is_edited = False
     _fxtie_missed: tuple[int, str] = (0, "")
@@ -166,6 +167,7 @@ class Region(TiedModule, fx.GraphModule):
             _fxtie_variants=variants,
             _fxtie_switches=switches,
             _fxtie_arguments=arguments,
+            _fxtie_signature=_Signature(user_class(self).forward),
             _fxtie_recomputes=recompute,
             **{name: make() for name, make in _GRAPH_MODULE_MEMBERS.items()},
         )
@@ -246,21 +248,16 @@ class Region(TiedModule, fx.GraphModule):
 
     def _fxtie_select(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """The variant that was captured for such a call, if any."""
-        variant = self._fxtie_variants[True]
-        if variant is not self._fxtie_variants[False]:  # else a compiler needs no guard on the mode
-            training = self.training
-            for module in self._fxtie_switches:
-                if module.training is not training:
-                    return None
-            variant = self._fxtie_variants[training]
+        training = self.training
+        for module in self._fxtie_switches:
+            if module.training is not training:
+                return None
+        variant = self._fxtie_variants[training]
         names = self._fxtie_arguments
         # torch 2.9 compiles no `strict=False`.
         arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
-        if not all(name in names for name in kwargs) or not variant.accepts(arguments):
-            return None
-        if any(name not in arguments for name in self._fxtie_required):
-            return None  # a decorator may fill it in
-        if variant.by_position and (kwargs.keys() - self._fxtie_by_keyword):
+        fits = self._fxtie_signature.fits(len(args), kwargs.keys(), exactly=variant.by_position)
+        if not fits or not variant.accepts(arguments):
             return None
         is_compiling = torch.compiler.is_dynamo_compiling()  # of an edited graph, or an export
         if not is_compiling and (broken := variant.guards.broken()) is not None:
@@ -273,17 +270,6 @@ class Region(TiedModule, fx.GraphModule):
         return self._fxtie_variant.guards.broken() is None
 
     _fxtie_holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-    @functools.cached_property
-    def _fxtie_required(self) -> Set[str]:
-        """Arguments without which no graph can run."""
-        return set(self._fxtie_arguments) - self._fxtie_variants[True].defaults.keys()
-
-    @functools.cached_property
-    def _fxtie_by_keyword(self) -> Set[str]:
-        """Arguments that can be passed by keyword only."""
-        parameters = inspect.signature(user_class(self).forward).parameters.values()
-        return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     # -- derived tensors that are computed elsewhere --------------------------------------------
 
@@ -329,8 +315,7 @@ class Region(TiedModule, fx.GraphModule):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        cached = ("_fxtie_reads", "_fxtie_required", "_fxtie_by_keyword")
-        for name in ("_fxtie_read_once", *cached, "_in_spec", "_out_spec"):
+        for name in ("_fxtie_read_once", "_fxtie_reads", "_in_spec", "_out_spec"):
             state.pop(name, None)
         state["_fxtie_variants"] = {
             mode: v.with_graph(graph_to_records(v.graph))
@@ -349,6 +334,38 @@ class Region(TiedModule, fx.GraphModule):
         state["_fxtie_variants"] = {m: made[id(v)] for m, v in state["_fxtie_variants"].items()}
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.recompile()
+
+
+class _Signature:
+    """Which calls of a forward its graphs are for."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]  # less self
+        positional = [
+            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        self.positional = [p.name for p in positional]
+        self.first = sum(p.kind is p.POSITIONAL_ONLY for p in positional)
+        self.named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        required = {p.name for p in parameters if p.default is p.empty}
+        self.required = required.intersection((*self.positional, *self.named))
+
+    def fits(self, count: int, names: Set[str], *, exactly: bool) -> bool:
+        """Whether a call with so many positional arguments and these names is one.
+
+        Args:
+            exactly: whether it must pass required arguments only, by position if it can: a
+                decorator may tell the ways of passing them apart.
+        """
+        by_position = self.positional[:count]
+        if count > len(self.positional) or not names <= {
+            *self.positional[self.first :],
+            *self.named,
+        }:
+            return False
+        if exactly and not (self.required.issuperset(by_position) and names <= self.named):
+            return False
+        return self.required <= {*by_position, *names}
 
 
 class _Reads(dict[str, Any]):
@@ -398,7 +415,12 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
         if variant.forward is None:  # its mode was set past `__setattr__`
             variant.generate()
         assert variant.forward is not None
-        return variant.forward(self, *args, **kwargs)
+        if not variant.has_checks:
+            return variant.forward(self, *args, **kwargs)
+        try:
+            return variant.forward(self, *args, **kwargs)
+        except AssertionError:  # the user's own code raises what it raises
+            return user_forward(self)(*args, **kwargs)
 
     return forward
 

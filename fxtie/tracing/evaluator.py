@@ -21,7 +21,7 @@ from torch import nn
 
 from fxtie.runtime.guards import MISSING
 from fxtie.tracing.frames import Closure, Frame, bind
-from fxtie.tracing.operations import FIXED, Operations
+from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY, unpack
 from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.source_code import FunctionNode, function_node
@@ -61,13 +61,14 @@ class Evaluator(Operations):
                 return self.evaluate(node.body, frame)
             self._block(node.body, frame)
             return frame.result
-        except Stop as stop:
+        except Exception as error:  # of the user's code, which comes up when it really runs
+            stop = error if isinstance(error, Stop) else _raising(error)
             self._locate(stop)
             caller = self.frames[-2].package if len(self.frames) > 1 else ""
             if frame.package == "torch" and not frame.is_of_torch and caller != "torch":
                 name = f"{frame.function.__module__}.{frame.function.__qualname__}"
                 stop.args = (f"calls {name}, which {stop}",)
-            raise
+            raise stop from None
         finally:
             self.frames.pop()
 
@@ -93,9 +94,9 @@ class Evaluator(Operations):
                 value = cell.cell_contents
             except ValueError:
                 raise Stop(f"reads {name} before it is set") from None
-            if not isinstance(value, FIXED):
-                self.may_have_changed(cell)
-                self.guard("cell", cell, name, value)
+            self.may_have_changed(cell)
+            self.guard("cell", cell, name, value)
+            self.found_outside(value)
             return self.taken(value)
         found = self.global_variable(last.globals, name)
         if found is not MISSING:
@@ -194,6 +195,7 @@ class Evaluator(Operations):
         """`container[key] = value`"""
         if type(container) is Traced:
             self.record("call_function", operator.setitem, (container, key, value))
+            self.escape(*filter(self.is_fresh, (value,)))
             return
         if type(container) not in CONTAINERS:
             raise Stop(f"writes to a {type(container).__name__}")
@@ -485,6 +487,11 @@ class Evaluator(Operations):
 
 
 _CONVERSIONS: dict[int, Callable[[Any], str]] = {ord("s"): str, ord("r"): repr, ord("a"): ascii}
+
+
+def _raising(error: Exception) -> Stop:
+    text = str(error).strip().partition("\n")[0]
+    return Stop(f"raises {type(error).__name__}: {text}")
 
 
 def _shown(node: ast.AST) -> str:

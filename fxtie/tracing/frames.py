@@ -84,13 +84,11 @@ class Super:
     cls: type
     instance: Any
 
-    def find(self, name: str) -> Any:
-        mro = type(self.instance).__mro__
-        after = mro[mro.index(self.cls) + 1 :]
-        found = next((vars(base)[name] for base in after if name in vars(base)), None)
-        if found is None:
-            raise Stop(f"reads super().{name}, which there is not")
-        return found
+    @property
+    def classes(self) -> tuple[type, ...]:
+        """The classes after `cls`, in the order in which Python looks at them."""
+        cls = self.instance if isinstance(self.instance, type) else type(self.instance)
+        return cls.__mro__[cls.__mro__.index(self.cls) + 1 :]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,15 +22,16 @@ from fxtie.graphs import changed_in_place
 from fxtie.names import has_hooks, join
 from fxtie.report import Kept
 from fxtie.runtime.copied import user_class
-from fxtie.runtime.guards import ATOMS, MISSING, Guards, static_attribute
+from fxtie.runtime.guards import ATOMS, MISSING, Guards
 from fxtie.runtime.region import Variant
 from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.frames import Frame
+from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.inference import aliases, is_tensor
 from fxtie.tracing.reach import Reach
 from fxtie.tracing.reads import TensorReads
-from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.recorder import CONTAINERS, containers_in
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 
@@ -94,8 +95,8 @@ class ModuleTracer(Evaluator):
         self._by_position = False
         self._stack: dict[str, tuple[str, type]] = {}
         self._calls: dict[str, int] = {}
+        self._placed: set[nn.Module] = set()  # whose place is guarded
         self._reach = Reach()
-        self._exact: set[nn.Module] = set()  # of which more is known than that they can be called
         self._opaque: list[tuple[nn.Module, Any, Any]] = []  # calls of code that is not looked into
 
     def trace(self) -> None:
@@ -107,12 +108,16 @@ class ModuleTracer(Evaluator):
         try:
             result = self.call(forward, (self.root, *args), kwargs)
             self.create_node("output", "output", (self.returned(result),))
+            self.guard("answer", has_global_hooks, (), False)
         # A fault of the user's code comes up when it really runs.
         except RecursionError as error:
             raise Stop("is nested too deeply") from error
 
     def returned(self, result: Any) -> Any:
         """What the forward returns, as an argument of the output node."""
+        found = [id(container) for container in containers_in(result)]
+        if len(set(found)) < len(found):
+            raise Stop("returns one container twice")
         self.escape(result)
         self._escaped.clear()
         return self.argument(result)
@@ -120,7 +125,6 @@ class ModuleTracer(Evaluator):
     @property
     def variant(self) -> Variant:
         guards = Guards(self.facts)
-        guards.let_be_replaced(set(self.paths) - self._exact - set(self.inlined))
         return Variant(self.graph, self._defaults, self._assumed, self._by_position, guards)
 
     # -- inputs ---------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ class ModuleTracer(Evaluator):
                 self._defaults[f"*{p.name}"] = ()
                 continue
             node = self.create_node("placeholder", p.name, default)
-            if p.annotation is not p.empty and not isinstance(p.annotation, str):
+            if p.annotation is torch.Tensor:
                 node.type = p.annotation
             if is_optional:
                 self._defaults[p.name] = p.default
@@ -172,18 +176,25 @@ class ModuleTracer(Evaluator):
         if value.node.op == "placeholder":
             self._assumed.setdefault(str(value.node.target), object)
             return False
-        if value.node.op == "get_attr" or self._is_tensor(value, self._assumes_tensor):
+        if value.node.op == "get_attr" or self.is_tensor_now(value):
             self.reads.must_be_tensor(value.node)
             return False
         return None
+
+    def is_tensor_now(self, value: Traced) -> bool:
+        return self._is_tensor(value, self._assumes_tensor)
 
     def _assumes_tensor(self, argument: fx.Node) -> bool:
         return self._assumed.get(str(argument.target)) is torch.Tensor
 
     def _is_tensor(self, value: Traced, assume: Callable[[fx.Node], bool]) -> bool:
         def layer(name: str) -> nn.Module:
+            """A module that does what its class does."""
             module = self.root.get_submodule(name)
-            self._exact.update(module.modules())
+            if has_hooks(module) or "forward" in module.__dict__:
+                return nn.Module()
+            self.guard("no_hooks", module, name)
+            self._guard_entry(module, "__dict__", "forward", MISSING)
             return module
 
         return is_tensor(value.node, layer, assume)
@@ -197,13 +208,20 @@ class ModuleTracer(Evaluator):
     # -- modules --------------------------------------------------------------------------------
 
     def module_argument(self, module: nn.Module) -> fx.Node:
-        self._exact.add(module)
         return self.create_node("get_attr", self._path(module))
 
     def _path(self, module: nn.Module) -> str:
+        """The name by which the graph refers to a module, guarded: it may have others."""
         if module not in self.paths:
             raise Stop(f"uses a module that is no registered part of it ({type(module).__name__})")
-        return self.paths[module]
+        name = self.paths[module]
+        if module not in self._placed:
+            self._placed.add(module)
+            parent: Any = self.root
+            for part in filter(None, name.split(".")):
+                self._guard_entry(parent, "_modules", part, parent._modules[part])
+                parent = parent._modules[part]
+        return name
 
     def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self.is_fresh(module):
@@ -235,7 +253,7 @@ class ModuleTracer(Evaluator):
         result = self.call(forward, args, kwargs)
         self.inlined[module] = None
         self.guard("no_hooks", module, self.paths[module])
-        self.guard("of_class", module, user_class, self.paths[module])
+        self.guard("of_class", module, cls, self.paths[module])
         return result
 
     def _call_leaf(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Traced:
@@ -244,10 +262,11 @@ class ModuleTracer(Evaluator):
             result = self.record("call_module", name, args, kwargs)
         finally:
             self._stack = stack
-        if not _is_known(module):
+        is_known = _is_known(module)
+        if not is_known:
             self.escape(*args, *kwargs.values())
             self._opaque.append((module, args, kwargs))
-            self.reads.forget_buffers()
+        self.reads.forget(set(module.modules()), buffers_only=is_known)
         return result
 
     def _stack_inside(self, module: nn.Module) -> dict[str, tuple[str, type]]:
@@ -258,19 +277,21 @@ class ModuleTracer(Evaluator):
         return {**self._stack, key: (path, user_class(module))}
 
     def may_have_changed(self, holder: Any) -> None:
-        for call in list(self._opaque):
+        unknown = []
+        for call in self._opaque:
             module, args, kwargs = call
-            if not self._reach.includes(module, holder):
-                continue
-            if not self._changes_nothing(module, args, kwargs):
+            if not self._reach.includes(module, call, holder):
+                unknown.append(call)
+            elif not self._changes_nothing(module, args, kwargs):
                 kind = type(module).__name__
                 raise Stop(f"reads what {self.paths[module]} ({kind}), which it calls, may change")
-            self._opaque = [other for other in self._opaque if other is not call]
+        self._opaque = unknown
 
     def _changes_nothing(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
         """Whether the forward of a module that stays a call only does what a trace may do."""
         if self.paths[module] in self.kept:
             return False
+        graph, self.graph = self.graph, fx.Graph()  # whose names are its own
         attempt, opened = _Attempt(self), self.opened
         self._opaque, opaque = [], self._opaque
         self.opened = set(module.modules())
@@ -283,6 +304,7 @@ class ModuleTracer(Evaluator):
         facts = self.facts[attempt.facts :] if proved else []
         attempt.undo()
         self.facts += facts
+        self.graph = graph
         return proved
 
     # -- attributes of modules ------------------------------------------------------------------
@@ -291,32 +313,29 @@ class ModuleTracer(Evaluator):
         cls = user_class(module)
         if cls.__getattribute__ is not object.__getattribute__:
             raise Stop("has a __getattribute__ of its own")
-        label = ""
-        if not self.is_fresh(module):
-            label = self._path(module)
-            self._exact.add(module)
+        label = "" if self.is_fresh(module) else self._path(module)
         if name == "training":
             return self._flag(module, cls)
         members = module.__dict__
         derived = members.get("_fxtie_derived", {}).get(name)
         if derived is not None:
             return self.reads.derive(derived)
-        found = static_attribute(cls, name)
-        if isinstance(found, property):
-            return self.call(found.fget, (module,))
+        found = self.lookup(cls.__mro__, name)
+        if self.is_data_descriptor(found):
+            return self._bound(found, module)
         label = join(label, name)
         if name in members:
             return self._member(module, name, members[name], label)
         self._guard_entry(module, "__dict__", name, MISSING)
         if found is not MISSING:
-            return self._bound(found, module, cls, name)
+            return self._bound(found, module)
+        if cls.__getattr__ is not nn.Module.__getattr__:
+            raise Stop("has a __getattr__ of its own")
         for mapping in ("_parameters", "_buffers", "_modules"):
             entries = members.get(mapping, {})
             if name in entries:
                 return self._registered(module, mapping, name, entries[name], label)
             self._guard_entry(module, mapping, name, MISSING)
-        if cls.__getattr__ is not nn.Module.__getattr__:
-            raise Stop("has a __getattr__ of its own")
         return MISSING
 
     def _guard_entry(self, module: nn.Module, mapping: str, name: str, value: Any) -> None:
@@ -324,7 +343,7 @@ class ModuleTracer(Evaluator):
             self.guard("entry", module, mapping, name, value, self.paths[module])
 
     def _flag(self, module: nn.Module, cls: type) -> bool:
-        if static_attribute(cls, "training") is not MISSING:
+        if self.lookup(cls.__mro__, "training") is not MISSING:
             raise Stop("has a `training` flag of its own")
         if self.is_fresh(module):
             return module.training
@@ -337,7 +356,7 @@ class ModuleTracer(Evaluator):
         if name.startswith("_fxtie_") or name in ("_parameters", "_buffers"):
             raise Stop(f"reads .{name}")
         if self.is_fresh(module):
-            return value if name == "_modules" else self.taken(value)
+            return self.fresh(value) if name == "_modules" else self.taken(value)
         if isinstance(value, torch.Tensor) and id(value) not in self._tensors:
             self.guard("is_tensor", module, "__dict__", name, label)
             return self.reads.read(module, name, join(self.paths[module], name), value, label)
@@ -389,12 +408,14 @@ class ModuleTracer(Evaluator):
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
         value = super().record(op, target, args, kwargs)
+        if is_opaque(target) and self.reads.any_in(value.node.all_input_nodes):
+            self.reads.forget(self.paths.keys(), buffers_only=False)
         for changed in changed_in_place(value.node):
             for origin in aliases(changed):
                 if "tie" in origin.meta:
                     raise Stop("changes a derived tensor in place")
                 if origin.op != "placeholder":
-                    self.reads.forget_derived()
+                    self.reads.forget(self.paths.keys(), buffers_only=False)
         return value
 
     def check_value(self, test: Any, frame: Frame) -> Any:
@@ -420,6 +441,7 @@ class _Attempt:
         self.last = next(iter(reversed(tracer.graph.nodes)), None)
         # Lengths of what grows with the model: copies would make the trace quadratic.
         self.facts, self.inlined = len(tracer.facts), len(tracer.inlined)
+        self.placed = set(tracer._placed)
         self.writes, self.made = len(tracer.writes), tracer.made
         self.kept, self.calls = dict(tracer.kept), dict(tracer._calls)
         self.assumed, self.opaque = dict(tracer._assumed), list(tracer._opaque)
@@ -433,8 +455,9 @@ class _Attempt:
                 break
             tracer.graph.erase_node(node)
             erased.add(node)
-        tracer.reads.forget(erased)
+        tracer.reads.take_back(erased)
         del tracer.facts[self.facts :]
+        tracer._placed = set(self.placed)
         while len(tracer.inlined) > self.inlined:
             tracer.inlined.popitem()
         tracer.kept, tracer._calls = dict(self.kept), dict(self.calls)
@@ -444,10 +467,22 @@ class _Attempt:
             raise Stop("hands a container to a part that can't be captured and writes to it")
 
 
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules: those inside of a graph would not call them."""
+    return any(
+        vars(torch.nn.modules.module)[name]
+        for name in (
+            *("_global_backward_pre_hooks", "_global_backward_hooks"),
+            *("_global_forward_pre_hooks", "_global_forward_hooks"),
+        )
+    )
+
+
 def _is_known(module: nn.Module) -> bool:
     """Whether a call runs nothing but torch's own layers, which change only themselves."""
     return isinstance(module, torch.jit.ScriptModule) or all(
-        type(m).__module__.startswith(("torch.nn.", "einops.")) and not has_hooks(m)
+        type(m).__module__.startswith(("torch.nn.", "einops."))
+        and not (has_hooks(m) or "forward" in m.__dict__)
         for m in module.modules()
     )
 

@@ -12,14 +12,14 @@ import enum
 import functools
 import operator
 import types
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.overrides import is_tensor_method_or_property
 
-from fxtie.runtime.guards import ATOMS, MISSING, static_attribute
+from fxtie.runtime.guards import ATOMS, MISSING, Namespace
 from fxtie.tracing.frames import Closure, Super
 from fxtie.tracing.gate import MATH, QUESTIONS, is_in, is_opaque, is_recorded
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
@@ -56,6 +56,7 @@ class Operations(Recorder):
             return self.call(function.__func__, (function.__self__, *args), kwargs)
         if kind is functools.partial:
             given = map(self.taken, function.args)
+            self.look(function.keywords, "keywords of a partial")
             return self.call(function.func, (*given, *args), {**function.keywords, **kwargs})
         if is_in(function, self.callables):
             return self.callables[function](self, *args, **kwargs)
@@ -80,7 +81,7 @@ class Operations(Recorder):
             return self.run(function, args, kwargs)
         if isinstance(function, type):
             return self.construct(function, args, kwargs)
-        users = static_attribute(kind, "__call__")
+        users = self.lookup(kind.__mro__, "__call__")
         if isinstance(users, types.FunctionType):
             return self.run(users, (function, *args), kwargs)
         raise Stop(f"calls {getattr(function, '__qualname__', kind.__name__)}")
@@ -104,7 +105,11 @@ class Operations(Recorder):
             if name in ("dim", "numel") and not args:
                 shape = self.shape(value)
                 return len(shape) if name == "dim" else shape.numel()
-        return self.record("call_method", name, (value, *args), kwargs)
+        result = self.record("call_method", name, (value, *args), kwargs)
+        made = [*filter(self.is_fresh, (*args, *kwargs.values()))]
+        if made and not self.is_tensor_now(value):  # else torch's own method, which keeps nothing
+            self.escape(*made)
+        return result
 
     def call_method(
         self, owner: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]
@@ -160,9 +165,8 @@ class Operations(Recorder):
         if kind in CONTAINERS or isinstance(value, IMMUTABLE):
             self.look(value, f"a {kind.__name__}")
             return bool(value)
-        if isinstance(value, nn.Module):
-            has_length = getattr(kind, "__len__", None) is not None
-            return not has_length or self.length(value) > 0
+        if isinstance(value, nn.Module) and not hasattr(kind, "__bool__"):
+            return not hasattr(kind, "__len__") or self.length(value) > 0
         if kind in ATOMS or isinstance(value, type | types.FunctionType | types.MethodType):
             return bool(value)
         if hasattr(kind, "__bool__") or hasattr(kind, "__len__"):
@@ -282,9 +286,9 @@ class Operations(Recorder):
                 return shape if name == "shape" else len(shape)
             return self.record("call_function", getattr, (owner, name))
         if kind is Super:
-            return self._bound(owner.find(name), owner.instance, owner.cls, name)
+            return self._bound(self.lookup(owner.classes, name), owner.instance)
         if name == "__class__":
-            return owner._fxtie_class if hasattr(kind, "_fxtie_class") else kind
+            return class_of(owner)
         if isinstance(owner, nn.Module):
             return self.module_attribute(owner, name)
         if kind is types.ModuleType:
@@ -307,17 +311,22 @@ class Operations(Recorder):
             raise Stop(f"reads .{name} of a {cls.__name__}")
         if isinstance(owner, enum.Enum) and name in ("name", "value"):
             return getattr(owner, name)
-        found = static_attribute(cls, name)
-        if not hasattr(type(found), "__set__") and not isinstance(found, property):
+        found = self.lookup(cls.__mro__, name)
+        if not self.is_data_descriptor(found):
             value = vars(owner).get(name, MISSING)
             if not self.is_fresh(owner) and not is_frozen(owner):
                 self.may_have_changed(owner)
                 self.guard("entry", owner, "__dict__", name, value, cls.__name__)
             if value is not MISSING:
-                return self.taken(value)
-        return self._bound(found, owner, cls, name)
+                return self.taken(value, owner)
+        return self._bound(found, owner)
 
-    def _bound(self, found: Any, owner: Any, cls: type, name: str) -> Any:
+    @staticmethod
+    def is_data_descriptor(found: Any) -> bool:
+        """Whether what a class has comes before what its instances have."""
+        return found is not MISSING and hasattr(type(found), "__set__")
+
+    def _bound(self, found: Any, owner: Any) -> Any:
         """What a class has under a name, as an attribute of an instance."""
         kind = type(found)
         if kind is types.FunctionType:
@@ -327,15 +336,10 @@ class Operations(Recorder):
         if kind is staticmethod:
             return found.__func__
         if kind is classmethod:
-            return types.MethodType(found.__func__, type(owner))
+            return types.MethodType(found.__func__, class_of(owner))
         if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
             raise Stop(f"reads a {kind.__name__}")
-        if found is MISSING:
-            return found
-        if not isinstance(found, FIXED):
-            self.may_have_changed(cls)
-            self.guard("class_attribute", cls, name, found)
-        return self.taken(found)
+        return found if found is MISSING else self.taken(found)
 
     def _class_attribute(self, cls: type, name: str) -> Any:
         if issubclass(cls, enum.Enum) and name in cls.__members__:
@@ -345,7 +349,7 @@ class Operations(Recorder):
             for base in metaclass.__mro__[:-2]:
                 if base.__module__ not in ("abc", "enum") and hasattr(base, "__getattr__"):
                     raise Stop(f"reads .{name} of the class {cls.__name__}")
-        found = static_attribute(cls, name)
+        found = self.lookup(cls.__mro__, name)
         if name in ("__name__", "__qualname__"):
             return getattr(cls, name)
         if isinstance(found, classmethod):
@@ -356,20 +360,41 @@ class Operations(Recorder):
             return found
         if found is MISSING or hasattr(type(found), "__get__"):
             raise Stop(f"reads .{name} of the class {cls.__name__}")
-        self.may_have_changed(cls)
-        self.guard("class_attribute", cls, name, found)
         return self.taken(found)
 
     def global_variable(self, namespace: dict[str, Any], name: str) -> Any:
         value = namespace.get(name, MISSING)
-        if value is MISSING:
-            if "__getattr__" in namespace:
-                raise Stop(f"reads .{name} of the module {namespace.get('__name__')}")
-            return MISSING
-        if not isinstance(value, FIXED):
-            self.may_have_changed(namespace)
-            self.guard("global_variable", namespace, name, value)
-        return self.taken(value)
+        module = str(namespace.get("__name__", ""))
+        if value is MISSING and "__getattr__" in namespace:
+            raise Stop(f"reads .{name} of the module {module}")
+        # The functions, classes and modules of torch are taken to stay what they are.
+        if not isinstance(value, types.ModuleType) and not (
+            module.startswith("torch") and (value is MISSING or isinstance(value, FIXED))
+        ):
+            if not isinstance(value, FIXED):
+                self.may_have_changed(namespace)
+            self.guard("variable", self.namespace(namespace, module), name, value)
+            self.found_outside(value)
+        return value if value is MISSING else self.taken(value)
+
+    def namespace(self, variables: dict[str, Any], name: str) -> Namespace:
+        """The variables of a Python module, as guards know them."""
+        if id(variables) not in self._namespaces:
+            self._namespaces[id(variables)] = Namespace(variables, name)
+        return self._namespaces[id(variables)]
+
+    def lookup(self, classes: Iterable[type], name: str) -> Any:
+        """What the first of some classes has under a name; `MISSING` if none has."""
+        for base in classes:
+            found = vars(base).get(name, MISSING)
+            if not base.__module__.startswith(("torch.", "builtins", "enum", "abc")):
+                self.guard("attribute", base, name, found)
+            if found is not MISSING:
+                if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
+                    self.may_have_changed(base)
+                    self.found_outside(found)
+                return found
+        return MISSING
 
 
 FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
@@ -385,9 +410,16 @@ _CONSTANT = (
 _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
 
 
+def class_of(value: Any) -> type:
+    """The class of a value, less what fxtie has made of it; a class itself."""
+    cls = value if isinstance(value, type) else type(value)
+    return getattr(cls, "_fxtie_class", cls)
+
+
 def is_frozen(value: Any) -> bool:
     """Whether the attributes of an object can't change: of a frozen dataclass."""
-    parameters = getattr(type(value), "__dataclass_params__", None)
+    cls = value if isinstance(value, type) else type(value)
+    parameters = getattr(cls, "__dataclass_params__", None)
     return parameters is not None and parameters.frozen
 
 
@@ -407,6 +439,9 @@ def _is_plain_tuple(cls: type) -> bool:
 def _is_plain_dataclass(cls: type) -> bool:
     fields = getattr(cls, "__dataclass_fields__", None)
     if fields is None or cls.__bases__ != (object,) or hasattr(cls, "__post_init__"):
+        return False
+    plain = type(cls) is type and "__new__" not in vars(cls)
+    if not plain or ("__setattr__" in vars(cls) and not is_frozen(cls)):
         return False
     return "__init__" in vars(cls) and all(
         field.init and field.default_factory.__class__.__name__ == "_MISSING_TYPE"

@@ -7,7 +7,7 @@ use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,22 +100,40 @@ class TensorReads:
 
     # -- what is read anew ----------------------------------------------------------------------
 
-    def forget(self, erased: Set[fx.Node]) -> None:
+    def take_back(self, erased: Set[fx.Node]) -> None:
         """Take back what was read by nodes that are erased."""
         for values in (self._stored, self._derived):
             for key in [key for key, value in values.items() if value.node in erased]:
                 del values[key]
 
-    def forget_buffers(self) -> None:
-        """Read buffers anew from here on: code that is not looked into may have replaced them."""
+    def any_in(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether one of these nodes reads or derives a tensor."""
+        return any(node in self._origins for node in nodes)
+
+    def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
+        """Read anew from here on what tensors of these modules may be in: they may have changed.
+
+        Args:
+            buffers_only: whether it can have been their buffers only, as by torch's own layers.
+        """
+
+        def may_differ(owner: nn.Module, attr: str) -> bool:
+            if owner not in owners:
+                return False
+            renormalizes = getattr(owner, "max_norm", None) is not None  # nn.Embedding
+            return not buffers_only or renormalizes or attr not in owner._parameters
+
         for key, read in list(self._stored.items()):
             origin = self._origins[read.node]
-            if not (isinstance(origin, _Stored) and isinstance(origin.value, nn.Parameter)):
+            assert isinstance(origin, _Stored)
+            # A Parameter is the same object, changed or not.
+            if not isinstance(origin.value, nn.Parameter) and may_differ(origin.owner, origin.attr):
                 del self._stored[key]
-
-    def forget_derived(self) -> None:
-        """Derive anew from here on: a stored tensor may have been changed in place."""
-        self._derived.clear()
+        for key, read in list(self._derived.items()):
+            made = self._origins.get(read.node)
+            slots = _sources(made) if isinstance(made, Derived) else ()
+            if any(may_differ(*slot) for slot in slots):
+                del self._derived[key]
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -159,7 +177,10 @@ class TensorReads:
     def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
         transform, name = derived.transform, derived.name.replace(".", "_")
         if isinstance(transform, Lowered):
-            self.tracer.guard("include", transform.guards)
+            self.tracer.facts += transform.guards.facts
+            if not transform.is_general:
+                for source in sources:
+                    self.tracer.shape(Traced(source, torch.Size()))
             return self._inline(transform.graph, derived, sources)
         create_node = self.tracer.create_node
         if isinstance(transform, nn.Module):
@@ -197,13 +218,18 @@ class _Stored:
     value: torch.Tensor | None
 
 
-def _slots(derived: Derived) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+def _sources(derived: Derived) -> Iterator[tuple[nn.Module, str]]:
+    """Owners and attributes of the stored tensors that one is derived from."""
     for source in derived.sources:
-        owner, attr = source.owner, source.attr
-        inner = owner.__dict__.get("_fxtie_derived", {}).get(attr)
+        inner = source.owner.__dict__.get("_fxtie_derived", {}).get(source.attr)
         if inner is not None and not derived.stored:
-            yield from _slots(inner)
-            continue
+            yield from _sources(inner)
+        else:
+            yield source.owner, source.attr
+
+
+def _slots(derived: Derived) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+    for owner, attr in _sources(derived):
         tensor = owner._parameters.get(attr, owner._buffers.get(attr))
         if tensor is not None:
             yield owner, attr, tensor.shape

@@ -8,13 +8,14 @@ has nothing to take back.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxtie.runtime.guards import ATOMS, Fact, items_of
+from fxtie.runtime.guards import ATOMS, Fact, Namespace, items_of
 from fxtie.tracing.frames import Frame
 from fxtie.tracing.stops import Stop, location
 from fxtie.tracing.traced import Traced, is_traced
@@ -45,6 +46,8 @@ class Recorder:
         self.writes: list[int] = []
         self._fresh: dict[int, tuple[int, Any]] = {}
         self._escaped: dict[int, Any] = {}
+        self._outside: dict[int, Any] = {}
+        self._namespaces: dict[int, Namespace] = {}
 
     # -- what the tracers of modules and of transforms do differently ---------------------------
 
@@ -71,6 +74,10 @@ class Recorder:
     def known_type(self, value: Traced) -> type | None:
         """The type of a traced value, if it is sure."""
         return None
+
+    def is_tensor_now(self, value: Traced) -> bool:
+        """Whether a value is surely a tensor, with nothing more taken for granted."""
+        return value.shape_known is not None
 
     def shape(self, value: Traced) -> torch.Size:
         """The known shape of a traced value, which code asks for."""
@@ -121,8 +128,8 @@ class Recorder:
             return self.module_argument(value)
         if isinstance(value, torch.Tensor):
             return self.tensor(value).node
-        if isinstance(value, float):
-            return float(value)  # numpy's float64 is one, and prints as what code can't read
+        if isinstance(value, float) and kind.__module__ == "numpy":
+            return float(value)  # numpy's float64, which prints as what code can't read
         return self._constructed(value)
 
     def _constructed(self, value: Any) -> Any:
@@ -136,7 +143,8 @@ class Recorder:
             self.look(value, "a dict")
             return self._make(kind, dict(value))
         if id(value) in self._fresh and hasattr(kind, "__dataclass_fields__"):
-            fields = {key: self.argument(item) for key, item in vars(value).items()}
+            names = (field.name for field in dataclasses.fields(value))
+            fields = {name: self.argument(getattr(value, name)) for name in names}
             return self.create_node("call_function", kind, (), fields)
         raise Stop(f"passes on a {kind.__name__}")
 
@@ -158,7 +166,8 @@ class Recorder:
             fact: the name of a method of `Guards`.
             *args: its arguments.
         """
-        self.facts.append((fact, args))
+        is_outside = id(args[0]) in self._outside and fact not in ("variable", "attribute")
+        self.facts.append(("outside", ((fact, args),)) if is_outside else (fact, args))
 
     # -- what may change ------------------------------------------------------------------------
 
@@ -214,11 +223,24 @@ class Recorder:
         result = get_item(container, key)
         if isinstance(key, slice) and kind is list:
             return self.fresh(result)
-        return self.taken(result)
+        return self.taken(result, container)
 
-    def taken(self, value: Any) -> Any:
-        """A value that was found in the user's objects."""
-        return self.tensor(value) if isinstance(value, torch.Tensor) else value
+    def taken(self, value: Any, holder: Any = None) -> Any:
+        """A value that was found in the user's objects.
+
+        Args:
+            holder: where it was found.
+        """
+        if isinstance(value, torch.Tensor):
+            return self.tensor(value)
+        if id(holder) in self._outside:
+            self.found_outside(value)
+        return value
+
+    def found_outside(self, value: Any) -> None:
+        """Note that an object was found in a variable or a class, and not in the model."""
+        if type(value) not in ATOMS:
+            self._outside[id(value)] = value
 
     def writable(self, container: Any) -> None:
         """Stop unless the code may write to a container."""
@@ -234,5 +256,16 @@ def get_item(container: Any, key: Any) -> Any:
         raise Stop(f"looks up what is not there ({key!r:.40})") from error
 
 
+def containers_in(value: Any) -> Iterator[Any]:
+    """The containers that may change in a value."""
+    if type(value) in CONTAINERS or dataclasses.is_dataclass(value):
+        yield value
+    if type(value) in CONTAINERS or isinstance(value, tuple) or dataclasses.is_dataclass(value):
+        for part in value.values() if isinstance(value, dict) else _parts(value):
+            yield from containers_in(part)
+
+
 def _parts(value: Any) -> Any:
-    return vars(value).values() if hasattr(value, "__dict__") else value
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return vars(value).values() if isinstance(value, nn.Module) else value

@@ -64,6 +64,8 @@ def _stores(nodes: list[ast.AST] | list[ast.stmt] | list[ast.expr]) -> Iterator[
             yield node.id
         elif isinstance(node, ast.FunctionDef):
             yield node.name
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.partition(".")[0]
         elif not isinstance(node, ast.Lambda | _COMPREHENSIONS):
             yield from _stores(list(ast.iter_child_nodes(node)))
 
