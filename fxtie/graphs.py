@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
@@ -151,7 +151,30 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
         or (may_be_told_to and any(flag is True for flag in node.args[1:]))
     ):
         return _nodes([*node.args, *node.kwargs.values()][:1])
+    if name in _UPDATING and isinstance(code, CodeType):
+        return _nodes(_UPDATING[name](*node.args, **node.kwargs))
     return _nodes(node.kwargs.get("out"))
+
+
+def _statistics(
+    input: Any, running_mean: Any = None, running_var: Any = None, *_: Any, **__: Any
+) -> Any:
+    return [running_mean, running_var]
+
+
+def _renormalized(
+    input: Any, weight: Any, _: Any = None, max_norm: Any = None, *__: Any, **___: Any
+) -> Any:
+    return None if max_norm is None else weight
+
+
+_UPDATING: dict[str, Callable[..., Any]] = {
+    "batch_norm": _statistics,
+    "instance_norm": _statistics,
+    "embedding": _renormalized,
+    "embedding_bag": _renormalized,
+}
+"""Functions of `torch.nn.functional` that change arguments without saying so, and which."""
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -34,7 +34,7 @@ import sys
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -435,11 +435,11 @@ def _require(condition: bool, message: str) -> None:
 
 
 class _Opened(NamedTuple):
-    """What can be seen of a value: its class, itself as text, its parts by the code for them."""
+    """A value taken apart: its class, a text, and its parts with the code that reads them."""
 
     kind: str
     text: str = ""
-    parts: list[tuple[str, Any]] = []  # noqa: RUF012 (never changed)
+    parts: Sequence[tuple[str, Any]] = ()
 
 
 _Names = Mapping[int, str]  # of the modules of a model, by id
@@ -451,7 +451,7 @@ _ATOMS = (
 
 
 def _open(value: Any, names: _Names) -> _Opened:
-    """Take a value apart. Modules of the model are told by their names."""
+    """Take a value apart. A module of the model is known by its name."""
     kind = _class_name(type(value))
     if isinstance(value, nn.Module) and id(value) in names:
         return _Opened("module", names[id(value)] or "the root")
@@ -488,7 +488,7 @@ def _open_sequence(value: Any) -> _Parts:
 
 
 def _open_members(members: Mapping[str, Any]) -> _Parts:
-    """Attributes, whose order says nothing."""
+    """Attributes, in whatever order they were set."""
     names = sorted(members, key=str)
     return f"the attributes {', '.join(map(str, names))}", [(f".{n}", members[n]) for n in names]
 
@@ -507,7 +507,7 @@ def _cell_contents(cell: types.CellType) -> Any:
 
 
 def _open_object(value: Any) -> _Parts:
-    """An object as pickle takes it apart. Of one that it can't, nothing is seen but its class."""
+    """Take an object apart as pickle does. If that fails, only its class is compared."""
     if dataclasses.is_dataclass(value):
         fields = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
         return _open_members({name: getattr(value, name) for name in fields} | _members(value))
@@ -526,7 +526,7 @@ def _open_object(value: Any) -> _Parts:
 
 
 def _open_state(state: Any) -> _Parts:
-    """What an object has in its `__dict__` and its slots, or what it says itself."""
+    """The `__dict__` and slots of an object, or what its `__getstate__` returns."""
     if isinstance(state, tuple) and all(isinstance(s, dict | types.NoneType) for s in state):
         state = {name: value for members in state for name, value in (members or {}).items()}
     return _open_members(state) if isinstance(state, dict) else ("", [("", state)])
@@ -536,7 +536,8 @@ _OPENERS: dict[Any, Callable[[Any], _Parts]] = {
     dict: _open_dict,
     (list, tuple, collections.deque): _open_sequence,
     types.FunctionType: _open_function,
-    types.MethodType: lambda value: ("", [("", value.__func__), ("", value.__self__)]),
+    # Not by its function: the forward of a tied module is another.
+    types.MethodType: lambda value: (value.__name__, [("", value.__self__)]),
     weakref.ReferenceType: lambda value: ("", [("", value())]),
     nn.Module: lambda value: _open_members(_attributes(value) | value._parameters | value._buffers),
     fx.Graph: lambda value: ("", []),  # thousands of nodes, which no call changes
@@ -554,9 +555,11 @@ def _class_name(cls: type) -> str:
 
 def _label(value: Any, names: _Names) -> str:
     """A short text that is the same for equal values of both sides."""
-    return names.get(id(value)) or (
-        repr(value) if isinstance(value, _ATOMS) else _class_name(type(value))
-    )
+    if isinstance(value, tuple):
+        return f"({', '.join(_label(item, names) for item in value)})"
+    if isinstance(value, _ATOMS):
+        return repr(value)
+    return names.get(id(value)) or _class_name(type(value))
 
 
 def _tensors_in(value: Any, names: _Names) -> Iterator[tuple[str, torch.Tensor]]:
@@ -650,7 +653,7 @@ _CALLS = (
 
 @dataclasses.dataclass
 class _Result:
-    """What a call has left."""
+    """What a call leaves behind."""
 
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     output: Any = None
@@ -666,10 +669,10 @@ _KINDS = ("parameter", "buffer", "attribute")  # of state
 
 
 class _Side:
-    """A model on one side of a comparison, and how it is called.
+    """One side of a comparison: a model, and how to call it.
 
     Args:
-        run: calls it with positional and named arguments, and hands its output on.
+        run: calls the model with positional and named arguments, and passes its output on.
         learned: modules that rules have brought in, by their names in the tied model.
         dropped: the stored tensors that the tied model no longer has, by owner and attribute.
     """
@@ -707,7 +710,7 @@ class _Side:
             module.train(mode)
 
     def modules(self) -> dict[str, nn.Module]:
-        """All modules by all their names, learned ones by those in the tied model."""
+        """All modules by name; a shared one has several."""
         found = dict(self.model.named_modules(remove_duplicate=False))
         for name, module in self.learned.items():
             found |= dict(module.named_modules(prefix=name, remove_duplicate=False))
@@ -723,9 +726,9 @@ class _Side:
         return found
 
     def state(self) -> dict[str, Any]:
-        """All that a call may change: stored tensors and plain attributes, by what to call them.
+        """All that a call may change: stored tensors and plain attributes, by name.
 
-        Not the attributes of learnable transforms: how often these run is no promise.
+        Without attributes of learnable transforms: how often these run is not promised.
         """
         learned = {inner for module in self.learned.values() for inner in module.modules()}
         return {
@@ -771,12 +774,12 @@ class _Side:
         try:
             with torch.set_grad_enabled(call.grad), _autocast(devices, autocast):
                 self.run(*result.inputs, then)
-        except Exception as error:  # the user's code may raise anything; both sides must then
+        except Exception as error:  # user code may raise anything; then both sides must
             result.error = error
         return result
 
     def gradients(self, result: _Result) -> dict[str, torch.Tensor]:
-        """The leaves of autograd, stored tensors and inputs, by what to call their gradient."""
+        """Parameters and inputs, by the name of their gradient."""
         inputs = {
             name + path: tensor
             for name, value in result.arguments.items()
@@ -833,7 +836,8 @@ class _Match:
         self.found, self.expected = found, expected
         self.added = found.state().keys() - expected.state().keys()  # by the pass
         self.apart: dict[str, str] = {}
-        self.apart = {what: how for what, _, how in reversed(list(self.state(self.differ())))}
+        for what, _, how in list(self.state(self.differ())):
+            self.apart.setdefault(what, how)
 
     def differ(self) -> _Differ:
         return _Differ(self.found.names(), self.expected.names())
@@ -957,6 +961,7 @@ class _Round:
         norm = sum(_norm(_gradient(tensor)) for tensor in leaves)
         if norm == 0:
             return "all gradients vanish"
+        outputs = [output for output in outputs if output.requires_grad] or outputs
         return _proves_nothing(outputs) or ("" if norm < math.inf else "gradients are not finite")
 
 
@@ -1136,6 +1141,7 @@ def verify(
           is not promised. The result names the former.
         * If a later call of the oracle raises, as a forward that needs gradients does under
           `no_grad`, the tied model must raise an error of the same type; the result says so.
+        * Of objects that pickle cannot take apart, such as a lock, only the class is compared.
         * Needs memory for a copy of the model, and for one of each side while they run.
 
     Example:

@@ -114,8 +114,8 @@ class _Rewiring:
         if id(value) in self.done:
             return self.done[id(value)]
         if kind in _DICTS and not value:  # the hooks of a module, most of the time
-            rewired = kind()
-        elif isinstance(value, nn.Module):
+            return value
+        if isinstance(value, nn.Module):
             return self.swap(value)
         elif isinstance(value, torch.Tensor):
             return value

@@ -95,13 +95,17 @@ class ModuleTracer(Evaluator):
         self._by_position = False
         self._stack: dict[str, tuple[str, type]] = {}
         self._calls: dict[str, int] = {}
-        self._placed: set[nn.Module] = set()  # whose place is guarded
+        self._entered: list[str] = []  # paths of modules, in the order of their calls
+        self._placed: dict[nn.Module, None] = {}  # whose place is guarded
         self._reach = Reach()
         self._opaque: list[tuple[nn.Module, Any, Any]] = []  # calls of code that is not looked into
 
     def trace(self) -> None:
         """Trace the root's forward."""
-        forward = user_class(self.root).forward
+        cls = user_class(self.root)
+        forward = self.lookup(cls.__mro__, "forward")
+        self.guard("of_class", self.root, cls, "the root")
+        self._guard_entry(self.root, "__dict__", "forward", MISSING)
         if "forward" in self.root.__dict__ or not isinstance(forward, types.FunctionType):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
@@ -116,8 +120,8 @@ class ModuleTracer(Evaluator):
     def returned(self, result: Any) -> Any:
         """What the forward returns, as an argument of the output node."""
         found = [id(container) for container in containers_in(result)]
-        if len(set(found)) < len(found):
-            raise Stop("returns one container twice")
+        if len(set(found)) < len(found) or self._escaped.keys() & set(found):
+            raise Stop("returns a container that is elsewhere as well")
         self.escape(result)
         self._escaped.clear()
         return self.argument(result)
@@ -216,7 +220,7 @@ class ModuleTracer(Evaluator):
             raise Stop(f"uses a module that is no registered part of it ({type(module).__name__})")
         name = self.paths[module]
         if module not in self._placed:
-            self._placed.add(module)
+            self._placed[module] = None
             parent: Any = self.root
             for part in filter(None, name.split(".")):
                 self._guard_entry(parent, "_modules", part, parent._modules[part])
@@ -228,8 +232,8 @@ class ModuleTracer(Evaluator):
             return self.call(self.attribute(module, "forward"), args, kwargs)
         name = self._path(module)
         if module in self.opened and name not in self.kept:
-            stack, self._stack = self._stack, self._stack_inside(module)
             attempt = _Attempt(self)
+            stack, self._stack = self._stack, self._stack_inside(module)
             try:
                 return self._inline(module, args, kwargs)
             except Stop as stop:
@@ -266,17 +270,22 @@ class ModuleTracer(Evaluator):
         if not is_known:
             self.escape(*args, *kwargs.values())
             self._opaque.append((module, args, kwargs))
-        self.reads.forget(set(module.modules()), buffers_only=is_known)
+        passed = [m for m in (*args, *kwargs.values()) if isinstance(m, nn.Module)]
+        within = {inner for m in (module, *passed) for inner in m.modules()}
+        self.reads.forget(within, buffers_only=is_known)
         return result
 
     def _stack_inside(self, module: nn.Module) -> dict[str, tuple[str, type]]:
         """What nodes of a call of `module` note of where they are."""
         path = self.paths[module]
         calls = self._calls[path] = self._calls.get(path, 0) + 1
+        self._entered.append(path)
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
         return {**self._stack, key: (path, user_class(module))}
 
     def may_have_changed(self, holder: Any) -> None:
+        if not self._opaque:
+            return
         unknown = []
         for call in self._opaque:
             module, args, kwargs = call
@@ -441,9 +450,9 @@ class _Attempt:
         self.last = next(iter(reversed(tracer.graph.nodes)), None)
         # Lengths of what grows with the model: copies would make the trace quadratic.
         self.facts, self.inlined = len(tracer.facts), len(tracer.inlined)
-        self.placed = set(tracer._placed)
+        self.placed, self.entered = len(tracer._placed), len(tracer._entered)
         self.writes, self.made = len(tracer.writes), tracer.made
-        self.kept, self.calls = dict(tracer.kept), dict(tracer._calls)
+        self.kept = dict(tracer.kept)
         self.assumed, self.opaque = dict(tracer._assumed), list(tracer._opaque)
         self.escaped = dict(tracer._escaped)
 
@@ -457,10 +466,14 @@ class _Attempt:
             erased.add(node)
         tracer.reads.take_back(erased)
         del tracer.facts[self.facts :]
-        tracer._placed = set(self.placed)
+        while len(tracer._placed) > self.placed:
+            tracer._placed.popitem()
+        while len(tracer._entered) > self.entered:
+            tracer._calls[tracer._entered.pop()] -= 1
+        tracer.looked_up = {}  # whose facts may be gone
         while len(tracer.inlined) > self.inlined:
             tracer.inlined.popitem()
-        tracer.kept, tracer._calls = dict(self.kept), dict(self.calls)
+        tracer.kept = dict(self.kept)
         tracer._assumed, tracer._opaque = dict(self.assumed), list(self.opaque)
         tracer._escaped = dict(self.escaped)
         if any(number < self.made for number in tracer.writes[self.writes :]):

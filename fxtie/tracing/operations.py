@@ -12,7 +12,7 @@ import enum
 import functools
 import operator
 import types
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from typing import Any, ClassVar
 
 import torch
@@ -383,11 +383,16 @@ class Operations(Recorder):
             self._namespaces[id(variables)] = Namespace(variables, name)
         return self._namespaces[id(variables)]
 
-    def lookup(self, classes: Iterable[type], name: str) -> Any:
+    def lookup(self, classes: tuple[type, ...], name: str) -> Any:
         """What the first of some classes has under a name; `MISSING` if none has."""
+        if (classes, name) not in self.looked_up:
+            self.looked_up[classes, name] = self._look_up(classes, name)
+        return self.looked_up[classes, name]
+
+    def _look_up(self, classes: tuple[type, ...], name: str) -> Any:
         for base in classes:
             found = vars(base).get(name, MISSING)
-            if not base.__module__.startswith(("torch.", "builtins", "enum", "abc")):
+            if base.__flags__ & _MAY_CHANGE and not base.__module__.startswith(("torch.", "enum")):
                 self.guard("attribute", base, name, found)
             if found is not MISSING:
                 if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
@@ -400,6 +405,8 @@ class Operations(Recorder):
 FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 """What a name is taken to stand for, once and for all."""
 
+
+_MAY_CHANGE = 1 << 9  # a class that was made by a class statement
 
 _CONSTANT = (
     *(torch.device, torch.dtype, torch.finfo, torch.iinfo),

@@ -53,7 +53,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset):
         return value
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
+    if isinstance(value, _WITHOUT_PARTS) or type(value).__module__ in ("typing", "_abc"):
         return ()
     if isinstance(value, types.MethodType):
         return (value.__func__, value.__self__)
@@ -71,6 +71,13 @@ def _parts(value: Any) -> Iterable[Any] | None:
     if not hasattr(value, "__dict__"):
         return None
     return [type(value), *(v for k, v in vars(value).items() if not k.startswith("_fxtie_"))]
+
+
+_WITHOUT_PARTS = (
+    *(types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType),
+    *(types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
+    types.ClassMethodDescriptorType,
+)
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:

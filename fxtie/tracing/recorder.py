@@ -47,6 +47,7 @@ class Recorder:
         self._fresh: dict[int, tuple[int, Any]] = {}
         self._escaped: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
+        self.looked_up: dict[tuple[tuple[type, ...], str], Any] = {}
         self._namespaces: dict[int, Namespace] = {}
 
     # -- what the tracers of modules and of transforms do differently ---------------------------
