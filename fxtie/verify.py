@@ -779,13 +779,14 @@ class _Side:
         return result
 
     def gradients(self, result: _Result) -> dict[str, torch.Tensor]:
-        """Parameters and inputs, by the name of their gradient."""
+        """Parameters and inputs that get one, by the name of their gradient."""
         inputs = {
             name + path: tensor
             for name, value in result.arguments.items()
             for path, tensor in _tensors_in(value, {})
         }
-        return {f"the gradient of {name}": t for name, t in (self.parameters() | inputs).items()}
+        leaves = self.parameters() | inputs
+        return {f"the gradient of {name}": t for name, t in leaves.items() if t.requires_grad}
 
 
 @contextlib.contextmanager
@@ -1088,7 +1089,10 @@ class _Originals:
         return list(dict.fromkeys(name for name, p in named if _gradient(p) is not None))
 
 
-_REACHED = "by something that copy.deepcopy does not copy, such as a closure or a weak reference"
+_REACHED = (
+    "by something that copy.deepcopy does not copy, such as a closure, a weak reference, or a "
+    "module of TorchScript"
+)
 
 
 def verify(

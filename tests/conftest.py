@@ -5,6 +5,8 @@ import torch
 from vision import import_torchvision
 
 torch.set_num_threads(1)  # the tests run side by side
+# Full precision on a GPU too: the tests compare numbers of one device with those of another.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 import_torchvision()
 
 

@@ -405,7 +405,8 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
         if (
             torch.compiler.is_dynamo_compiling()
             and not self._fxtie_is_edited
-            and not (torch.compiler.is_exporting() and self._fxtie_holds())
+            # Not is_exporting(), which is true in all compiled code in torch 2.11.
+            and not (torch.compiler._is_exporting_flag and self._fxtie_holds())
         ):
             # A compiler sees through derived attributes, and has guards of its own.
             return user_forward(self)(*args, **kwargs)

@@ -101,7 +101,8 @@ def check_aot_inductor(form, tied, x, tmp_path):
     )
     loaded = torch._inductor.aoti_load_package(path)
     torch.testing.assert_close(loaded(x), tied(x), rtol=1e-3, atol=1e-4)
-    assert (kernels(path).count(".sin(") > 0) == (form == "tied")
+    if x.device.type == "cpu":
+        assert (kernels(path).count(".sin(") > 0) == (form == "tied")
 
 
 def kernels(path):

@@ -91,14 +91,16 @@ def test_second_run(net, x):
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule("conv_2", "conv_2", weight=T.standardize()),
-        Rule("re:conv_[23]", fxtie.Bank(2, (8, 8, 3, 3)), weight=T.Mix(2), bias=None),
-        Rule("conv_*", "conv_2", weight=torch.sin, exclude=["conv_1"]),
+        lambda device: Rule("conv_2", "conv_2", weight=T.standardize()),
+        lambda device: Rule(
+            "re:conv_[23]", fxtie.Bank(2, (8, 8, 3, 3), device=device), weight=T.Mix(2), bias=None
+        ),
+        lambda device: Rule("conv_*", "conv_2", weight=torch.sin, exclude=["conv_1"]),
     ],
     ids=["self-derived", "bank", "pattern"],
 )
 def test_second_run_by_rule(conv_net, rule):
-    apply = TiePass(rule)
+    apply = TiePass(rule(conv_net.conv_1.weight.device))
     first = apply(conv_net)
     assert first.modified
     again = apply(first.graph_module)
