@@ -18,7 +18,8 @@ from fxtie.rules import Rule, Tie
 from fxtie.suggesting.suggest import Suggestion, Suggestions, suggest
 from fxtie.transforms import same
 from fxtie.transforms.registry import register
-from fxtie.verify import Verification, VerificationError, verify
+from fxtie.verify import verify
+from fxtie.verifying.results import Verification, VerificationError
 
 __all__ = [
     "Bank",

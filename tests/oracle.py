@@ -1,4 +1,4 @@
-"""What the tests ask of the oracle, which lives in `fxtie/verify.py`."""
+"""What the tests ask of the oracle, which lives in `fxtie/verifying/oracle.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.verify import Comparison, Vacuous, compare, oracle_run, tensors
+from fxtie.verifying.oracle import compare, oracle_run, tensors
+from fxtie.verifying.results import Comparison, Vacuous
 
 __all__ = ["Vacuous", "assert_tied_equals_oracle", "compare", "oracle_run", "tensors"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from operator import is_, itemgetter
 from types import CellType
 from typing import Any, TypeAlias
 
@@ -58,20 +57,25 @@ class Guards:
     def __init__(self, facts: Iterable[Fact] = ()) -> None:
         self.facts = list(facts)
         self._memo: dict[int, Any] | None = None
-        self._entries: dict[tuple[int, str], _Entries] | None = None
+        self._hold: Callable[[], bool] | None = None
+        self._entries: dict[tuple[int, str], _Entries] = {}
         self._checks: dict[tuple[Any, ...], _Check] = {}
 
     def broken(self) -> tuple[str, bool] | None:
         """What does not hold now, and whether that will last. None if everything holds."""
-        if self._entries is None:
+        if self._hold is None:
             self._arrange()
-        assert self._entries is not None
+        assert self._hold is not None
+        if self._hold():
+            return None
         for entries in self._entries.values():
-            if not entries.hold() and (found := entries.broken()) is not None:
+            if (found := entries.broken()) is not None:
                 return found, True
         for check in self._checks.values():
             if (found := check.broken()) is not None:
                 return found, not check.is_answer
+        for entries in self._entries.values():
+            entries.refresh()
         return None
 
     def __len__(self) -> int:
@@ -84,6 +88,7 @@ class Guards:
         self._entries, self._checks = {}, {}
         for name, args in self.facts:
             getattr(self, name)(*args)
+        self._hold = _compiled(list(self._entries.values()), list(self._checks.values()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         if self._memo is not None:
@@ -108,7 +113,6 @@ class Guards:
         Args:
             label: what to call the holder in a report.
         """
-        assert self._entries is not None
         entries = self._entries.get((id(holder), mapping))
         if entries is None:
             entries = self._entries[id(holder), mapping] = _Entries(holder, mapping, label)
@@ -213,38 +217,49 @@ def _has_name(value: Any) -> bool:
     return found is value
 
 
+def _compiled(entries: list[_Entries], checks: list[_Check]) -> Callable[[], bool]:
+    """A function that says whether all facts surely hold: it compares identities only."""
+    variables: dict[str, Any] = {}
+
+    def variable(value: Any) -> str:
+        name = f"v{len(variables)}"
+        variables[name] = value
+        return name
+
+    lines = []
+    for facts in entries:
+        facts.variables = variables
+        facts.names = {key: variable(value) for key, value in facts.present.items()}
+        tests = [f"d[{key!r}] is {name}" for key, name in facts.names.items()]
+        tests += [f"{key!r} not in d" for key in facts.absent]
+        lines.append(f"d = {variable(facts.holder)}.{facts.mapping}")
+        lines.append(f"if not ({' and '.join(tests)}): return False")
+    for check in checks:
+        lines.append(f"if not ({check.expression(variable)}): return False")
+    body = "".join(f"        {line}\n" for line in [*lines, "return True"])
+    source = (
+        f"def hold():\n    try:\n{body}    except (LookupError, AttributeError): return False\n"
+    )
+    exec(source, variables)
+    hold: Callable[[], bool] = variables["hold"]
+    return hold
+
+
 class _Entries:
-    """Facts about the entries of one mapping."""
+    """Facts about the entries of one mapping, whose keys are names."""
 
     def __init__(self, holder: Any, mapping: str, label: str) -> None:
         self.holder, self.mapping, self.label = holder, mapping, label
-        self.present: dict[Any, Any] = {}
-        self.absent: list[Any] = []
-        self._get: Callable[[Any], Any] | None = None
-        self._expected: tuple[Any, ...] = ()
+        self.present: dict[str, Any] = {}
+        self.absent: dict[str, None] = {}
+        self.names: dict[str, str] = {}
+        self.variables: dict[str, Any] = {}
 
-    def add(self, key: Any, value: Any) -> None:
-        if value is not MISSING:
+    def add(self, key: str, value: Any) -> None:
+        if value is MISSING:
+            self.absent[key] = None
+        else:
             self.present.setdefault(key, value)
-            self._get = None
-        elif key not in self.absent:
-            self.absent.append(key)
-
-    def hold(self) -> bool:
-        """Whether all facts surely hold: compares identities only, in C."""
-        mapping = getattr(self.holder, self.mapping)
-        if self._get is None:
-            # Two of the last one, since of a single key itemgetter gives no tuple.
-            keys = [*self.present, *list(self.present)[-1:]]
-            self._get = itemgetter(*keys) if keys else lambda _: ()
-            self._expected = tuple(map(self.present.__getitem__, keys))
-        try:
-            now = self._get(mapping)
-        except LookupError:
-            return False
-        return all(map(is_, now, self._expected)) and not any(
-            map(mapping.__contains__, self.absent)
-        )
 
     def broken(self) -> str | None:
         mapping = getattr(self.holder, self.mapping)
@@ -255,16 +270,16 @@ class _Entries:
         for key in self.absent:
             if key in mapping:
                 return f"{self._name(key)} was set"
-        # Equal constants that are other objects: next time, these are expected.
-        self.present = {key: _get(mapping, key) for key in self.present}
-        self._get = None
         return None
 
-    def _name(self, key: Any) -> str:
-        return f"{self.label}.{key}" if self.label else str(key)
+    def refresh(self) -> None:
+        """Expect the equal constants that are there now, which are other objects."""
+        mapping = getattr(self.holder, self.mapping)
+        for key, name in self.names.items():
+            self.present[key] = self.variables[name] = mapping[key]
 
-    def __len__(self) -> int:
-        return len(self.present) + len(self.absent)
+    def _name(self, key: str) -> str:
+        return f"{self.label}.{key}" if self.label else key
 
 
 def _get(mapping: Any, key: Any) -> Any:
@@ -287,6 +302,15 @@ class _Check:
     ) -> None:
         self.read, self.args, self.value, self.label = read, args, value, label
         self.is_answer = is_answer
+
+    def expression(self, variable: Callable[[Any], str]) -> str:
+        """Python code for whether it surely holds."""
+        if self.read is _has_hooks:
+            tests = [f"d[{name!r}]" for name in _HOOKS]
+            return f"not ((d := {variable(self.args[0])}.__dict__) and ({' or '.join(tests)}))"
+        if self.read is user_class and user_class(self.args[0]) is self.value:
+            return f"{variable(self.args[0])}.__class__ is {variable(type(self.args[0]))}"
+        return f"{variable(self)}.broken() is None"
 
     def broken(self) -> str | None:
         try:
@@ -344,10 +368,8 @@ def _is_tensor_in(holder: Any, mapping: str, key: str) -> bool:
     return isinstance(getattr(holder, mapping).get(key), torch.Tensor)
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return any(module.__dict__[name] for name in _HOOKS)

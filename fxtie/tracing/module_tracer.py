@@ -340,10 +340,13 @@ class ModuleTracer(Evaluator):
             return self._bound(found, module)
         if cls.__getattr__ is not nn.Module.__getattr__:
             raise Stop("has a __getattr__ of its own")
-        for mapping in ("_parameters", "_buffers", "_modules"):
+        # A name is in one of these only: nn.Module sees to that.
+        kinds = ("_parameters", "_buffers", "_modules")
+        for mapping in kinds:
             entries = members.get(mapping, {})
             if name in entries:
                 return self._registered(module, mapping, name, entries[name], label)
+        for mapping in kinds:
             self._guard_entry(module, mapping, name, MISSING)
         return MISSING
 

@@ -1,0 +1,109 @@
+"""Break the tracer at random places, and see whether its tests notice.
+
+    python benchmarks/mutation.py --count 40 --seed 1
+
+Each mutant changes one expression or statement of `fxtie/tracing` or `fxtie/runtime/guards.py`: a
+comparison or a condition is turned round, a `raise Stop` or a call whose result is unused is left
+out. The tests in tests/tracing run on it, except for the random programs. Prints the mutants that
+survive, and the share that is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [*sorted((ROOT / "fxtie/tracing").glob("*.py")), ROOT / "fxtie/runtime/guards.py"]
+TESTS = ["tests/tracing", "-k", "not random and not each_change and not False"]
+TURNED = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Lt: ast.GtE,
+    ast.Gt: ast.LtE,
+}
+
+
+def places(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Where a tree can be broken, and how: indices in the order of `ast.walk`."""
+    for i, node in enumerate(ast.walk(tree)):
+        if isinstance(node, ast.Compare) and type(node.ops[0]) in TURNED:
+            yield i, "turns a comparison"
+        elif isinstance(node, ast.BoolOp):
+            yield i, "swaps and and or"
+        elif isinstance(node, ast.If | ast.IfExp):
+            yield i, "turns a condition"
+        elif isinstance(node, ast.Raise) and "Stop(" in ast.unparse(node):
+            yield i, "leaves out a Stop"
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield i, "leaves out a call"
+
+
+def broken(tree: ast.Module, place: int) -> tuple[ast.Module, int, str]:
+    """A tree with one change, its line and the code there."""
+    tree = copy.deepcopy(tree)
+    node = list(ast.walk(tree))[place]
+    shown = ast.unparse(node).partition("\n")[0][:80]
+    if isinstance(node, ast.Compare):
+        node.ops[0] = TURNED[type(node.ops[0])]()
+    elif isinstance(node, ast.BoolOp):
+        node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    elif isinstance(node, ast.If | ast.IfExp):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    else:
+        for parent in ast.walk(tree):
+            for body in (getattr(parent, name, None) for name in ("body", "orelse")):
+                if isinstance(body, list) and node in body:
+                    body[body.index(node)] = ast.Pass()
+    return ast.fix_missing_locations(tree), node.lineno, shown
+
+
+def survives(folder: Path) -> bool:
+    """Whether all tests pass with the package in a folder."""
+    pytest = Path(sys.executable).with_name("pytest")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [str(pytest), "-q", "-x", "-p", "no:cacheprovider", "--timeout=120", *TESTS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+    candidates = [(file, *place) for file, tree in trees.items() for place in places(tree)]
+    chosen = random.Random(options.seed).sample(candidates, options.count)
+    killed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "fxtie"
+        shutil.copytree(ROOT / "fxtie", copied)
+        assert survives(Path(folder)), "the tests fail on the code as it is"
+        for file, place, kind in chosen:
+            tree, line, shown = broken(trees[file], place)
+            target = copied / file.relative_to(ROOT / "fxtie")
+            target.write_text(ast.unparse(tree), encoding="utf-8")
+            if survives(Path(folder)):
+                print(f"survives: {file.relative_to(ROOT)}:{line} {kind}: {shown}", flush=True)
+            else:
+                killed += 1
+            shutil.copy(file, target)
+    print(f"{killed} of {options.count} mutants killed, of {len(candidates)} places")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Proofs that a tied model computes what it must."""
