@@ -87,7 +87,13 @@ def transform(
           keys keep their names. A checkpoint of the untied model loads.
         * Training and evaluation are captured both; `.train()` and `.eval()`, of the whole or of a
           part, choose between them.
-        * Reading `tied.conv_2.weight` gives the derived value.
+        * Reading `tied.conv_2.weight` gives the derived value. It is made for that read: what
+          changes it in place (`nn.init.zeros_`) is lost. Change the sources instead.
+        * What holds none of the modules on the way to a target is shared with `model`: tensors,
+          other modules, lists and plain objects. Use `copy.deepcopy` for two independent models.
+        * A graph holds for what the trace has read: attributes, globals, modules. After a change
+          of these, calls run the forward as written, which is right and slower;
+          `fxtie.report(tied).missed` counts them.
 
     Example:
         >>> import fxtie, torch

@@ -341,14 +341,16 @@ class _Signature:
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         parameters = list(inspect.signature(forward).parameters.values())[1:]  # less self
-        positional = [
-            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        self.positional = [p.name for p in positional]
-        self.first = sum(p.kind is p.POSITIONAL_ONLY for p in positional)
-        self.named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        only_positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        either = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self.by_keyword = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.by_name = {*either, *self.by_keyword}
+        self.positional = [*only_positional, *either]
         required = {p.name for p in parameters if p.default is p.empty}
-        self.required = required.intersection((*self.positional, *self.named))
+        self.required = required.intersection((*self.positional, *self.by_keyword))
+        self.counts = range(len(self.required), len(self.positional) + 1)
+        if self.required & self.by_keyword:
+            self.counts = range(0)
 
     def fits(self, count: int, names: Set[str], *, exactly: bool) -> bool:
         """Whether a call with so many positional arguments and these names is one.
@@ -357,13 +359,12 @@ class _Signature:
             exactly: whether it must pass required arguments only, by position if it can: a
                 decorator may tell the ways of passing them apart.
         """
+        if not (names or exactly):
+            return count in self.counts
         by_position = self.positional[:count]
-        if count > len(self.positional) or not names <= {
-            *self.positional[self.first :],
-            *self.named,
-        }:
+        if count > len(self.positional) or not names <= self.by_name:
             return False
-        if exactly and not (self.required.issuperset(by_position) and names <= self.named):
+        if exactly and not (self.required.issuperset(by_position) and names <= self.by_keyword):
             return False
         return self.required <= {*by_position, *names}
 

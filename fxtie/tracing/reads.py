@@ -148,7 +148,8 @@ class TensorReads:
             if type(value) is Traced:
                 self._guard_place(source)
                 return value
-        tracer.guard("entry", owner, "__dict__", attr, MISSING, type(owner).__name__)
+        shown = source.name.rpartition(".")[0]
+        tracer.guard("entry", owner, "__dict__", attr, MISSING, shown)
         name = tracer.paths.get(owner)
         if name is None:
             name = self._borrow(owner, source.name.rpartition(".")[0])
@@ -158,7 +159,6 @@ class TensorReads:
             past = "_fxtie_stored" if stored else ""  # past the derived attribute
             return self.read(owner, attr, join(name, past, attr), tensor, source.name)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
-        shown = source.name.rpartition(".")[0]
         module = self.read(owner, "", name, None, shown)
         return tracer.record("call_function", getattr, (module, attr))
 

@@ -3,6 +3,7 @@
 A long run: `FXTIE_PROGRAMS=20000 pytest tests/tracing/test_fuzz.py -k random --hypothesis-seed 1`.
 """
 
+import ast
 import copy
 import os
 import warnings
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from twins import CIRCUMSTANCES, assert_same, run, twin_of
 
 import fxtie
+from fxtie.runtime.guards import Guards
+from fxtie.tracing.evaluator import Evaluator
 
 
 def series(program, model, change, **kwargs):
@@ -64,6 +67,35 @@ programs = st.lists(st.sampled_from(STATEMENTS), min_size=1, max_size=6)
 def test_random_forwards_equal_their_twin(statements, change):
     report = check(statements, change)
     event("kept" if report.kept else "graph")
+
+
+def ignore_contexts(monkeypatch):
+    def run_body(evaluator, statement, frame):
+        return evaluator._block(statement.body, frame)
+
+    monkeypatch.setitem(Evaluator.statements, ast.With, run_body)
+
+
+def forget_guards(monkeypatch):
+    monkeypatch.setattr(Guards, "broken", lambda self: None)
+
+
+def allow_identity(monkeypatch):
+    monkeypatch.setattr(Evaluator, "same_object", lambda self, a, b: a is b)
+
+
+@pytest.mark.parametrize("plant", [ignore_contexts, forget_guards, allow_identity])
+def test_a_planted_fault_is_found(monkeypatch, plant):
+    """In the gate, in the guards, and in an operation of the evaluator."""
+    plant(monkeypatch)
+
+    @settings(max_examples=300, deadline=None, derandomize=True, phases=[Phase.generate])
+    @given(programs, st.none() | st.sampled_from(CHANGES))
+    def random_programs(statements, change):
+        check(statements, change)
+
+    with pytest.raises(AssertionError):
+        random_programs()
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
