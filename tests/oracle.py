@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.verifying.oracle import compare, oracle_run, tensors
-from fxtie.verifying.results import Comparison, Vacuous
+from fxtie.verifying.oracle import Comparison, compare, oracle_run, tensors
+from fxtie.verifying.results import Vacuous
 
 __all__ = ["Vacuous", "assert_tied_equals_oracle", "compare", "oracle_run", "tensors"]
 

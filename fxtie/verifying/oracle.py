@@ -1,23 +1,7 @@
-"""Verify a tied model: run it beside an oracle and compare everything after each call.
+"""The oracle: an untied model, its derived tensors swapped in by `torch.func.functional_call`.
 
-In: the model that was tied, the tied model, inputs of the forward. Out: a `Verification`, or an
-error that names the first difference.
-
-The oracle is the untied model under `torch.func.functional_call`: it computes each derived tensor
-in plain Python from the model's own tensors and swaps it in for one call. Both sides run on copies
-of their own, from the same random state. The oracle shares no code for copying paths, tracing,
-graphs, derived attributes, or running them.
-
-It does share the following with the pass. A fault here shows on both sides, and so not at all:
-
-* The list of ties, from the pass's plan: which tensor is derived from which, in which order, and
-  each transform fitted to the shape of its target. Print the plan to check that part.
-* The transforms, as they were given. A tied model that was copied or pickled has lost its lambdas
-  and local functions, and the oracle uses the graphs that the pass made of them; the result says
-  so.
-* State outside of the modules, such as a global.
-
-The tied side runs a deep copy. So a fault in copying a tied model shows here, too.
+It computes them in plain Python, in the order of a plan, and shares no code with the pass for
+copying, tracing, graphs, derived attributes, or running these.
 """
 
 from __future__ import annotations
@@ -34,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.verifying.results import Comparison, Vacuous, VerificationError
-from fxtie.verifying.values import norm_of, relative_error, same_bits, wide
+from fxtie.verifying.results import Vacuous, VerificationError
+from fxtie.verifying.values import norm_of, relative_error, same_bits, tensors_in, wide
 
-# -- the oracle --------------------------------------------------------------------------------
+_NONE: Mapping[str, nn.Module] = types.MappingProxyType({})
 
 
 def read(model: nn.Module, name: str) -> torch.Tensor:
@@ -46,6 +30,11 @@ def read(model: nn.Module, name: str) -> torch.Tensor:
     tensor = getattr(model.get_submodule(prefix), attr)
     assert isinstance(tensor, torch.Tensor)
     return tensor
+
+
+def dropped(model: nn.Module, ties: Any) -> set[tuple[int, str]]:
+    """The slots of the targets that a tied model no longer stores."""
+    return {slot(model, tie.target) for tie in ties if tie.sources != (tie.target,)}
 
 
 def slot(model: nn.Module, name: str) -> tuple[int, str]:
@@ -73,7 +62,7 @@ def oracle_run(
     args: Any,
     kwargs: Any,
     then: Callable[[Any], None] = lambda output: None,
-    learned: Mapping[str, nn.Module] = types.MappingProxyType({}),
+    learned: Mapping[str, nn.Module] = _NONE,
 ) -> Any:
     """The model's output with the ties' targets swapped for their derived values.
 
@@ -83,29 +72,19 @@ def oracle_run(
         learned: modules that ties read but the model has not, such as banks, by name.
     """
     values: dict[str, torch.Tensor] = {}
+
+    def source(name: str, target: str) -> torch.Tensor:
+        if name in values and name != target:
+            return values[name]
+        for prefix, module in learned.items():
+            if name.startswith(f"{prefix}."):
+                return read(module, name.removeprefix(f"{prefix}."))
+        return read(model, name)
+
     for tie in ties:  # in the order of a plan: what is read comes first
-        sources = [
-            values[name] if name in values and name != tie.target else _source(model, name, learned)
-            for name in tie.sources
-        ]
-        values[tie.target] = tie.transform(*sources)
+        values[tie.target] = tie.transform(*(source(name, tie.target) for name in tie.sources))
     swapped = {f"model.{name}": value for name, value in values.items()}
     return torch.func.functional_call(_Then(model, then), swapped, args, kwargs, tie_weights=False)
-
-
-def _source(model: nn.Module, name: str, learned: Mapping[str, nn.Module]) -> torch.Tensor:
-    for prefix, module in learned.items():
-        if name.startswith(f"{prefix}."):
-            return read(module, name.removeprefix(f"{prefix}."))
-    return read(model, name)
-
-
-def is_dropped(tie: Any) -> bool:
-    """Whether the tied model no longer stores the target."""
-    return bool(tie.sources != (tie.target,))
-
-
-# -- running both sides alike ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -130,6 +109,11 @@ def seed(number: int = 1234) -> None:
         sys.modules["numpy"].random.seed(number)
 
 
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested outputs, once each."""
+    return (tensor for _, tensor in tensors_in(value, {}))
+
+
 def backward(outputs: list[torch.Tensor]) -> None:
     """Gradients of a fixed random combination of the outputs."""
     generator = torch.Generator().manual_seed(7)
@@ -143,22 +127,21 @@ def backward(outputs: list[torch.Tensor]) -> None:
         torch.autograd.backward(torch.stack([loss.to(losses[0].device) for loss in losses]).sum())
 
 
-# -- one call, measured ------------------------------------------------------------------------
+@dataclasses.dataclass
+class Comparison:
+    """How far a tied model is from the oracle.
 
+    Attributes:
+        output_error: the largest relative error of an output or buffer, by norm.
+        gradient_error: the same of the gradient of a stored tensor.
+        output_norm: root mean square of all outputs.
+        exact: whether outputs and buffers are equal.
+    """
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested outputs."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from tensors(getattr(value, field.name))
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
+    output_error: float
+    gradient_error: float
+    output_norm: float
+    exact: bool
 
 
 def compare(
@@ -172,62 +155,48 @@ def compare(
 ) -> Comparison:
     """Run both sides once, on copies, and measure. `train=None` leaves the flags as they are."""
     model, ties = copy.deepcopy((model, tuple(ties)))  # learnable transforms go along
-    tied = copy.deepcopy(tied)
+    tied, args_, kwargs_ = copy.deepcopy((tied, args, kwargs or {}))
     if train is not None:
         for module in (model, tied, *_learned(ties)):
             module.train(train)
-    found, expected = _outputs(model, tied, ties, args, kwargs or {})
-    _require(type(found) is type(expected), f"{type(found)} is returned, not {type(expected)}")
-    outputs, references = list(tensors(found)), list(tensors(expected))
-    _require(len(outputs) == len(references) > 0, f"{len(outputs)} tensors are returned")
-    pairs = {f"output {i}": pair for i, pair in enumerate(zip(outputs, references, strict=True))}
-    buffers = dict(model.named_buffers())
-    for name, buffer in tied.named_buffers():
-        if name in buffers:
-            pairs[f"the buffer {name}"] = buffer, buffers[name]
-    output_errors = {name: relative_error(*pair) for name, pair in pairs.items()}
-    gradient_errors = _gradient_errors(model, tied, ties)
-    if reason := why_nothing(references):
-        raise Vacuous(reason)
-    norm = _together(references).square().mean().sqrt().item()
-    return Comparison(output_errors, gradient_errors, norm, not any(output_errors.values()))
-
-
-def _outputs(model: nn.Module, tied: nn.Module, ties: Any, args: Any, kwargs: Any) -> Any:
-    """What both sides return. Their gradients are there afterwards."""
-    args_, kwargs_ = copy.deepcopy((args, kwargs))
 
     def then(output: Any) -> None:
         seed()
         backward(list(tensors(output)))
 
     seed()
-    found = tied(*args, **kwargs)
+    found = tied(*args, **(kwargs or {}))
     then(found)
     seed()
-    return found, oracle_run(model, ties, args_, kwargs_, then)
+    expected = oracle_run(model, ties, args_, kwargs_, then)
+    _require(type(found) is type(expected), f"{type(found)} is returned, not {type(expected)}")
+    outputs, references = list(tensors(found)), list(tensors(expected))
+    _require(len(outputs) == len(references) > 0, f"{len(outputs)} tensors are returned")
+    buffers = dict(model.named_buffers())
+    kept = [(buffer, buffers[n]) for n, buffer in tied.named_buffers() if n in buffers]
+    errors = [relative_error(*p) for p in (*zip(outputs, references, strict=True), *kept)]
+    gradient_error = max(_gradient_errors(model, tied, ties).values(), default=0.0)
+    norm, reason = scale(references)
+    if reason:
+        raise Vacuous(reason)
+    return Comparison(max(errors), gradient_error, norm, not any(errors))
 
 
-def _together(outputs: list[torch.Tensor]) -> torch.Tensor:
-    """All numbers of some outputs, real and imaginary parts apart."""
+def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
+    """The root mean square of outputs, and why to compare with these would prove nothing."""
     parts = [wide(output) for output in outputs]
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
-    return torch.cat([part.flatten().cpu() for part in parts])
-
-
-def why_nothing(outputs: list[torch.Tensor]) -> str:
-    """Why to compare with these outputs would prove nothing; empty if it does."""
-    together = _together(outputs)
+    together = torch.cat([part.flatten().cpu() for part in parts])
     norm = together.square().mean().sqrt().item()
     if not torch.isfinite(together).all():
-        return "outputs are not finite"
+        return norm, "outputs are not finite"
     if norm < 1e-6 or (together.numel() > 1 and together.std().item() < 1e-6 * norm):
-        return (
+        return norm, (
             f"outputs are near zero or constant (norm {norm:.1e}), so that nothing is proved. Use "
             f"values with which they keep their scale: trained ones, or some forwards in train(), "
             f"which set the statistics of batch norms"
         )
-    return ""
+    return norm, ""
 
 
 def _learned(ties: Any) -> list[nn.Module]:
@@ -239,23 +208,22 @@ def _gradient_errors(model: nn.Module, tied: nn.Module, ties: Any) -> dict[str, 
     """Relative error of each gradient. Every stored tensor must be there on both sides."""
     expected = dict(model.named_parameters(remove_duplicate=False))
     found = dict(tied.named_parameters(remove_duplicate=False))
-    dropped = {slot(model, tie.target) for tie in ties if is_dropped(tie)}
-    missing = {name for name in expected if slot(model, name) not in dropped} - set(found)
+    gone = dropped(model, ties)
+    missing = {name for name in expected if slot(model, name) not in gone} - set(found)
     _require(not missing, f"stored tensors are missing: {', '.join(sorted(missing))}")
     references = [p for module in _learned(ties) for p in module.parameters()]
     own = [name for name in found if name.startswith("ties.")]
     if references and len(own) == len(references):
         expected |= dict(zip(own, references, strict=True))
-    errors, alive = {}, 0.0
+    errors = {}
     for name in (name for name in found if name in expected):
         fault, error = gradient_error(found[name], expected[name])
         _require(not fault, f"{fault} of {name}")
-        alive += norm_of(gradient_of(expected[name]))
         if error is not None:
             errors[name] = error
-    if alive == 0:
+    if not any(norm_of(gradient_of(expected[name])) for name in found if name in expected):
         raise Vacuous("all gradients vanish")
-    return errors or {"(none)": 0.0}
+    return errors
 
 
 def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -274,15 +242,13 @@ def gradient_error(
     """
     if not (found.is_leaf and expected.is_leaf):
         return "", None
-    if (found.grad is None) != (expected.grad is None):
-        return "only one side has a gradient", None
-    if found.grad is None or expected.grad is None:
+    a, b = found.grad, expected.grad
+    if a is None or b is None:
+        return "" if a is b else "only one side has a gradient", None
+    if max(norm_of(a), norm_of(b)) <= vanishing * (1 + norm_of(expected)):
         return "", None
-    if max(norm_of(found.grad), norm_of(expected.grad)) <= vanishing * (1 + norm_of(expected)):
-        return "", None
-    if found.grad.dtype == expected.grad.dtype and same_bits(found.grad, expected.grad):
-        return "", 0.0  # also NaN
-    return "", relative_error(found.grad, expected.grad)
+    equal = a.dtype == b.dtype and same_bits(a, b)  # also NaN
+    return "", 0.0 if equal else relative_error(a, b)
 
 
 def _require(condition: bool, message: str) -> None:

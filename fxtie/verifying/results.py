@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fxtie.errors import FxtieError
 from fxtie.show.tables import table
@@ -17,10 +17,7 @@ class Vacuous(VerificationError):
     """The comparison would prove nothing: outputs or gradients vanish, or don't vary."""
 
 
-# -- results -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VerifiedCall:
     """One call of the tied model and of the oracle, and how far they are apart.
 
@@ -41,7 +38,7 @@ class VerifiedCall:
     gradient_error: float | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Verification:
     """What `fxtie.verify` has proved. `print` shows a table.
 
@@ -54,49 +51,15 @@ class Verification:
     skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        rows = [
-            (
-                call.mode,
-                call.call,
-                ", ".join(call.compared),
-                str(call.tensors),
-                _short(call.output_error),
-                _short(call.gradient_error),
-            )
-            for call in self.calls
-        ]
+        rows = []
+        for call in self.calls:
+            errors = _short(call.output_error), _short(call.gradient_error)
+            compared = ", ".join(call.compared)
+            rows.append((call.mode, call.call, compared, str(call.tensors), *errors))
         headers = ("mode", "call", "compared", "tensors", "output error", "gradient error")
         notes = [f"\nNot compared: {what} {why}." for what, why in self.skipped.items()]
         return table(rows, headers) + "".join(notes)
 
 
 def _short(error: float | None) -> str:
-    """`0`, `1.2e-07`, or `-` for none."""
     return "-" if error is None else f"{error:.1e}" if error else "0"
-
-
-@dataclasses.dataclass
-class Comparison:
-    """How far a tied model is from the oracle.
-
-    Attributes:
-        output_errors: relative error of each output and buffer, by norm.
-        gradient_errors: the same of the gradient of each stored tensor.
-        output_norm: root mean square of all outputs.
-        exact: whether these are equal bit for bit.
-    """
-
-    output_errors: dict[str, float]
-    gradient_errors: dict[str, float]
-    output_norm: float
-    exact: bool
-
-    @property
-    def output_error(self) -> float:
-        """The largest relative error of an output or buffer."""
-        return max(self.output_errors.values())
-
-    @property
-    def gradient_error(self) -> float:
-        """The largest relative error of a gradient."""
-        return max(self.gradient_errors.values())

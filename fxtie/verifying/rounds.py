@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from fxtie.verifying.oracle import gradient_error, gradient_of, why_nothing
+from fxtie.verifying.oracle import gradient_error, gradient_of, scale
 from fxtie.verifying.results import VerifiedCall
 from fxtie.verifying.sides import CALLS, KINDS, Call, Side
 from fxtie.verifying.values import Differ, norm_of, tensors_in
-
-# -- the comparison ----------------------------------------------------------------------------
-
-
-class _Difference(NamedTuple):
-    """What differs, by name, and how."""
-
-    what: str
-    how: str
 
 
 class Match:
@@ -59,13 +50,15 @@ class Round:
     """One call of both sides, compared.
 
     Attributes:
-        differences: everything that differs, outputs first.
+        differences: everything that differs and how, outputs first.
         nothing_proved: of a first call, why equality would say nothing; empty if it does.
         cause: what a side raised.
     """
 
     def __init__(self, match: Match, inputs: Any, call: Call, autocast: torch.dtype | None) -> None:
         self.match, self.call, self.autocast = match, call, autocast
+        kind = f", autocast {autocast}".replace("torch.", "") if autocast else ""
+        self.name = call.name + kind
         self.found = match.found.call(inputs, call, autocast)
         self.expected = match.expected.call(inputs, call, autocast)
         self.differ = match.differ()
@@ -75,17 +68,11 @@ class Round:
         self.cause = self.found.error or self.expected.error
         self.differences = list(self.compare())
 
-    @property
-    def name(self) -> str:
-        kind = f", autocast {self.autocast}".replace("torch.", "") if self.autocast else ""
-        return self.call.name + kind
-
     def row(self, mode: str) -> VerifiedCall:
-        compared, differ = tuple(self.compared), self.differ
-        errors = differ.error, self.gradient_error
-        return VerifiedCall(mode, self.name, compared, differ.tensors, *errors)
+        errors = self.differ.error, self.gradient_error
+        return VerifiedCall(mode, self.name, tuple(self.compared), self.differ.tensors, *errors)
 
-    def compare(self) -> Iterator[_Difference]:
+    def compare(self) -> Iterator[tuple[str, str]]:
         if self.cause is not None:
             yield from self.errors()
         else:
@@ -96,37 +83,34 @@ class Round:
                 self.nothing_proved = self.proves_nothing()
             yield from self.inputs()
         for what, path, how in self.match.state(self.differ):
-            yield _Difference(what + path, how)
+            yield what + path, how
         kinds = {what.split(" ")[1] for what in self.match.expected.state()}
         self.compared |= {f"{kind}s": None for kind in sorted(kinds, key=KINDS.index)}
 
-    def errors(self) -> Iterator[_Difference]:
+    def errors(self) -> Iterator[tuple[str, str]]:
         found, expected = self.found.error, self.expected.error
         if type(found) is not type(expected):
-            told = [
-                "returns" if error is None else f"raises {type(error).__name__}: {error}"
-                for error in (found, expected)
-            ]
-            yield _Difference("the call", f"the tied model {told[0]}, the oracle {told[1]}")
+            a, b = (
+                f"raises {type(e).__name__}: {e}" if e else "returns" for e in (found, expected)
+            )
+            yield "the call", f"the tied model {a}, the oracle {b}"
         elif self.call is CALLS[0] and expected is not None:
             raise expected  # the model can't be run with these inputs
         else:
             self.compared[f"both raise {type(found).__name__}"] = None
 
-    def outputs(self) -> Iterator[_Difference]:
+    def outputs(self) -> Iterator[tuple[str, str]]:
         self.compared["outputs"] = None
         found, expected = self.found.output, self.expected.output
         places = [path for path, _ in tensors_in(expected, self.differ.expected)]
         for path, how in self.differ.differences(found, expected):
-            if path not in places:
-                what = f"the output{path}"
-            else:
+            what = f"the output{path}"
+            if path in places:
                 place = places.index(path)
-                plain = path in ("", f"[{place}]")
-                what = f"output {place}" if plain else f"output {place} ({path})"
-            yield _Difference(what, how)
+                what = f"output {place}" + (f" ({path})" if path not in ("", f"[{place}]") else "")
+            yield what, how
 
-    def gradients(self) -> Iterator[_Difference]:
+    def gradients(self) -> Iterator[tuple[str, str]]:
         self.compared["gradients"] = None
         self.gradient_error = 0.0
         found = self.match.found.gradients(self.found)
@@ -139,15 +123,15 @@ class Round:
                 self.gradient_error = max(self.gradient_error, error)
                 fault = "" if error < tolerance else f"relative error {error:.1e}"
             if fault:
-                yield _Difference(what, fault)
+                yield what, fault
 
-    def inputs(self) -> Iterator[_Difference]:
+    def inputs(self) -> Iterator[tuple[str, str]]:
         """What the calls have made of their copies of the inputs."""
         found, expected = self.found.arguments, self.expected.arguments
         for name in expected:
             self.compared["inputs"] = None
             for path, how in self.differ.differences(found[name], expected[name]):
-                yield _Difference(f"{name}{path} after the call", how)
+                yield f"{name}{path} after the call", how
 
     def proves_nothing(self) -> str:
         outputs = [tensor for _, tensor in tensors_in(self.expected.output, self.differ.expected)]
@@ -157,8 +141,8 @@ class Round:
         norm = sum(norm_of(gradient_of(tensor)) for tensor in leaves)
         if norm == 0:
             return "all gradients vanish"
-        outputs = [output for output in outputs if output.requires_grad] or outputs
-        return why_nothing(outputs) or ("" if norm < math.inf else "gradients are not finite")
+        _, reason = scale([output for output in outputs if output.requires_grad] or outputs)
+        return reason or ("" if norm < math.inf else "gradients are not finite")
 
 
 def _tolerance(dtype: torch.dtype, autocast: torch.dtype | None) -> float:

@@ -5,24 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
-import types
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fxtie.report import report
-from fxtie.verifying.oracle import backward, is_dropped, oracle_run, read, seed, slot
+from fxtie.verifying.oracle import backward, dropped, oracle_run, seed
 from fxtie.verifying.values import Names, attributes_of, tensors_in
 
-# -- the two sides -----------------------------------------------------------------------------
 
-
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A circumstance in which both sides are called."""
 
     name: str
@@ -35,23 +29,16 @@ CALLS = (
     Call("second call", True, 1235),
     Call("no_grad", False, 1236),
 )
+KINDS = ("parameter", "buffer", "attribute")  # of state
 
 
 @dataclasses.dataclass
-class _Result:
-    """What a call leaves behind."""
+class Result:
+    """What a call leaves behind. The arguments are its own copies, by name."""
 
-    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: dict[str, Any]
     output: Any = None
     error: Exception | None = None
-
-    @functools.cached_property
-    def arguments(self) -> dict[str, Any]:
-        args, kwargs = self.inputs
-        return {f"argument {name}": value for name, value in (*enumerate(args), *kwargs.items())}
-
-
-KINDS = ("parameter", "buffer", "attribute")  # of state
 
 
 class Side:
@@ -60,17 +47,17 @@ class Side:
     Args:
         run: calls the model with positional and named arguments, and passes its output on.
         learned: modules that rules have brought in, by their names in the tied model.
-        dropped: the stored tensors that the tied model no longer has, by owner and attribute.
+        dropped: the slots of the tensors that the tied model no longer stores.
     """
 
     def __init__(
         self,
         model: nn.Module,
         run: Callable[[Any, Any, Callable[[Any], None]], None] = lambda args, kwargs, then: None,
-        learned: Mapping[str, nn.Module] = types.MappingProxyType({}),
-        dropped: Mapping[tuple[int, str], Any] = types.MappingProxyType({}),
+        learned: Mapping[str, nn.Module] | None = None,
+        dropped: set[tuple[int, str]] | None = None,
     ) -> None:
-        self.model, self.run, self.learned, self.dropped = model, run, learned, dropped
+        self.run, self.parts, self.dropped = run, {"": model, **(learned or {})}, dropped or set()
 
     @classmethod
     def tied(cls, tied: nn.Module) -> Side:
@@ -83,71 +70,53 @@ class Side:
     def oracle(cls, model: nn.Module, plan: Any) -> Side:
         model, ties, modules = copy.deepcopy((model, plan.ties, plan.modules))
         learned = {f"ties.{name}": module for name, module in modules.items()}
-        targets = [tie.target for tie in ties if is_dropped(tie)]
-        dropped = {slot(model, name): read(model, name) for name in targets}
 
         def run(args: Any, kwargs: Any, then: Callable[[Any], None]) -> None:
             oracle_run(model, ties, args, kwargs, then, learned)
 
-        return cls(model, run, learned, dropped)
+        return cls(model, run, learned, dropped(model, ties))
 
     def train(self, mode: bool) -> None:
-        for module in (self.model, *self.learned.values()):
-            module.train(mode)
+        for part in self.parts.values():
+            part.train(mode)
 
-    def modules(self) -> dict[str, nn.Module]:
-        """All modules by name; a shared one has several."""
-        found = dict(self.model.named_modules(remove_duplicate=False))
-        for name, module in self.learned.items():
-            found |= dict(module.named_modules(prefix=name, remove_duplicate=False))
-        return found
+    def named(self, kind: str) -> dict[str, Any]:
+        """All modules, parameters or buffers by name; a shared one has several."""
+        return {
+            name: value
+            for prefix, part in self.parts.items()
+            for name, value in getattr(part, f"named_{kind}")(prefix=prefix, remove_duplicate=False)
+        }
 
     def names(self) -> Names:
-        return {id(module): name for name, module in reversed(self.modules().items())}
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        found = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, module in self.learned.items():
-            found |= dict(module.named_parameters(prefix=name, remove_duplicate=False))
-        return found
+        return {id(module): name for name, module in reversed(self.named("modules").items())}
 
     def state(self) -> dict[str, Any]:
         """All that a call may change: stored tensors and plain attributes, by name.
 
         Without attributes of learnable transforms: how often these run is not promised.
         """
-        learned = {inner for module in self.learned.values() for inner in module.modules()}
-        return {
-            f"the {kind} {prefix}.{attr}".replace(" .", " "): value
-            for prefix, module in self.modules().items()
-            for kind in KINDS[: 2 if module in learned else 3]
-            for attr, value in self._members(module, kind)
-            if (id(module), attr) not in self.dropped and not self._lists_dropped(value)
-        }
+        learned = {id(m) for prefix, part in self.parts.items() if prefix for m in part.modules()}
+        state = {}
+        for prefix, module in self.named("modules").items():
+            attributes = {} if id(module) in learned else attributes_of(module)
+            for kind, members in zip(
+                KINDS, (module._parameters, module._buffers, attributes), strict=True
+            ):
+                for attr, value in members.items():
+                    stored = value is not None and (id(module), attr) not in self.dropped
+                    if stored or kind == "attribute":
+                        state[f"the {kind} {prefix}.{attr}".replace(" .", " ")] = value
+        return state
 
-    def _members(self, module: nn.Module, kind: str) -> Iterator[tuple[str, Any]]:
-        if kind == "parameter":
-            yield from module.named_parameters(recurse=False, remove_duplicate=False)
-        elif kind == "buffer":
-            yield from module.named_buffers(recurse=False, remove_duplicate=False)
-        else:
-            yield from attributes_of(module).items()
-
-    def _lists_dropped(self, value: Any) -> bool:
-        """Whether this is a list such as those of the weights of an nn.LSTM."""
-        if type(value) is not list:
-            return False
-        listed = [item() if isinstance(item, weakref.ref) else item for item in value]
-        return any(item is tensor for item in listed for tensor in self.dropped.values())
-
-    def call(self, inputs: Any, call: Call, autocast: torch.dtype | None) -> _Result:
+    def call(self, inputs: Any, call: Call, autocast: torch.dtype | None) -> Result:
         """Run the model on copies of the inputs, and the backward of what it returns."""
-        result = _Result(copy.deepcopy(inputs))
-        parameters = self.parameters().values()
-        for parameter in parameters:
+        args, kwargs = copy.deepcopy(inputs)
+        result = Result({f"argument {n}": v for n, v in (*enumerate(args), *kwargs.items())})
+        parameters, buffers = self.named("parameters"), self.named("buffers")
+        for parameter in parameters.values():
             parameter.grad = None
-        devices = {t.device.type for t in (*parameters, *self.model.buffers())}
-        devices |= {tensor.device.type for _, tensor in tensors_in(inputs, {})}
+        devices = {t.device.type for _, t in tensors_in([parameters, buffers, inputs], {})}
 
         def then(output: Any) -> None:
             result.output = output
@@ -159,19 +128,16 @@ class Side:
         seed(call.seed)
         try:
             with torch.set_grad_enabled(call.grad), _autocast(devices, autocast):
-                self.run(*result.inputs, then)
+                self.run(args, kwargs, then)
         except Exception as error:  # user code may raise anything; then both sides must
             result.error = error
         return result
 
-    def gradients(self, result: _Result) -> dict[str, torch.Tensor]:
+    def gradients(self, result: Result) -> dict[str, torch.Tensor]:
         """Parameters and inputs that get one, by the name of their gradient."""
-        inputs = {
-            name + path: tensor
-            for name, value in result.arguments.items()
-            for path, tensor in tensors_in(value, {})
-        }
-        leaves = self.parameters() | inputs
+        leaves = self.named("parameters")
+        for name, value in result.arguments.items():
+            leaves |= {name + path: tensor for path, tensor in tensors_in(value, {})}
         return {f"the gradient of {name}": t for name, t in leaves.items() if t.requires_grad}
 
 

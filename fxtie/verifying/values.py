@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
+import math
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+Names = Mapping[int, str]  # of the modules of a model, by id
+_Parts = list[tuple[str, Any]]  # of a value, with the code that reads them
+
+_ATOMS = (
+    *(int, float, complex, str, bytes, enum.Enum, type(None), types.CodeType),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """`|found - expected| / |expected|`; infinite if shapes or dtypes differ."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
-        return float("inf")
-    found, expected = _dense(found), _dense(expected)
-    if torch.equal(found, expected):  # infinities too
+        return math.inf
+    if torch.equal(_dense(found), _dense(expected)):  # infinities too
         return 0.0
-    norm = wide(expected).norm().item()
-    difference = (wide(found) - wide(expected)).norm().item()
-    return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+    norm, difference = norm_of(expected), norm_of(wide(found) - wide(expected))
+    return difference / norm if norm else math.inf
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,140 +43,34 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = _dense(tensor)
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    """A tensor's numbers in double precision."""
+    return _dense(tensor).to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def norm_of(tensor: torch.Tensor | None) -> float:
+    """The Euclidean norm, 0 for none."""
+    return 0.0 if tensor is None else wide(tensor).norm().item()
 
 
 def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether tensors of one shape and dtype are equal bit for bit, NaN and signs of 0 included."""
-    return torch.equal(*(_bits(_dense(tensor)) for tensor in (found, expected)))
+    pair = (_dense(t).resolve_conj().resolve_neg().contiguous() for t in (found, expected))
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in pair))
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes that a user's code may set, with the training flag."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
+    hidden = _OF_GRAPHS if isinstance(module, fx.GraphModule) else _OF_MODULES
+    members = vars(module).items()
+    return {n: v for n, v in members if n not in hidden and not n.startswith("_fxtie_")}
 
 
-def norm_of(tensor: torch.Tensor | None) -> float:
-    return 0.0 if tensor is None else wide(tensor).norm().item()
-
-
-# -- values that may be anything ---------------------------------------------------------------
-
-
-class _Opened(NamedTuple):
-    """A value taken apart: its class, a text, and its parts with the code that reads them."""
-
-    kind: str
-    text: str = ""
-    parts: Sequence[tuple[str, Any]] = ()
-
-
-Names = Mapping[int, str]  # of the modules of a model, by id
-
-_ATOMS = (
-    *(int, float, complex, str, bytes, enum.Enum, type(None), types.CodeType),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-)
-
-
-def _open(value: Any, names: Names) -> _Opened:
-    """Take a value apart. A module of the model is known by its name."""
-    kind = _class_name(type(value))
-    if isinstance(value, nn.Module) and id(value) in names:
-        return _Opened("module", names[id(value)] or "the root")
-    if isinstance(value, _ATOMS):
-        return _Opened(kind, repr(value))
-    if isinstance(value, type):
-        return _Opened("class", _class_name(value))
-    if isinstance(value, set | frozenset):
-        labels = sorted(_label(item, names) for item in value)
-        return _Opened(kind, f"{{{', '.join(labels)}}}")
-    for cls, opener in _OPENERS.items():
-        if isinstance(value, cls):
-            return _Opened(kind, *opener(value))
-    return _Opened(kind, *_open_object(value))
-
-
-_Parts = tuple[str, list[tuple[str, Any]]]
-
-
-def _open_dict(value: dict[Any, Any]) -> _Parts:
-    text = f"{len(value)} keys"
-    if all(isinstance(key, _ATOMS) for key in value):
-        text = f"the keys {', '.join(map(repr, value))}"
-    keys = [("", key) for key in value if not isinstance(key, _ATOMS)]
-    items = [(f"[{_label(key, {})}]", item) for key, item in value.items()]
-    return text, [*keys, *items, *_open_members(_members(value))[1]]
-
-
-def _open_sequence(value: Any) -> _Parts:
-    fields = getattr(value, "_fields", ())
-    paths = [f".{name}" for name in fields] or [f"[{i}]" for i in range(len(value))]
-    items = list(zip(paths, value, strict=False))
-    return f"{len(value)} items", [*items, *_open_members(_members(value))[1]]
-
-
-def _open_members(members: Mapping[str, Any]) -> _Parts:
-    """Attributes, in whatever order they were set."""
-    names = sorted(members, key=str)
-    return f"the attributes {', '.join(map(str, names))}", [(f".{n}", members[n]) for n in names]
-
-
-def _open_function(value: types.FunctionType) -> _Parts:
-    cells = [_cell_contents(cell) for cell in value.__closure__ or ()]
-    parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *cells]
-    return value.__qualname__, [("", part) for part in parts]
-
-
-def _cell_contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that is not bound yet
-        return None
-
-
-def _open_object(value: Any) -> _Parts:
-    """Take an object apart as pickle does. If that fails, only its class is compared."""
-    if dataclasses.is_dataclass(value):
-        fields = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
-        return _open_members({name: getattr(value, name) for name in fields} | _members(value))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reduced = value.__reduce_ex__(4)
-    except Exception:  # locks, generators, handles of C++
-        return "", []
-    if isinstance(reduced, str):
-        return reduced, []
-    function, args, state, *iterators = (*reduced, None)[:5]
-    text, parts = _open_state(state)
-    lists = [list(iterator) for iterator in iterators if iterator is not None]
-    return text, [("", function), ("", args), *parts, *(("", made) for made in lists)]
-
-
-def _open_state(state: Any) -> _Parts:
-    """The `__dict__` and slots of an object, or what its `__getstate__` returns."""
-    if isinstance(state, tuple) and all(isinstance(s, dict | types.NoneType) for s in state):
-        state = {name: value for members in state for name, value in (members or {}).items()}
-    return _open_members(state) if isinstance(state, dict) else ("", [("", state)])
-
-
-_OPENERS: dict[Any, Callable[[Any], _Parts]] = {
-    dict: _open_dict,
-    (list, tuple, collections.deque): _open_sequence,
-    types.FunctionType: _open_function,
-    # Not by its function: the forward of a tied module is another.
-    types.MethodType: lambda value: (value.__name__, [("", value.__self__)]),
-    weakref.ReferenceType: lambda value: ("", [("", value())]),
-    nn.Module: lambda value: _open_members(
-        attributes_of(value) | value._parameters | value._buffers
-    ),
-    fx.Graph: lambda value: ("", []),  # thousands of nodes, which no call changes
-}
-
-
-def _members(value: Any) -> dict[str, Any]:
-    return getattr(value, "__dict__", {})
+# An nn.LSTM lists its parameters once more, also those that a tied one does not have.
+_LISTS = {"_flat_weights", "_flat_weight_refs"}
+_OF_MODULES = {"_compiled_call_impl", *_LISTS, *vars(nn.Module())} - {"training"}
+_OF_GRAPHS = _OF_MODULES | vars(fx.GraphModule({}, fx.Graph())).keys() - {"training"}
 
 
 def _class_name(cls: type) -> str:
@@ -182,9 +82,73 @@ def _label(value: Any, names: Names) -> str:
     """A short text that is the same for equal values of both sides."""
     if isinstance(value, tuple):
         return f"({', '.join(_label(item, names) for item in value)})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(_label(item, names) for item in value))}}}"
     if isinstance(value, _ATOMS):
         return repr(value)
     return names.get(id(value)) or _class_name(type(value))
+
+
+def _open(value: Any, names: Names) -> tuple[str, str, _Parts]:
+    """Take a value apart: its class, a text, its parts. A model's module is known by its name."""
+    kind = _class_name(type(value))
+    if isinstance(value, nn.Module) and id(value) in names:
+        return "module", names[id(value)] or "the root", []
+    if isinstance(value, type):
+        return "class", _class_name(value), []
+    if isinstance(value, (*_ATOMS, set, frozenset)):
+        return kind, _label(value, names), []
+    if isinstance(value, fx.Graph):  # thousands of nodes, which no call changes
+        return kind, "", []
+    if isinstance(value, weakref.ReferenceType):
+        return kind, "", [("", value())]
+    if isinstance(value, nn.Module):
+        return kind, *_open_members(attributes_of(value) | value._parameters | value._buffers)
+    if isinstance(value, dict | list | tuple | collections.deque):
+        text, parts = _open_items(value, names)
+        return kind, text, parts + _open_members(getattr(value, "__dict__", {}))[1]
+    return kind, *_open_object(value)
+
+
+def _open_items(value: Any, names: Names) -> tuple[str, _Parts]:
+    if not isinstance(value, dict):
+        fields = getattr(value, "_fields", ())
+        paths = [f".{name}" for name in fields] or [f"[{i}]" for i in range(len(value))]
+        return f"{len(value)} items", list(zip(paths, value, strict=False))
+    labels = [_label(key, names) for key in value]
+    keys = [("", key) for key in value if not isinstance(key, _ATOMS)]
+    items = [(f"[{label}]", item) for label, item in zip(labels, value.values(), strict=True)]
+    return f"the keys {', '.join(labels)}", keys + items
+
+
+def _open_members(members: Mapping[str, Any]) -> tuple[str, _Parts]:
+    """Attributes, in whatever order they were set."""
+    names = sorted(members, key=str)
+    return f"the attributes {', '.join(map(str, names))}", [(f".{n}", members[n]) for n in names]
+
+
+def _open_object(value: Any) -> tuple[str, _Parts]:
+    """Take an object apart as pickle does. If that fails, only its class is compared."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reduced = _reduce_function(value) or value.__reduce_ex__(4)
+    except Exception:  # locks, generators, handles of C++, closures over what is not bound yet
+        return "", []
+    if isinstance(reduced, str):
+        return reduced, []
+    function, args, state, *items = (*reduced, None)[:5]
+    if isinstance(state, tuple) and all(isinstance(s, dict | types.NoneType) for s in state):
+        state = {name: part for members in state for name, part in (members or {}).items()}
+    text, parts = _open_members(state) if isinstance(state, dict) else ("", [("", state)])
+    return text, [("", function), ("", args), *parts, *(("", list(i)) for i in items if i)]
+
+
+def _reduce_function(value: Any) -> tuple[Any, ...] | None:
+    if not isinstance(value, types.FunctionType):
+        return None
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    return value.__code__, (value.__defaults__, value.__kwdefaults__, cells)
 
 
 def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
@@ -198,7 +162,7 @@ def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(part, torch.Tensor):
             yield path, part
         else:
-            parts = _open(part, names).parts
+            *_, parts = _open(part, names)
             pending += [(path + suffix, inner) for suffix, inner in reversed(parts)]
 
 
@@ -249,25 +213,10 @@ class Differ:
 
     def of_values(self, found: Any, expected: Any) -> tuple[str, list[tuple[str, Any, Any]]]:
         """How two values differ by themselves; if they don't, their parts in pairs."""
-        a, b = _open(found, self.found), _open(expected, self.expected)
-        if a.kind != b.kind:
-            return f"{a.kind}, not {b.kind}", []
-        if a.text != b.text or len(a.parts) != len(b.parts):
-            return f"{a.text:.100}, not {b.text:.100}", []
-        return "", [(path, x, y) for (path, x), (_, y) in zip(a.parts, b.parts, strict=True)]
-
-
-def attributes_of(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes that a user's code may set, with the training flag."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return {}
-    hidden = _OF_GRAPHS if isinstance(module, fx.GraphModule) else _OF_MODULES
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name not in hidden and not name.startswith("_fxtie_")
-    }
-
-
-_OF_MODULES = {"_compiled_call_impl", *vars(nn.Module())} - {"training"}
-_OF_GRAPHS = _OF_MODULES | vars(fx.GraphModule({}, fx.Graph())).keys() - {"training"}
+        kind, text, parts = _open(found, self.found)
+        other_kind, other_text, others = _open(expected, self.expected)
+        if kind != other_kind:
+            return f"{kind}, not {other_kind}", []
+        if text != other_text or len(parts) != len(others):
+            return f"{text:.100}, not {other_text:.100}", []
+        return "", [(path, x, y) for (path, x), (_, y) in zip(parts, others, strict=True)]
