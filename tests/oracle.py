@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import fxtie
 from fxtie.verifying.oracle import Comparison, compare, oracle_run, tensors
 from fxtie.verifying.results import Vacuous
 
@@ -23,12 +24,19 @@ def assert_tied_equals_oracle(
     train: bool | None,
     exact: bool = True,
     tolerance: float | None = None,
+    untraced: bool = True,
 ) -> Comparison:
-    """Outputs bit for bit, gradients to rounding, or to `tolerance`."""
-    result = compare(model, tied, ties, args, kwargs, train=train)
-    assert result.exact or not exact, f"outputs differ by {result.output_error:.2e}"
+    """Outputs bit for bit, gradients to rounding, or to `tolerance`.
+
+    Args:
+        untraced: compare what is tied with `trace=False` as well.
+    """
     double = any(p.dtype == torch.float64 for p in model.parameters())
     tolerance = tolerance or (1e-12 if double else 1e-5)
-    assert result.output_error < tolerance
-    assert result.gradient_error < tolerance, f"gradients differ by {result.gradient_error:.2e}"
+    others = [fxtie.transform(model, list(ties), trace=False)] if untraced else []
+    for one in (*others, tied):
+        result = compare(model, one, ties, args, kwargs, train=train)
+        assert result.exact or not exact, f"outputs differ by {result.output_error:.2e}"
+        assert result.output_error < tolerance
+        assert result.gradient_error < tolerance, f"gradients differ by {result.gradient_error:.2e}"
     return result

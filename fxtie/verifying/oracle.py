@@ -215,13 +215,13 @@ def _gradient_errors(model: nn.Module, tied: nn.Module, ties: Any) -> dict[str, 
     own = [name for name in found if name.startswith("ties.")]
     if references and len(own) == len(references):
         expected |= dict(zip(own, references, strict=True))
-    errors = {}
-    for name in (name for name in found if name in expected):
+    shared, errors = [name for name in found if name in expected], {}
+    for name in shared:
         fault, error = gradient_error(found[name], expected[name])
         _require(not fault, f"{fault} of {name}")
         if error is not None:
             errors[name] = error
-    if not any(norm_of(gradient_of(expected[name])) for name in found if name in expected):
+    if not any(norm_of(gradient_of(expected[name])) for name in shared):
         raise Vacuous("all gradients vanish")
     return errors
 
@@ -236,9 +236,7 @@ def gradient_error(
 ) -> tuple[str, float | None]:
     """What is wrong with the presence of a gradient, and its relative error.
 
-    Args:
-        vanishing: a gradient this small beside its tensor is rounding and nothing else. If that
-            holds on both sides, there is no error to tell.
+    There is none to tell if both are `vanishing` beside their tensor: rounding and nothing else.
     """
     if not (found.is_leaf and expected.is_leaf):
         return "", None

@@ -90,10 +90,11 @@ class Round:
     def errors(self) -> Iterator[tuple[str, str]]:
         found, expected = self.found.error, self.expected.error
         if type(found) is not type(expected):
-            a, b = (
-                f"raises {type(e).__name__}: {e}" if e else "returns" for e in (found, expected)
-            )
-            yield "the call", f"the tied model {a}, the oracle {b}"
+            told = [
+                "returns" if error is None else f"raises {type(error).__name__}: {error}"
+                for error in (found, expected)
+            ]
+            yield "the call", f"the tied model {told[0]}, the oracle {told[1]}"
         elif self.call is CALLS[0] and expected is not None:
             raise expected  # the model can't be run with these inputs
         else:

@@ -129,10 +129,15 @@ def _open_members(members: Mapping[str, Any]) -> tuple[str, _Parts]:
 
 def _open_object(value: Any) -> tuple[str, _Parts]:
     """Take an object apart as pickle does. If that fails, only its class is compared."""
+    reduced: Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reduced = _reduce_function(value) or value.__reduce_ex__(4)
+            if isinstance(value, types.FunctionType):
+                cells = [cell.cell_contents for cell in value.__closure__ or ()]
+                reduced = value.__code__, (value.__defaults__, value.__kwdefaults__, cells)
+            else:
+                reduced = value.__reduce_ex__(4)
     except Exception:  # locks, generators, handles of C++, closures over what is not bound yet
         return "", []
     if isinstance(reduced, str):
@@ -141,14 +146,8 @@ def _open_object(value: Any) -> tuple[str, _Parts]:
     if isinstance(state, tuple) and all(isinstance(s, dict | types.NoneType) for s in state):
         state = {name: part for members in state for name, part in (members or {}).items()}
     text, parts = _open_members(state) if isinstance(state, dict) else ("", [("", state)])
-    return text, [("", function), ("", args), *parts, *(("", list(i)) for i in items if i)]
-
-
-def _reduce_function(value: Any) -> tuple[Any, ...] | None:
-    if not isinstance(value, types.FunctionType):
-        return None
-    cells = [cell.cell_contents for cell in value.__closure__ or ()]
-    return value.__code__, (value.__defaults__, value.__kwdefaults__, cells)
+    parts += [("", list(iterator)) for iterator in items if iterator is not None]
+    return text, [("", function), ("", args), *parts]
 
 
 def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
