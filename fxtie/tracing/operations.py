@@ -299,7 +299,8 @@ class Operations(Recorder):
             return getattr(owner, name)
         if kind in _CONSTANT:
             return getattr(owner, name, MISSING)
-        if name in self.methods.get(kind, ()):
+        is_title = name in ("__name__", "__qualname__", "__module__")
+        if name in self.methods.get(kind, ()) or (kind is types.FunctionType and is_title):
             return getattr(owner, name)
         return self._object_attribute(owner, name)
 
