@@ -172,10 +172,8 @@ def test_one_derivation_for_equal_ones(net, x):
 
 def test_bank(net, x):
     """Parameters that rules bring come in as inputs, like those of the model."""
-    bank = fxtie.Bank(2, (6, 6))
+    bank = fxtie.Bank(2, (6, 6), device=x.device)
     plan = fxtie.plan(net, Rule("re:fc_[23]", bank, weight=T.Mix(2), bias=None))
-    for module in plan.modules.values():
-        module.to(x.device)
     tied = fxtie.transform(export(net, (x,)), plan)
     names = [name for name in tied.state_dict if name.startswith("ties.")]
     assert sorted(names) == [
@@ -266,6 +264,7 @@ def test_control_flow(device):
 @pytest.mark.filterwarnings("ignore:.*Attribute .* is being mutated")
 def test_buffers(device):
     net, x = Buffers().to(device), torch.randn(3, 6, device=device)
+    net.constant = net.constant.to(device)
     tied = fxtie.transform(
         export(net, (x,)), [Rule("transient", "scale"), Rule("shift", "scale", torch.sin)]
     )

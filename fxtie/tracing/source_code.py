@@ -40,7 +40,10 @@ def function_node(function: FunctionType) -> FunctionNode:
         _functions.cache_clear()
         node = _functions(code.co_filename, flags).get(code)
     if node is None:
-        raise Stop(f"runs {code.co_name}, of which there is no source code")
+        raise Stop(
+            f"runs {code.co_name}, whose source code is not found: made at a prompt or by exec, or "
+            f"changed since"
+        )
     return node
 
 
