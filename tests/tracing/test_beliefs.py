@@ -1,0 +1,408 @@
+"""What a trace could be led to believe: forwards against their twins, before and after changes."""
+
+import copy
+import dataclasses
+import pickle
+import types
+import typing
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compared import RULE, check, model, x
+from elsewhere import Two
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+import fxtie
+
+# -- which module, of which kind, in which mode ------------------------------------------------
+
+
+def asks_the_class(self, x):
+    x = self.b(self.a(x))
+    return self.act(x if isinstance(self.act, nn.Identity) else x * 2)
+
+
+def asks_the_type(self, x):
+    x = self.b(self.a(x))
+    return self.act(x * 2 if type(self.act) is nn.ReLU else x)
+
+
+def asks_for_truth(self, x):
+    return self.b(self.a(x)) * (2 if self.act else 3)
+
+
+def asks_for_identity(self, x):
+    return self.b(self.a(x)) * (2 if self.act is self.other else 3)
+
+
+def becomes_identity(model):
+    model.act = nn.Identity()
+
+
+def becomes_empty(model):
+    model.act = nn.Sequential()
+
+
+def becomes_the_other(model):
+    model.act = model.other
+
+
+@pytest.mark.parametrize(
+    ("forward", "change"),
+    [
+        (asks_the_class, becomes_identity),
+        (asks_the_type, becomes_identity),
+        (asks_for_truth, becomes_empty),
+        (asks_for_identity, becomes_the_other),
+    ],
+)
+def test_questions_about_a_module(forward, change):
+    check(model(forward, act=nn.ReLU, other=nn.Tanh), "graph", change=change)
+
+
+class TwoNames(Two):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second, self.blocks = self.first, nn.ModuleList([self.first])
+
+    def forward(self, x):
+        return self.b(self.a(self.second(self.blocks[0](x))))
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_module_under_several_names(name):
+    check(TwoNames, "graph", change=lambda model: setattr(model, name, nn.Linear(4, 4)))
+
+
+class Frozen(Two):
+    """The idiom of frozen batch norms: both modes of the whole give one graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.train(mode and not getattr(self, "frozen", False))
+        return self
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        if self.training and not self.norm.training:
+            x = x * 10
+        return self.norm(x)
+
+
+def test_a_mixture_of_modes():
+    check(Frozen, "graph", change=lambda model: setattr(model, "frozen", True))
+
+
+class OwnGetattr(Two):
+    def __getattr__(self, name):
+        return super().__getattr__("a" if name == "c" else name)
+
+    def forward(self, x):
+        return self.b(self.c(x))
+
+
+class Doubling:
+    """A descriptor that comes before what the instance has."""
+
+    def __get__(self, instance, owner):
+        return instance.__dict__["factor"] * 2
+
+    def __set__(self, instance, value):
+        instance.__dict__["factor"] = value
+
+
+class Described(Two):
+    factor = Doubling()
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 3
+
+    def forward(self, x):
+        return self.b(self.a(x)) * self.factor
+
+
+@pytest.mark.parametrize("make", [OwnGetattr, Described])
+def test_attributes_that_are_computed(make):
+    check(make, "kept")
+
+
+def absent(self, x):
+    return self.b(self.a(x)) * getattr(self, "width", 1)
+
+
+def test_what_a_class_has_not_yet():
+    made = model(absent)()
+    tied, given = fxtie.transform(made, RULE), x()
+    assert not fxtie.report(tied).kept
+    before = tied(given)
+    type(made).width = 3
+    with pytest.warns(fxtie.Outdated, match="width was set"):
+        assert torch.allclose(tied(given), before * 3)
+
+
+# -- state that is shared ----------------------------------------------------------------------
+
+
+class Collector(nn.Module):
+    def __init__(self, store):
+        super().__init__()
+        self.store = store
+
+    def forward(self, x):
+        self.store["last"] = x * 2
+        return x
+
+
+class Collecting(Two):
+    def __init__(self):
+        super().__init__()
+        self.store = {}
+        self.collector = Collector(self.store)
+
+    def forward(self, x):
+        x = self.collector(self.b(self.a(x)))
+        return x + self.store["last"]
+
+
+class Counting(nn.Module):
+    def __init__(self, owner):
+        super().__init__()
+        self.owner = [owner]
+
+    def forward(self, x):
+        self.owner[0].state.n += 1
+        return x
+
+
+class Told(Two):
+    """A part of it changes what it reads afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = types.SimpleNamespace(n=0)
+        self.counting = Counting(self)
+
+    def forward(self, x):
+        return self.b(self.counting(self.a(x))) * self.state.n
+
+
+@pytest.mark.parametrize("make", [Collecting, Told])
+def test_state_that_a_part_shares(make):
+    check(make, "kept")
+
+
+class Renormalized(nn.Module):
+    """Its source is changed by a layer of torch's between two uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 5, bias=False)
+
+    def forward(self, x):
+        rows = x.abs().long().clamp(0, 4)[:, 0]
+        first = self.b(x)
+        return first + self.b(self.a(rows))
+
+
+def test_a_source_that_a_layer_changes():
+    plan = fxtie.plan(Renormalized(), RULE)
+    tied = fxtie.transform(Renormalized(), plan)
+    assert not fxtie.report(tied).kept
+    twin = copy.deepcopy(tied)
+    given = torch.randn(3, 4)
+    with torch.no_grad():
+        expected = tied._fxtie_class.forward(twin, given)  # reads the attributes
+        assert torch.equal(tied(given), expected)
+
+
+def test_hooks_for_all_modules():
+    tied, seen = fxtie.transform(model(absent)(), RULE), []
+    tied(x())
+    handle = register_module_forward_hook(lambda module, args, output: seen.append(module))
+    try:
+        tied(x())
+    finally:
+        handle.remove()
+    assert tied.b in seen and fxtie.report(tied).missed
+
+
+# -- arguments and errors ----------------------------------------------------------------------
+
+
+def refuses(self, x):
+    if x.dim() != 2:
+        raise ValueError(f"{x.dim()} dimensions")
+    return self.b(self.a(x))
+
+
+def test_errors_are_those_of_the_user():
+    tied = fxtie.transform(model(refuses)(), RULE)
+    assert not fxtie.report(tied).kept
+    with pytest.raises(ValueError, match="3 dimensions"):
+        tied(torch.randn(1, 3, 4))
+
+
+def with_scale(self, x, scale=(1, 1)):
+    return self.b(self.a(x)) * scale[0] * scale[1]
+
+
+def by_keyword(self, x, *, scale=2.0):
+    return self.b(self.a(x)) * scale
+
+
+def by_position(self, x, /):
+    return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "calls"),
+    [
+        (with_scale, [lambda: ((x(), (torch.ones(4), 2)), {}), lambda: ((x(), (1, 1)), {})]),
+        (by_keyword, [lambda: ((x(), 2.0), {}), lambda: ((x(),), {"scale": 2.0})]),
+        (by_position, [lambda: ((), {"x": x()}), lambda: ((x(),), {})]),
+    ],
+)
+def test_signatures(forward, calls):
+    raises = forward is not with_scale
+    check(model(forward), "graph", *calls, raises=raises)
+
+
+def test_annotations_of_all_kinds():
+    Function = typing.Callable[[int], int]
+
+    def forward(self, x: typing.Annotated[torch.Tensor, "b c"], f: Function | None = None):
+        return self.b(self.a(x))
+
+    check(model(forward), "graph")
+
+
+FAULTY = {
+    "division": lambda self, x: self.b(self.a(x)) * (1 / len(self.items)),
+    "maximum": lambda self, x: self.b(self.a(x)) * max(self.items),
+    "number": lambda self, x: self.b(self.a(x)) * float("no"),
+    "index": lambda self, x: self.b(self.a(x)) * [1, 2][len(self.items) + 2],
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_code_that_raises_when_it_is_tied(name):
+    fill = (lambda model: model.items.append(2)) if name in ("division", "maximum") else None
+    check(model(FAULTY[name], items=list), "kept", change=fill, raises=True)
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    y: torch.Tensor
+    z: torch.Tensor
+
+
+def slotted(self, x):
+    return Slotted(self.b(self.a(x)), x)
+
+
+def one_container_twice(self, x):
+    outputs = [self.b(self.a(x))]
+    return outputs, outputs
+
+
+def hands_on(self, x, log):
+    outputs = []
+    log.append(outputs)
+    outputs.append(1)
+    return self.b(self.a(x)) * len(log[-1])
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected", "call"),
+    [
+        (slotted, "graph", lambda: ((x(),), {})),
+        (one_container_twice, "kept", lambda: ((x(),), {})),
+        (hands_on, "kept", lambda: ((x(), []), {})),
+    ],
+)
+def test_containers_that_go_elsewhere(forward, expected, call):
+    check(model(forward), expected, call)
+
+
+# -- copies and pickles ------------------------------------------------------------------------
+
+CONFIG = types.SimpleNamespace(scale=2)
+ACTIVATIONS = {"double": lambda x: x * 2}
+
+
+class Configured(Two):
+    def forward(self, x):
+        return self.b(self.a(x)) * CONFIG.scale
+
+
+class Activated(Two):
+    def forward(self, x):
+        return ACTIVATIONS["double"](self.b(self.a(x)))
+
+
+def test_a_copy_sees_what_is_outside_of_the_model(monkeypatch):
+    tied = fxtie.transform(Configured(), RULE)
+    copied, given = copy.deepcopy(tied), x()
+    before = copied(given)
+    monkeypatch.setattr(CONFIG, "scale", 3)
+    with pytest.warns(fxtie.Outdated):
+        assert torch.allclose(copied(given), before * 1.5)
+
+
+@pytest.mark.parametrize("make", [Configured, Activated])
+def test_a_pickled_graph_holds_for_what_can_be_found_again(make):
+    tied = fxtie.transform(make(), RULE)
+    assert not fxtie.report(tied).kept
+    again, given = pickle.loads(pickle.dumps(tied)), x()
+    with pytest.warns(fxtie.Outdated, match="was not pickled"):
+        assert torch.equal(again(given), tied(given))
+
+
+def test_a_pickled_graph_goes_on():
+    class_level = fxtie.transform(model_at_module_level(), RULE)
+    again, given = pickle.loads(pickle.dumps(class_level)), x()
+    assert torch.equal(again(given), class_level(given))
+    assert not fxtie.report(again).missed
+
+
+class Plainly(Two):
+    def forward(self, x):
+        return F.relu(self.b(self.a(x)))
+
+
+def model_at_module_level():
+    return Plainly()
+
+
+FACTOR = 2.0
+
+
+def scaled(weight):
+    return weight * FACTOR
+
+
+def per_row(weight):
+    return weight / weight.shape[0]
+
+
+def test_transforms_follow_what_they_read(monkeypatch):
+    tied = fxtie.transform(Plainly(), fxtie.Rule("b", "a", weight=scaled, bias=None))
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    assert torch.equal(tied.b.weight, tied.a.weight * 5)
+    given = x()
+    with pytest.warns(fxtie.Outdated):
+        assert torch.equal(tied(given), tied._fxtie_class.forward(tied, given))
+
+
+def test_transforms_follow_the_shape_of_their_source():
+    tied = fxtie.transform(Plainly(), fxtie.Rule("b", "a", weight=per_row, bias=None))
+    tied.a.weight = nn.Parameter(torch.randn(8, 4))
+    assert torch.equal(tied.b.weight, tied.a.weight / 8)
