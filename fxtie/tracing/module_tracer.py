@@ -109,13 +109,9 @@ class ModuleTracer(Evaluator):
         if "forward" in self.root.__dict__ or not isinstance(forward, types.FunctionType):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
-        try:
-            result = self.call(forward, (self.root, *args), kwargs)
-            self.create_node("output", "output", (self.returned(result),))
-            self.guard("answer", has_global_hooks, (), False)
-        # A fault of the user's code comes up when it really runs.
-        except RecursionError as error:
-            raise Stop("is nested too deeply") from error
+        result = self.call(forward, (self.root, *args), kwargs)
+        self.create_node("output", "output", (self.returned(result),))
+        self.guard("answer", has_global_hooks, (), False)
 
     def returned(self, result: Any) -> Any:
         """What the forward returns, as an argument of the output node."""
@@ -166,7 +162,6 @@ class ModuleTracer(Evaluator):
 
     # -- what is known of traced values ---------------------------------------------------------
 
-    # A value may be known to be no None without being known to be a tensor.
     def known_type(self, value: Traced) -> type | None:
         """`torch.Tensor`, if a value is surely one."""
 
@@ -311,9 +306,11 @@ class ModuleTracer(Evaluator):
             proved = False
         self.opened, self._opaque = opened, opaque
         facts = self.facts[attempt.facts :] if proved else []
-        attempt.undo()
+        try:
+            attempt.undo()
+        finally:
+            self.graph = graph
         self.facts += facts
-        self.graph = graph
         return proved
 
     # -- attributes of modules ------------------------------------------------------------------
