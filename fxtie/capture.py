@@ -341,7 +341,8 @@ class _Capture:
             self.used |= tracer.reads.used
             for inner_name, kept in tracer.kept.items():
                 kept_inside[inner_name] = inner = module.get_submodule(inner_name)
-                become(inner, KeptModule)
+                if not isinstance(inner, Region):  # as a part of another kept module, say
+                    become(inner, KeptModule)
                 full = join(name, inner_name)
                 self.kept.setdefault(full, replace(kept, name=full))
         return kept_inside
