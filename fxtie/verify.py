@@ -13,14 +13,10 @@ from torch import nn
 from fxtie.errors import FxtieError
 from fxtie.lowering import Lowered
 from fxtie.report import report
-from fxtie.verifying.oracle import _gradient_errors as _gradient_errors  # for tests/compat
-from fxtie.verifying.oracle import backward as backward
 from fxtie.verifying.oracle import dropped, gradient_of, same_random_states, slot
-from fxtie.verifying.oracle import seed as seed
 from fxtie.verifying.results import Vacuous, Verification, VerificationError, VerifiedCall
 from fxtie.verifying.rounds import Match, Round
 from fxtie.verifying.sides import CALLS, Side
-from fxtie.verifying.values import relative_error as relative_error
 
 _REACHED = (
     "by something that copy.deepcopy does not copy, such as a closure, a weak reference, or a "

@@ -247,17 +247,20 @@ class Evaluator(Operations):
         return self.evaluate(test, frame)
 
     def loop(self, s: ast.For, frame: Frame) -> Any:
-        for item in self.iterate(self.evaluate(s.iter, frame)):
-            self.store(s.target, item, frame)
-            ending = self._block(s.body, frame)
-            if ending is ast.Break:
-                return None
-            if ending is ast.Return:
-                return ending
-        return self._block(s.orelse, frame)
+        def assigned(items: Iterator[Any]) -> Iterator[None]:
+            for item in items:
+                self.store(s.target, item, frame)
+                yield
+
+        items = self.iterate(self.evaluate(s.iter, frame))
+        return self._turns(s, assigned(items), frame)
 
     def while_loop(self, s: ast.While, frame: Frame) -> Any:
-        while self.truth(self.evaluate(s.test, frame)):
+        return self._turns(s, iter(lambda: self.truth(self.evaluate(s.test, frame)), False), frame)
+
+    def _turns(self, s: ast.For | ast.While, turns: Iterable[Any], frame: Frame) -> Any:
+        """Run the body of a loop once for each turn. Returns how it ends, as `_block` does."""
+        for _ in turns:
             ending = self._block(s.body, frame)
             if ending is ast.Break:
                 return None

@@ -20,7 +20,6 @@ class Traced:
     Attributes:
         node: the node.
         shape_known: the shape, of stored and derived tensors, and of all values in a transform.
-        follows: what to do when code asks for that shape.
     """
 
     __slots__ = ("__weakref__", "node", "shape_known")

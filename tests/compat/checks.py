@@ -17,7 +17,8 @@ from torch import nn
 from torch.func import functional_call
 
 import fxtie
-from fxtie.verify import _gradient_errors, backward, relative_error, seed
+from fxtie.verifying.oracle import _gradient_errors, backward, seed
+from fxtie.verifying.values import relative_error
 
 
 class Case(NamedTuple):
