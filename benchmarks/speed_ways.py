@@ -16,7 +16,7 @@ from speed_models import Options, Workload, resnet50, sixteen_blocks
 from speed_peers import Contender, Functional, TrainStep, tied
 from torch import fx, nn
 
-from fxtie.runtime.casting import cast_once
+from fxtie.tied.casts import cast_once
 
 Call = Callable[[], object]
 WAY = "way: "

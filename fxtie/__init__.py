@@ -1,25 +1,27 @@
 """fxtie: tensors of a PyTorch model as functions of other tensors of the same model."""
 
 from fxtie import transforms
-from fxtie.bank import Bank
-from fxtie.capture import transform
-from fxtie.convert import initialize, materialize, untied_state_dict
-from fxtie.diff import GraphDiff, diff
+from fxtie.capturing.report import Report, report
+from fxtie.capturing.transform import transform
 from fxtie.errors import CaptureError, FileError, FxtieError, Outdated, PlanError, RuleError
-from fxtie.export.freeze import freeze
-from fxtie.files.rule_files import dump_rules, load_rules
-from fxtie.files.tied_models import check_saveable, load, save
-from fxtie.fit import Fit, fit
-from fxtie.once import derive_once
-from fxtie.passes import TiePass
-from fxtie.plan import Plan, plan
-from fxtie.report import Report, report
-from fxtie.rules import Rule, Tie
-from fxtie.suggesting.suggest import Suggestion, Suggestions, suggest
+from fxtie.life.convert import initialize, materialize, untied_state_dict
+from fxtie.life.derive_once import derive_once
+from fxtie.life.fit import Fit, fit
+from fxtie.life.saving import check_saveable, load, save
+from fxtie.life.verify import verify
+from fxtie.life.verifying.results import Verification, VerificationError
+from fxtie.looking.diff import GraphDiff, diff
+from fxtie.looking.suggest import Suggestion, Suggestions, suggest
+from fxtie.pipelines.freeze import freeze
+from fxtie.pipelines.passes import TiePass
+from fxtie.planning.plan import Plan, plan
+from fxtie.rules.bank import Bank
+from fxtie.rules.files import dump_rules, load_rules
+from fxtie.rules.rule import Rule, Tie
 from fxtie.transforms import same
 from fxtie.transforms.registry import register
-from fxtie.verify import verify
-from fxtie.verifying.results import Verification, VerificationError
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Bank",
@@ -61,3 +63,8 @@ __all__ = [
     "untied_state_dict",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and not the packages that they come from."""
+    return [*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.capture import transform
-from fxtie.diff import diff
+from fxtie.capturing.report import report
+from fxtie.capturing.transform import transform
 from fxtie.errors import FxtieError, closest
-from fxtie.files.rule_files import dump_rules, load_rules
-from fxtie.plan import plan
-from fxtie.report import report
-from fxtie.rules import Rule, Tie
-from fxtie.suggesting.suggest import suggest
+from fxtie.looking.diff import diff
+from fxtie.looking.suggest import suggest
+from fxtie.planning.plan import plan
+from fxtie.rules.files import dump_rules, load_rules
+from fxtie.rules.rule import Rule, Tie
 
 _EPILOG = """\
 examples:

@@ -1,6 +1,6 @@
 """The exceptions and warnings of fxtie, and how a list of faults is worded.
 
-In: faults as sentences. Out: one exception that carries them all. Called by every other file.
+In: faults as sentences. Out: one exception that carries them all.
 """
 
 from __future__ import annotations

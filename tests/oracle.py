@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fxtie
-from fxtie.verifying.oracle import Comparison, compare, oracle_run, tensors
-from fxtie.verifying.results import Vacuous
+from fxtie.life.verifying.oracle import Comparison, compare, oracle_run, tensors
+from fxtie.life.verifying.results import Vacuous
 
 __all__ = ["Vacuous", "assert_tied_equals_oracle", "compare", "oracle_run", "tensors"]
 

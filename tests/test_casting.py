@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtie
 from fxtie import Rule
-from fxtie.runtime.casting import _FUNCTIONS, cast_once
+from fxtie.tied.casts import _FUNCTIONS, cast_once
 
 
 class Casts(TorchDispatchMode):

@@ -11,8 +11,8 @@ from vision import import_torchvision
 
 import fxtie
 from fxtie.cli import main
-from fxtie.plan import Plan
-from fxtie.suggesting.suggest import suggest
+from fxtie.looking.suggest import suggest
+from fxtie.planning.plan import Plan
 
 RULES = '[[rule]]\ntarget = "2"\nsource = "0"\nweight = "square"\n'
 NETS = """

@@ -1,4 +1,4 @@
-"""`fxtie.files.container`: a file is whole or refused, whatever happened to it or to its writer."""
+"""`fxtie.life.container`: a file is whole or refused, whatever happened to it or to its writer."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from fxtie.errors import FileError
-from fxtie.files import container
-from fxtie.files.container import DTYPES, read, replacing, write
+from fxtie.life import container
+from fxtie.life.container import STORABLE, read, replacing, write
 
 TENSORS = {"a": torch.tensor([[1.0, -0.0]]), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
 RECORD = {"rules": {"rule": [{"target": "é", "k": 0.5}]}}
@@ -42,7 +42,7 @@ def test_round_trip(path):
     assert os.listdir(path.parent) == [path.name]
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES, key=str), ids=str)
+@pytest.mark.parametrize("dtype", sorted(STORABLE, key=str), ids=str)
 def test_dtypes(dtype, path):
     value = torch.arange(24, dtype=torch.uint8).view(dtype if dtype.itemsize > 1 else torch.uint8)
     value = value.to(dtype) if dtype.itemsize == 1 else value
@@ -190,7 +190,7 @@ def test_replacing_keeps_the_old_file_until_the_end(path):
 KILLED = """
     import os, signal, sys
     import safetensors.torch, torch
-    from fxtie.files.container import write
+    from fxtie.life.container import write
 
     def die(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -11,8 +11,7 @@ from vision import import_torchvision
 
 import fxtie
 from fxtie import Rule
-from fxtie.diff import diff_graphs
-from fxtie.show.words import list_names
+from fxtie.words import list_names
 
 
 class Net(nn.Module):
@@ -109,7 +108,7 @@ def test_lost_provenance_of_one_side():
     before, after = fx.symbolic_trace(Net()), _square_by_hand(Net(), meta=True)
     for node in after.graph.nodes:
         node.meta.clear()
-    found = diff_graphs(before.graph, after)
+    found = fxtie.diff(before, after)
     assert (found.removed, found.added) == (1, 3)
     assert [layer.name for layer in found.layers] == ["conv_2"]
 

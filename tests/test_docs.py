@@ -1,7 +1,10 @@
 """What documents say of each other's figures."""
 
+import doctest
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,3 +25,9 @@ def test_the_readme_has_the_totals_of_the_zoo():
         f"for bit, in eval and in train; {graphs} are one graph (`torch.fx.symbolic_trace` can "
         f"trace {stock})." in readme
     )
+
+
+@pytest.mark.parametrize("page", ["docs/design.md"])
+def test_examples_print_what_they_say(page):
+    failed, tried = doctest.testfile(str(ROOT / page), module_relative=False)
+    assert tried and not failed

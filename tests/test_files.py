@@ -18,8 +18,8 @@ from torch import nn
 
 import fxtie
 from fxtie.errors import FileError, FxtieError
-from fxtie.files import container
-from fxtie.files.tied_models import check_saveable, load, save
+from fxtie.life import container
+from fxtie.life.saving import check_saveable, load, save
 from fxtie.transforms import (
     ChannelScale,
     LowRank,

@@ -10,7 +10,7 @@ import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.errors import FxtieError
-from fxtie.export.freeze import freeze
+from fxtie.pipelines.freeze import freeze
 
 aten = torch.ops.aten
 

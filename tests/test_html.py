@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxtie
-from fxtie.show import layout, page
+from fxtie.looking import layout, page
 
 pytest.importorskip("graphviz")
 pytestmark = pytest.mark.skipif(not shutil.which("dot"), reason="needs dot: apt install graphviz")
@@ -153,4 +153,6 @@ def test_missing_programs_are_told(monkeypatch):
 
 def test_nothing_to_draw():
     net, _ = small()
-    assert "no difference" in page.page_html(fxtie.show.diff_page.diff_page(fxtie.diff(net, net)))
+    assert "no difference" in page.page_html(
+        fxtie.looking.diff_page.diff_page(fxtie.diff(net, net))
+    )

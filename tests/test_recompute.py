@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
-from fxtie.graphs import repeats
-from fxtie.runtime.recompute import Remember
+from fxtie.tied.recompute import Remember
+from fxtie.tracing.graphs import repeats
 
 FEATURES = 64
 

@@ -17,10 +17,10 @@ from torch import nn
 
 import fxtie
 from fxtie.errors import RuleError
-from fxtie.files import rule_files
-from fxtie.files.rule_files import dump_rules, load_rules
-from fxtie.files.rule_reader import DTYPES, RESERVED
-from fxtie.rules import Rule, Tie
+from fxtie.rules import files as rule_files
+from fxtie.rules.files import dump_rules, load_rules
+from fxtie.rules.reader import BANK_DTYPES, RESERVED
+from fxtie.rules.rule import Rule, Tie
 from fxtie.transforms import (
     ChannelScale,
     LowRank,
@@ -37,7 +37,7 @@ from fxtie.transforms import (
 )
 from fxtie.transforms.registry import register
 
-SCHEMA = json.loads(resources.files("fxtie.files").joinpath("rules.schema.json").read_text())
+SCHEMA = json.loads(resources.files("fxtie.rules").joinpath("rules.schema.json").read_text())
 
 
 @register("tests.rule_files.Gain")
@@ -482,7 +482,7 @@ def is_valid(data):
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     defs = SCHEMA["$defs"]
-    assert set(defs["dtype"]["enum"]) == set(DTYPES)
+    assert set(defs["dtype"]["enum"]) == set(BANK_DTYPES)
     assert set(defs["rule"]["properties"]["tensors"]["propertyNames"]["not"]["enum"]) == RESERVED
 
 

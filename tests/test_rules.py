@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxtie
-from fxtie.rules import Pattern
+from fxtie.rules.rule import Pattern
 
 NAMES = st.lists(st.text("abc01", min_size=1, max_size=3), min_size=1, max_size=4).map(".".join)
 

@@ -12,8 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from vision import import_torchvision
 
 import fxtie
-from fxtie.files.rule_reader import read_rules
-from fxtie.suggesting.suggest import Suggestions, suggest
+from fxtie.looking.suggest import Suggestions, suggest
+from fxtie.rules.reader import read_rules
 
 
 def check(model: nn.Module) -> Suggestions:

@@ -18,7 +18,7 @@ from vision import import_torchvision
 import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
-from fxtie.suggesting.suggest import suggest
+from fxtie.looking.suggest import suggest
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 

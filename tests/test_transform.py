@@ -18,7 +18,7 @@ from torch import fx, nn
 
 import fxtie
 from fxtie import Rule, Tie, transforms
-from fxtie.runtime.copied import PathCopy
+from fxtie.tied.path_copy import PathCopy
 
 
 def check(model, rules, *args, **kwargs):

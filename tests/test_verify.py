@@ -19,7 +19,7 @@ from torch import fx, nn
 
 import fxtie
 from fxtie import Rule
-from fxtie.verifying.results import Vacuous
+from fxtie.life.verifying.results import Vacuous
 
 RULE = Rule("2", "0", torch.square)
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.runtime.guards import MISSING
 from fxtie.tracing.evaluator import Evaluator
+from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.stops import Stop

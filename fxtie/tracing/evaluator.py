@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fxtie.runtime.guards import MISSING
 from fxtie.tracing.frames import Closure, Frame, bind
+from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY, unpack
 from fxtie.tracing.recorder import CONTAINERS

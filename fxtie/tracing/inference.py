@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import fx, nn
 
-from fxtie.runtime.copied import user_class
+from fxtie.tracing.user_class import user_class
 
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
 LAYERS = frozenset(

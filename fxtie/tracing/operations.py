@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.overrides import is_tensor_method_or_property
 
-from fxtie.runtime.guards import ATOMS, MISSING, Namespace
 from fxtie.tracing.frames import Closure, Super
 from fxtie.tracing.gate import MATH, QUESTIONS, is_in, is_opaque, is_recorded
+from fxtie.tracing.guards import ATOMS, MISSING, Namespace
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE, Recorder
 from fxtie.tracing.stops import Stop

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie.runtime.guards import ATOMS, Fact, Namespace, items_of
 from fxtie.tracing.frames import Frame
+from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
 from fxtie.tracing.stops import Stop, location
 from fxtie.tracing.traced import Traced, is_traced
 

@@ -1,7 +1,6 @@
 """Ready-made transforms: named, composable callables on tensors.
 
-In: source tensors. Out: the derived tensor. Called by `plan.py` (which fits them to their targets)
-and by `lowering.py` (which traces them); entered by name in `registry.py` for rule files.
+In: source tensors. Out: the derived tensor.
 
 A transform is any differentiable callable `f(*sources) -> tensor`. One that has to know the shape
 of its target has a method `for_target` besides (see `FitsTarget`). Those without arguments are

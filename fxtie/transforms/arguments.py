@@ -1,7 +1,6 @@
 """Checks of what users pass to constructors.
 
 In: any value. Out: the value as the type that was asked for, or a ValueError that says where.
-Called by the files of `transforms/`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torch import Tensor
 
 
 def integer(value: Any, where: str) -> int:
+    """An integer, of Python or numpy."""
     try:
         return int(operator.index(value))
     except TypeError:
@@ -21,6 +21,7 @@ def integer(value: Any, where: str) -> int:
 
 
 def number(value: Any, where: str) -> float:
+    """A finite number that is neither a bool nor a tensor."""
     if isinstance(value, bool | Tensor) or not isinstance(value, int | float):
         raise ValueError(f"{where} takes a number, not {value!r}.")
     if not math.isfinite(value):

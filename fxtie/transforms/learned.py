@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fxtie._torch import is_jit_traced
 from fxtie.transforms.arguments import integer
 from fxtie.transforms.registry import register
 
@@ -72,8 +73,7 @@ class _Learned(nn.Module):
         """The shape it is fitted to, if the source has it."""
         shape = self._fitted_shape()
         # Sizes are traced values in torch.jit.trace, which would warn of the comparison.
-        is_traced = torch._C._get_tracing_state() is not None
-        if not is_traced and tuple(source.shape) != shape:
+        if not is_jit_traced() and tuple(source.shape) != shape:
             raise ValueError(
                 f"{self!r} is fitted to the shape {shape} but its source has "
                 f"{tuple(source.shape)}. Bring the source to the target's shape first: "

@@ -1,7 +1,6 @@
 """What a transform is, and what the ready-made ones have in common.
 
-In: nothing. Out: types and a base class. Called by the other files here, and by all that handles
-transforms.
+In: nothing. Out: types and a base class.
 """
 
 from __future__ import annotations

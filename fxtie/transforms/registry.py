@@ -1,9 +1,7 @@
 """Transforms by name: what lets a rule file be data and not code.
 
-In: a transform, or its JSON description (a *spec*). Out: the other of the two. Called by the files
-of `transforms/`, which enter the ready-made ones, by `rule_reader.py` and `rule_writer.py`, and by
-users for their own. Reading a spec looks names up in a table and calls what was entered there:
-nothing is imported, evaluated or unpickled.
+In: a transform, or its JSON description (a *spec*). Out: the other of the two. Reading a spec looks
+names up in a table and calls what was entered there: nothing is imported, evaluated or unpickled.
 """
 
 from __future__ import annotations
@@ -192,10 +190,7 @@ def from_spec(
 
 def _build(spec: Spec, shared: Mapping[str, nn.Module]) -> Callable[..., Any]:
     if isinstance(spec, dict) and spec.keys() == {_SHARED}:
-        if spec[_SHARED] not in list(shared):  # a list, since the name may be unhashable
-            hint = closest(str(spec[_SHARED]), shared)
-            raise RuleError(f"There is no shared transform {spec[_SHARED]!r}.{hint}")
-        return shared[spec[_SHARED]]
+        return _shared_module(spec[_SHARED], shared)
     name, given = _split(spec)
     entry = _by_name.get(name)
     if entry is None:
@@ -209,35 +204,41 @@ def _build(spec: Spec, shared: Mapping[str, nn.Module]) -> Callable[..., Any]:
                 f"The transform {name!r} takes no arguments, but {_quote(given)} given."
             )
         return entry.value
+    bound = _bind(entry, given, lambda inner: _build(inner, shared))
+    try:
+        return typing.cast("Callable[..., Any]", entry.value(*bound.args, **bound.kwargs))
+    except Exception as error:  # the constructor is the user's code
+        raise RuleError(f"The transform {name!r} refuses its arguments: {error}") from error
+
+
+def _shared_module(name: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
+    if name not in list(shared):  # a list, since the name may be unhashable
+        raise RuleError(f"There is no shared transform {name!r}.{closest(str(name), shared)}")
+    return shared[name]
+
+
+def _bind(
+    entry: _Entry, given: Mapping[str, Any], nested: Callable[[Spec], Any]
+) -> inspect.BoundArguments:
+    """The arguments of a constructor, read from JSON."""
     signature = inspect.signature(entry.value)
     for key in given:
         if key not in signature.parameters:
             hint = closest(key, signature.parameters)
             takes = f"It takes {_quote(signature.parameters)}." if signature.parameters else ""
             raise RuleError(
-                f"The transform {name!r} has no argument {key!r}.{hint} {takes}".rstrip()
+                f"The transform {entry.name!r} has no argument {key!r}.{hint} {takes}".rstrip()
             )
     hints = _hints(entry)
-
-    def nested(inner: Spec) -> Callable[..., Any]:
-        return _build(inner, shared)
-
     bound = inspect.BoundArguments(signature, {})
-    for parameter in signature.parameters.values():
-        where = f"argument {parameter.name!r} of transform {name!r}"
-        if parameter.name in given:
-            bound.arguments[parameter.name] = _read(
-                given[parameter.name], hints[parameter.name], where, nested
-            )
-        elif (
-            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
-        ):
+    for name, parameter in signature.parameters.items():
+        where = f"argument {name!r} of transform {entry.name!r}"
+        if name in given:
+            bound.arguments[name] = _read(given[name], hints[name], where, nested)
+        elif parameter.default is parameter.empty and parameter.kind != parameter.VAR_POSITIONAL:
             raise RuleError(f"The {where} is missing.")
     bound.apply_defaults()
-    try:
-        return typing.cast("Callable[..., Any]", entry.value(*bound.args, **bound.kwargs))
-    except Exception as error:  # the constructor is the user's code
-        raise RuleError(f"The transform {name!r} refuses its arguments: {error}") from error
+    return bound
 
 
 def _find(transform: Callable[..., Any]) -> _Entry | None:
@@ -291,34 +292,41 @@ def _write(value: Any, where: str, name_of: Callable[[nn.Module], str | None]) -
 def _read(value: Any, hint: Any, where: str, nested: Callable[[Spec], Any]) -> Any:
     """`value` from JSON as the type that `hint` asks for; `nested` reads inner transforms."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any and _is_list(value):
-        return tuple(_read(item, Any, where, nested) for item in value)
-    if hint is Any and not isinstance(value, dict):
-        return value
+    if hint is Any:
+        if _is_list(value):
+            return tuple(_read(item, Any, where, nested) for item in value)
+        return nested(value) if isinstance(value, dict) else value
     if origin in (Union, types.UnionType):
-        faults = []
-        for choice in args:
-            try:
-                return _read(value, choice, where, nested)
-            except RuleError as error:
-                faults += [error] if choice is not type(None) else []
-        if len(faults) == 1:  # of `X | None` the fault of X says more
-            raise faults[0]
-    elif origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in args):
-            return value
-    elif origin is tuple and _is_list(value):
+        return _read_one_of(value, hint, where, nested)
+    if origin is tuple and _is_list(value):
         hints = [args[0]] * len(value) if args[-1:] == (...,) else list(args)
         if len(hints) == len(value):
             pairs = zip(value, hints, strict=True)
             return tuple(_read(item, item_hint, where, nested) for item, item_hint in pairs)
-    elif hint is Any or (_is_transform(hint) and isinstance(value, str | dict)):
+    if _is_transform(hint) and isinstance(value, str | dict):
         return nested(value)
-    elif hint is float and type(value) in (int, float) and -_MAX <= value <= _MAX:
+    if hint is float and type(value) in (int, float) and -_MAX <= value <= _MAX:
         return float(value)
-    elif hint in (int, str, bool, type(None)) and type(value) is hint:
+    is_choice = origin is Literal and any(value == c and type(value) is type(c) for c in args)
+    if is_choice or (hint in (int, str, bool, type(None)) and type(value) is hint):
         return value
-    raise RuleError(f"The {where} has the wrong type: {_show(hint)} is needed, {value!r} given.")
+    raise _wrong_type(value, hint, where)
+
+
+def _read_one_of(value: Any, hint: Any, where: str, nested: Callable[[Spec], Any]) -> Any:
+    """`value` as the first type of a union that it fits."""
+    faults = []
+    for choice in typing.get_args(hint):
+        try:
+            return _read(value, choice, where, nested)
+        except RuleError as error:
+            faults += [error] if choice is not type(None) else []
+    # Of `X | None` the fault of X says more.
+    raise faults[0] if len(faults) == 1 else _wrong_type(value, hint, where)
+
+
+def _wrong_type(value: Any, hint: Any, where: str) -> RuleError:
+    return RuleError(f"The {where} has the wrong type: {_show(hint)} is needed, {value!r} given.")
 
 
 def _is_list(value: Any) -> bool:

@@ -17,8 +17,8 @@ from torch import nn
 from torch.func import functional_call
 
 import fxtie
-from fxtie.verifying.oracle import _gradient_errors, backward, seed
-from fxtie.verifying.values import relative_error
+from fxtie.life.verifying.oracle import _gradient_errors, backward, seed
+from fxtie.life.verifying.values import relative_error
 
 
 class Case(NamedTuple):

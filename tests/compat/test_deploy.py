@@ -12,7 +12,7 @@ from vision import import_torchvision
 
 import fxtie
 from fxtie import Rule
-from fxtie.export.freeze import freeze
+from fxtie.pipelines.freeze import freeze
 
 torchvision = import_torchvision()
 compat = pytest.mark.compat

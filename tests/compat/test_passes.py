@@ -13,7 +13,7 @@ import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.errors import FxtieError, PlanError
-from fxtie.passes import TiePass
+from fxtie.pipelines.passes import TiePass
 
 compat = pytest.mark.compat
 

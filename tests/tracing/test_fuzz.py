@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from twins import CIRCUMSTANCES, assert_same, run, twin_of
 
 import fxtie
-from fxtie.runtime.guards import Guards
 from fxtie.tracing.evaluator import Evaluator
+from fxtie.tracing.guards import Guards
 from fxtie.tracing.traced import Traced
 
 

@@ -1,0 +1,165 @@
+"""Every private name of torch that fxtie uses, each with its reason.
+
+Classes are imported. Functions are looked up when they are called: a release of torch without one
+breaks what needs it and not `import fxtie`. tests/test_torch_names.py says which is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload as OpOverload  # an ATen op in a graph
+from torch._ops import OpOverloadPacket as OpOverloadPacket  # its overloads
+from torch._subclasses.fake_tensor import (  # tensors without data; torch.export's are of these
+    DataDependentOutputException as DataDependentOutputException,
+)
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException as DynamicOutputShapeException,
+)
+from torch._subclasses.fake_tensor import FakeCopyMode as FakeCopyMode
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.utils import _pytree as pytree  # nested containers; there is no public one
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # sees each op
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeCopyMode",
+    "FakeTensor",
+    "FakeTensorMode",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TorchDispatchMode",
+    "conjugate_view",
+    "empty_fake",
+    "forward_from_source",
+    "get_frame_callback",
+    "has_storage",
+    "in_functorch",
+    "is_exporting",
+    "is_jit_traced",
+    "is_jit_tracing",
+    "negative_view",
+    "pytree",
+    "queue_callback",
+    "skip_code",
+    "storage_id",
+    "surroundings",
+]
+
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    "torch.nn.Linear(1, 1)": {
+        "_parameters": "tensors by name, past `__getattr__`, which derived attributes replace",
+        "_buffers": "the same",
+        "_modules": "children by name, with those that are None, which named_children leaves out",
+        "_forward_hooks": "hooks would not run for a module whose forward stands in a graph",
+        "_forward_pre_hooks": "the same",
+        "_backward_hooks": "the same",
+        "_backward_pre_hooks": "the same",
+    },
+    "torch.nn.GRU(1, 1)": {"_init_flat_weights": "lists its weights anew"},
+    "torch.ones(1)": {
+        "_version": "counts in-place changes",
+        "_is_view": "autocast does not remember casts of views",
+        "_backward_hooks": "a derived tensor would lose them",
+    },
+}
+"""Private attributes that are used where the object is at hand, by an expression that makes it."""
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether a tensor views memory of its own: sparse ones don't, and raise if asked for it."""
+    return bool(torch._C._has_storage(tensor))
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """The same for tensors that share memory. `data_ptr` is 0 for all that have no data."""
+    place: int = tensor.untyped_storage()._cdata
+    return place
+
+
+def conjugate_view(tensor: torch.Tensor) -> torch.Tensor:
+    """A view with the conjugate bit flipped, real tensors included; `conj()` leaves those alone."""
+    return torch._conj(tensor)
+
+
+def negative_view(tensor: torch.Tensor) -> torch.Tensor:
+    """A view with the negative bit flipped, as `tensor.conj().imag` has it."""
+    return torch._neg_view(tensor)
+
+
+def empty_fake(
+    mode: FakeTensorMode,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FakeTensor:
+    """A fake tensor, made past all modes: asking `mode` for one takes much longer."""
+    from torch.utils._mode_utils import no_dispatch
+
+    with no_dispatch():
+        meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return FakeTensor(mode, meta, device)
+
+
+def queue_callback(callback: Callable[[], None]) -> None:
+    """Call this at the end of the backward that is running."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def surroundings() -> tuple[Any, ...]:
+    """What a remembered value must not get out of.
+
+    Hooks on saved tensors (checkpoints), a backward, transforms of `torch.func`, dispatch modes.
+    """
+    return (
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
+        torch._C._current_graph_task_id(),
+        torch._C._functorch.maybe_current_level(),
+        torch._C._len_torch_dispatch_stack(),
+    )
+
+
+def in_functorch() -> bool:
+    """Whether a transform of `torch.func` is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_jit_tracing() -> bool:
+    """Whether `torch.jit.trace` is running. The public `torch.jit.is_tracing` is compiled away."""
+    return bool(torch._C._is_tracing())
+
+
+def is_jit_traced() -> bool:
+    """The same where Dynamo looks on, which takes this for a constant."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` runs. The public function is true in all compiled code in 2.11."""
+    return bool(torch.compiler._is_exporting_flag)
+
+
+def get_frame_callback() -> Any:
+    """What Dynamo does with frames now: None where nothing is being compiled."""
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+    return get_eval_frame_callback()
+
+
+def skip_code(function: Callable[..., Any]) -> None:
+    """Let Dynamo run this function as it is and begin with those that it calls."""
+    from torch._dynamo.eval_frame import skip_code as skip  # importing it takes a second
+
+    skip(function.__code__)
+
+
+def forward_from_source(source: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+    """A forward from generated code, in whose tracebacks and debuggers the code shows."""
+    from torch.fx.graph_module import _forward_from_src
+
+    return _forward_from_src(source, namespace)

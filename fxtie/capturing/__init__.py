@@ -1,0 +1,1 @@
+"""Plan + model -> tied model: copies, derived attributes, graphs of forwards."""

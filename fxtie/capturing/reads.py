@@ -1,0 +1,235 @@
+"""The nodes by which a graph reads stored tensors and derives others from them.
+
+In: a tensor that traced code reads. Out: its value in the trace, with the nodes that make it: one
+`get_attr` per stored tensor, one copy of the transform's ops per derivation, just before the first
+use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxtie.planning.lowering import Lowered
+from fxtie.planning.names import join
+from fxtie.tied.derived import Derived, Source
+from fxtie.tracing.guards import MISSING
+from fxtie.tracing.traced import Traced
+
+if TYPE_CHECKING:
+    from fxtie.capturing.module_tracer import ModuleTracer
+
+
+class TensorReads:
+    """The tensors that one trace has read.
+
+    Args:
+        tracer: the trace.
+        borrowed: filled with modules outside of the region that it reads from, by the attribute
+            of the root under which its graph refers to them.
+
+    Attributes:
+        used: the derived tensors that were read, by id.
+    """
+
+    def __init__(self, tracer: ModuleTracer, borrowed: dict[str, Any]) -> None:
+        self.tracer = tracer
+        self.borrowed = borrowed
+        self.used: set[int] = set()
+        self._stored: dict[Any, Traced] = {}
+        self._derived: dict[Any, Traced] = {}
+        self._origins: dict[fx.Node, _Stored | Derived] = {}
+
+    def read(
+        self, owner: nn.Module, attr: str, target: str, value: torch.Tensor | None, name: str
+    ) -> Traced:
+        """A stored tensor, by the path in the region: one `get_attr` for all its uses.
+
+        Args:
+            owner, attr: where it is.
+            target: the path.
+            value: the tensor; None for a module.
+            name: what to show of it.
+        """
+        key = id(owner), attr
+        if key not in self._stored:
+            node = self.tracer.create_node("get_attr", target)
+            node.meta["reads"] = name
+            if isinstance(value, nn.Parameter):
+                node.meta["shape"] = value.shape
+            self._origins[node] = _Stored(owner, attr, value)
+            self._stored[key] = Traced(node, None if value is None else value.shape)
+        return self._stored[key]
+
+    def derive(self, derived: Derived) -> Traced:
+        """A derived tensor: its transform, inlined once."""
+        self.used.add(id(derived))
+        sources = [self._source(source, derived.stored).node for source in derived.sources]
+        # The plan lowers equal transforms to one object.
+        key = (derived.identity, *sources)
+        if key not in self._derived:
+            node = self._apply(derived, sources)
+            if node.meta.get("tie") == derived.name:
+                node.meta["derived"] = derived.name  # the result, not a step on the way to it
+                node.meta["shape"] = derived.shape
+                self._origins[node] = derived
+            self._derived[key] = Traced(node, derived.shape)
+        return self._derived[key]
+
+    # -- what is known of them ------------------------------------------------------------------
+
+    def slots(self, node: fx.Node) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+        """Owner, attribute and shape of the stored tensors on which the shape of one depends."""
+        origin = self._origins.get(node)
+        if isinstance(origin, Derived):
+            yield from _slots(origin)
+        elif origin is not None and origin.value is not None:
+            yield origin.owner, origin.attr, origin.value.shape
+
+    def must_be_tensor(self, node: fx.Node) -> None:
+        """Guard that what a node reads is a tensor, and not None."""
+        for owner, attr, _ in self.slots(node):
+            kinds = ("_parameters", "_buffers", "__dict__")
+            mapping = next((kind for kind in kinds if attr in getattr(owner, kind)), None)
+            if mapping is not None:
+                self.tracer.guard("is_tensor", owner, mapping, attr, attr)
+
+    # -- what is read anew ----------------------------------------------------------------------
+
+    def take_back(self, erased: Set[fx.Node]) -> None:
+        """Take back what was read by nodes that are erased."""
+        for values in (self._stored, self._derived):
+            for key in [key for key, value in values.items() if value.node in erased]:
+                del values[key]
+
+    def any_in(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether one of these nodes reads or derives a tensor."""
+        return any(node in self._origins for node in nodes)
+
+    def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
+        """Read anew from here on what tensors of these modules may be in: they may have changed.
+
+        Args:
+            buffers_only: whether it can have been their buffers only, as by torch's own layers.
+        """
+
+        def may_differ(owner: nn.Module, attr: str) -> bool:
+            if owner not in owners:
+                return False
+            renormalizes = getattr(owner, "max_norm", None) is not None  # nn.Embedding
+            return not buffers_only or renormalizes or attr not in owner._parameters
+
+        for key, read in list(self._stored.items()):
+            origin = self._origins[read.node]
+            assert isinstance(origin, _Stored)
+            # A Parameter is the same object, changed or not.
+            if not isinstance(origin.value, nn.Parameter) and may_differ(origin.owner, origin.attr):
+                del self._stored[key]
+        for key, read in list(self._derived.items()):
+            made = self._origins.get(read.node)
+            slots = _sources(made) if isinstance(made, Derived) else ()
+            if any(may_differ(*slot) for slot in slots):
+                del self._derived[key]
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def _source(self, source: Source, stored: bool) -> Traced:
+        tracer, owner, attr = self.tracer, source.owner, source.attr
+        if not stored and (
+            owner in tracer.paths or attr in owner.__dict__.get("_fxtie_derived", ())
+        ):
+            value = tracer.attribute(owner, attr) if owner in tracer.paths else None
+            if value is None:
+                value = self.derive(owner.__dict__["_fxtie_derived"][attr])
+            if type(value) is Traced:
+                self._guard_place(source)
+                return value
+        shown = source.name.rpartition(".")[0]
+        tracer.guard("entry", owner, "__dict__", attr, MISSING, shown)
+        name = tracer.paths.get(owner)
+        if name is None:
+            name = self._borrow(owner, source.name.rpartition(".")[0])
+        self._guard_place(source)
+        tensor = owner._parameters.get(attr, owner._buffers.get(attr))
+        if tensor is not None:
+            past = "_fxtie_stored" if stored else ""  # past the derived attribute
+            return self.read(owner, attr, join(name, past, attr), tensor, source.name)
+        # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
+        module = self.read(owner, "", name, None, shown)
+        return tracer.record("call_function", getattr, (module, attr))
+
+    def _guard_place(self, source: Source) -> None:
+        """Guard that a source's owner is still where it was: it is read by name."""
+        for parent, name, child in source.steps():
+            self.tracer.guard("entry", parent, "_modules", name, child, type(parent).__name__)
+
+    def _borrow(self, module: nn.Module, name: str) -> str:
+        """The attribute by which the region refers to a module outside of it."""
+        attribute = "_borrowed_" + name.replace(".", "_")
+        while self.borrowed.setdefault(attribute, module) is not module:
+            attribute += "_"
+        return attribute
+
+    def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+        transform, name = derived.transform, derived.name.replace(".", "_")
+        if isinstance(transform, Lowered):
+            self.tracer.facts += transform.guards.facts
+            if not transform.is_general:
+                for source in sources:
+                    self.tracer.shape(Traced(source, torch.Size()))
+            return self._inline(transform.graph, derived, sources)
+        create_node = self.tracer.create_node
+        if isinstance(transform, nn.Module):
+            path = self.tracer.paths.get(transform) or self._borrow(transform, name)
+            node = create_node("call_module", path, tuple(sources), {}, name)
+        else:
+            node = create_node("call_function", transform, tuple(sources), {}, name)
+        node.meta["tie"] = derived.name
+        return node
+
+    def _inline(self, graph: fx.Graph, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+        env: dict[fx.Node, fx.Node] = {}
+        free = iter(sources)
+        (result,) = graph.output_node().args
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(free)
+            elif node.op != "output":
+                name = derived.name.replace(".", "_") if node is result else None
+                args = fx.node.map_arg(node.args, env.__getitem__)
+                kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
+                copied = self.tracer.create_node(node.op, node.target, args, kwargs, name)
+                copied.meta["tie"] = derived.name
+                env[node] = copied
+        assert isinstance(result, fx.Node)
+        return env[result]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A tensor that is read, or a module (then `value` is None)."""
+
+    owner: nn.Module
+    attr: str
+    value: torch.Tensor | None
+
+
+def _sources(derived: Derived) -> Iterator[tuple[nn.Module, str]]:
+    """Owners and attributes of the stored tensors that one is derived from."""
+    for source in derived.sources:
+        inner = source.owner.__dict__.get("_fxtie_derived", {}).get(source.attr)
+        if inner is not None and not derived.stored:
+            yield from _sources(inner)
+        else:
+            yield source.owner, source.attr
+
+
+def _slots(derived: Derived) -> Iterator[tuple[nn.Module, str, torch.Size]]:
+    for owner, attr in _sources(derived):
+        tensor = owner._parameters.get(attr, owner._buffers.get(attr))
+        if tensor is not None:
+            yield owner, attr, tensor.shape

@@ -1,0 +1,190 @@
+"""What the pass did: regions, kept modules and why, parameters before and after.
+
+In: the plan and what the capture noted. Out: `Report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from fxtie.errors import FxtieError
+from fxtie.planning.plan import Plan
+from fxtie.shown import Paged
+from fxtie.tied.path_copy import tied_model
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.user_class import user_class
+from fxtie.words import count, parameter_change
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A module whose forward stayed as it is, since a graph could not say it.
+
+    Attributes:
+        name: its dotted name; empty for the root.
+        type: its class.
+        reason: what stopped the trace.
+        file: the file of the statement that did, if it is known.
+        line: its line, 0 if not known.
+    """
+
+    name: str
+    type: str
+    reason: str
+    file: str = ""
+    line: int = 0
+
+    @classmethod
+    def because(cls, name: str, module: nn.Module, stop: Stop) -> Kept:
+        """A kept module, and where its forward led to `stop`."""
+        file, line = stop.file, stop.line
+        code = getattr(user_class(module).forward, "__code__", None)
+        if not file and code is not None:
+            file, line = code.co_filename, code.co_firstlineno
+        return cls(name, user_class(module).__name__, str(stop), file, line)
+
+    @property
+    def place(self) -> str:
+        """File and line of the statement; empty if they are not known."""
+        return f"{self.file}:{self.line}" if self.file else ""
+
+    def __str__(self) -> str:
+        where = self.place and f" ({self.place})"
+        return f"{self.name or 'the root'}: {self.type} {self.reason}{where}"
+
+
+@dataclass(frozen=True)
+class Report(Paged):
+    """What the pass did. `print` shows a table, `summary()` one line.
+
+    Attributes:
+        plan: the plan that was carried out.
+        region_names: modules whose forward was captured as a graph; the root's name is empty.
+        kept: modules whose forward could not be.
+        unused: targets that no forward reads; their parameters are gone all the same.
+        earlier: the plans by which the model had been tied before.
+        missed: regions whose graph did not hold for some calls, with how many these were and what
+            did not hold for the last one. They ran the forward as it is written.
+        distances: after a checkpoint of the untied model was loaded, how far its tensors were from
+            the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
+    """
+
+    plan: Plan
+    region_names: tuple[str, ...]
+    kept: tuple[Kept, ...]
+    unused: tuple[str, ...] = ()
+    earlier: tuple[Plan, ...] = ()
+    missed: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    distances: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ties(self) -> int:
+        """Number of ties."""
+        return len(self.plan.steps)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The derived tensors' names."""
+        return tuple(step.tie.target for step in self.plan.steps)
+
+    @property
+    def regions(self) -> int:
+        """Number of modules captured as one graph each."""
+        return len(self.region_names)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Number of parameters before and after."""
+        return self.plan.parameters, self.plan.parameters_after
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes of the parameters that are gone, less those of learnable transforms."""
+        gone = sum(step.saved * step.spec.dtype.itemsize for step in self.plan.steps)
+        learned = (p for m in self.plan.modules.values() for p in m.parameters())
+        return gone - sum(p.numel() * p.element_size() for p in learned)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        parts = [
+            parameter_change(*self.parameters),
+            count(self.ties, "tie"),
+            count(self.regions, "region"),
+            f"{len(self.kept)} kept",
+        ]
+        if self.unused:
+            parts.append(f"{len(self.unused)} unused")
+        if self.missed:
+            parts.append(f"{sum(count for count, _ in self.missed.values())} calls without a graph")
+        return ", ".join(parts)
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """What `print` shows, as headers and rows of text; what was not captured comes first."""
+        rows: list[tuple[str, ...]] = [
+            (k.name or "(root)", "kept", "\n".join(filter(None, (k.reason, k.place))))
+            for k in self.kept
+        ]
+        rows += [(name, "unused", "read by no forward") for name in self.unused]
+        rows += [
+            (name, "derived", f"{distance:.1%} away from the checkpoint's value")
+            for name, distance in self.distances.items()
+        ]
+        rows += [
+            (name or "(root)", "region", "captured as one graph") for name in self.region_names
+        ]
+        rows += [
+            (name or "(root)", "missed", f"calls that ran the forward as written: {n}; {reason}")
+            for name, (n, reason) in self.missed.items()
+        ]
+        return ("name", "form", "remark"), rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON.
+
+        Keys: those of `Plan.to_dict`, and `bytes_saved`, `regions` and `unused` (names), `kept` (a
+        list; each has `name`, `type`, `reason`, `file` and `line`), `missed` (calls and reason, by
+        name), and `distances` (of a loaded untied checkpoint's tensors from their derived values,
+        relative, by name).
+        """
+        return {
+            **self.plan.to_dict(),
+            "bytes_saved": self.bytes_saved,
+            "regions": list(self.region_names),
+            "kept": [asdict(kept) for kept in self.kept],
+            "unused": list(self.unused),
+            "missed": {name: list(missed) for name, missed in self.missed.items()},
+            "distances": dict(self.distances),
+        }
+
+
+def report(tied: nn.Module) -> Report:
+    """What `fxtie.transform` did to make `tied`.
+
+    Args:
+        tied: the result of `transform`, compiled or not.
+
+    Raises:
+        FxtieError: if it is not a tied model.
+
+    Example:
+        >>> import fxtie
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> fxtie.report(fxtie.transform(net, fxtie.Rule("2", "0"))).summary()
+        'parameters 40 -> 20 (50.0%), 2 ties, 1 region, 0 kept'
+    """
+    tied = tied_model(tied)
+    found = tied.__dict__.get("_fxtie_report")
+    if not isinstance(found, Report):
+        raise FxtieError("This is a part of a tied model. Pass the whole of it.")
+    missed = {
+        name: tied.get_submodule(name).__dict__.get("_fxtie_missed") for name in found.region_names
+    }
+    return replace(
+        found,
+        missed={name: counted for name, counted in missed.items() if counted},
+        distances=tied.__dict__.get("_fxtie_distances", {}),
+    )

@@ -1,1 +1,0 @@
-"""Programs of `torch.export`, and tied models for inference only."""

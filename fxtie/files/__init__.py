@@ -1,1 +1,0 @@
-"""Rules and tied models as files: data and no code."""

@@ -1,0 +1,1 @@
+"""What is done with a tied model: initialize, fit, verify, save, load."""

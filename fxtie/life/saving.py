@@ -1,0 +1,343 @@
+"""Tied models as files: data in, data out, no code.
+
+In: a tied model and a path; or a path and the untied model. Out: one safetensors file; or the tied
+model again.
+
+`container.py` reads and writes the file and sees that it is whole. It holds the stored tensors,
+each once, under their state_dict names, and as its record
+
+* `rules`: the plan's ties, as rule files have them (`rule_reader.py`, `rule_writer.py`);
+* `modules`: the names of the banks and learnable transforms below `ties`, in their order;
+* `model`: the name of the model's class, for messages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from fxtie.capturing.report import report
+from fxtie.capturing.transform import transform
+from fxtie.errors import FileError, FxtieError
+from fxtie.life import container
+from fxtie.planning.names import Names, Slot
+from fxtie.planning.plan import Plan, plan
+from fxtie.rules.bank import Bank
+from fxtie.rules.reader import RuleDataError, listed, path_text, read_rules, transforms_of
+from fxtie.rules.replacing import FilePath
+from fxtie.rules.rule import Rule, Tie
+from fxtie.rules.writer import write_rules
+from fxtie.tied.path_copy import tied_model
+from fxtie.tied.tied_module import derived_tensors
+from fxtie.tracing.user_class import user_class
+
+
+def save(tied: nn.Module, path: FilePath) -> None:
+    """Write a tied model to one safetensors file: its stored tensors and its ties.
+
+    Args:
+        tied: the result of `transform`, compiled or not.
+        path: the file. It is written beside and then renamed, so whatever happens there is either
+            the old file or the new one, whole.
+
+    Raises:
+        FileError: if the model can't be saved (see `check_saveable`) or the file can't be written;
+            an old file is unchanged. Also without safetensors: `pip install 'fxtie[files]'`.
+        FxtieError: if `tied` is not a tied model.
+
+    Notes:
+        * Derived tensors are not stored. Neither are `requires_grad`, training flags, buffers that
+          are not persistent, and the optimizer.
+        * A Parameter with several names is stored once.
+        * Any reader of safetensors can read the tensors.
+
+    Example:
+        >>> import fxtie, tempfile
+        >>> from fxtie.life.saving import load, save
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> tied = fxtie.transform(net, fxtie.Rule("2", "0", weight=torch.square))
+        >>> fresh = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(tied, f"{folder}/tied.safetensors")
+        ...     again = load(f"{folder}/tied.safetensors", fresh)
+        >>> torch.equal(again[2].weight, net[0].weight.square())
+        True
+    """
+    tied = tied_model(tied)
+    record = _record(tied)
+    state = tied.state_dict(keep_vars=True)
+    firsts = _first_names(state)
+    container.write(path, _writable({name: state[name] for name in set(firsts.values())}), record)
+
+
+def check_saveable(tied: nn.Module | Plan) -> None:
+    """Raise if `save` would refuse: call it with the plan, before training.
+
+    Args:
+        tied: a tied model, or a plan. A plan tells about the transforms only.
+
+    Raises:
+        FileError: with every fault: transforms without a registered name, or which their
+            registered name and arguments don't bring back; tensors that a file can't hold (on the
+            meta device, sparse, of a subclass such as DTensor).
+        FxtieError: if it is neither.
+
+    Notes:
+        A transform with `for_target` is written as what that returns, so this has to be
+        registered too.
+
+    Example:
+        >>> import fxtie
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> fxtie.check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=torch.square)))
+        >>> fxtie.check_saveable(fxtie.plan(net, fxtie.Rule("1", "0", weight=lambda w: w + 1)))
+        Traceback (most recent call last):
+        ...
+        fxtie.errors.FileError: This can't be saved:
+        '1.weight': The transform <function <lambda> at ...> has no registered name. Give it ...
+        fxtie.check_saveable(plan) tells this before training.
+    """
+    _record(tied if isinstance(tied, Plan) else tied_model(tied))
+
+
+def load(path: FilePath, model: nn.Module) -> Any:
+    """Tie a model by the ties of a file, and give it the file's tensors.
+
+    Args:
+        path: a file that `save` wrote.
+        model: a model like the one that was tied: same names, shapes and dtypes. On any device.
+
+    Returns:
+        The tied model, as `transform` would make it. It shares its stored tensors with `model`, so
+        that these have the file's values as well: they are copied in place, as `load_state_dict`
+        does. The targets of `model` keep theirs.
+
+    Raises:
+        FileError: for a truncated, damaged or foreign file, or another model, with what differs;
+            `model` is unchanged. Transforms of your own must be registered before: import the
+            module that does it.
+
+    Notes:
+        Nothing in the file is executed: its transforms are names that are looked up.
+
+    Example:
+        >>> import fxtie, tempfile
+        >>> from fxtie.life.saving import load, save
+        >>> tied = fxtie.transform(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
+        ...                        fxtie.Rule("1", "0"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(tied, f"{folder}/tied.safetensors")
+        ...     load(f"{folder}/tied.safetensors", nn.Sequential(nn.Linear(4, 4)))
+        Traceback (most recent call last):
+        ...
+        fxtie.errors.FileError: '...tied.safetensors' can't be loaded into a Sequential: 2 fau...
+          1. Tie(target='1.weight', ...): the target '1.weight' is not a tensor of the model. ...
+    """
+    if not isinstance(model, nn.Module):
+        raise FileError(f"The model is a torch.nn.Module, not {type(model).__name__}: {model!r}.")
+    try:
+        record, tensors = container.read(path)
+        tied = transform(model, _plan(model, record))
+        state = _state_for(tied, tensors)
+    except FxtieError as error:
+        what = f"{os.fspath(path)!r} can't be loaded into a {user_class(model).__qualname__}"
+        raise FileError(f"{what}: {error}") from error
+    tied.load_state_dict(state)
+    return tied
+
+
+# --- Ties <-> the record ----------------------------------------------------------------------
+
+
+def _record(tied: nn.Module | Plan) -> dict[str, Any]:
+    """What the file says of a tied model, if all of it can be saved."""
+    checked = tied if isinstance(tied, Plan) else _whole_plan(tied)
+    shapes = {
+        module: step.spec.shape
+        for step in checked.steps
+        if isinstance(module := step.tie.transform, nn.Module)
+    }
+    faults, data = [], None
+    try:
+        data = write_rules(_rules(checked), checked.modules, shapes)
+    except RuleDataError as error:
+        faults += [f"{path_text(path)}{fault}" for path, fault in error.faults]
+    if isinstance(tied, Plan):
+        model = ""
+    else:
+        model = user_class(tied).__qualname__
+        state = tied.state_dict(keep_vars=True)
+        faults += [f"{name!r} {why}" for name, v in state.items() if (why := _unfit(v))]
+    if faults:
+        raise FileError(
+            f"This can't be saved:\n{listed(faults, len(faults))}\n"
+            f"fxtie.check_saveable(plan) tells this before training."
+        )
+    return {"model": model, "modules": list(checked.modules), "rules": data}
+
+
+def _whole_plan(tied: nn.Module) -> Plan:
+    """All ties of a model, also those by which it was tied before."""
+    made = report(tied)
+    plans = (*made.earlier, made.plan)
+    steps = tuple(step for checked in plans for step in checked.steps)
+    return Plan(
+        steps,
+        {name: module for checked in plans for name, module in checked.modules.items()},
+        plans[0].parameters,
+    )
+
+
+def _rules(checked: Plan) -> list[Rule | Tie]:
+    """Rules that make the same plan. Those with a bank come first, since other ties may name it."""
+    banks = {
+        tuple(f"ties.{name}.templates.{i}" for i in range(len(module.templates))): module
+        for name, module in checked.modules.items()
+        if isinstance(module, Bank)
+    }
+    rules: list[Rule | Tie] = [
+        Rule(_literal(tie.target), bank, tie.transform)
+        for sources, bank in banks.items()
+        for tie in checked.ties
+        if tie.sources == sources
+    ]
+    return rules + [tie for tie in checked.ties if tie.sources not in banks]
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches this name only."""
+    return f"re:{re.escape(name)}" if "*" in name or name.startswith("re:") else name
+
+
+def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
+    """The plan that a record tells of, its modules under the names that they had."""
+    rules, named = read_rules(record.get("rules"))
+    tied_before = {name for name, _, _ in derived_tensors(model)}
+    rules = [rule for rule in rules if not _is_for(rule, tied_before)]
+    _place(rules, Names(model))
+    checked = plan(model, rules)
+    names = record.get("modules")
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in named for n in names):
+        raise FileError("its list of modules is damaged.")
+    used = {id(module) for rule in rules for module in _modules_of(rule)}
+    modules = {name: named[name] for name in names if id(named[name]) in used}
+    banks = {name: module for name, module in modules.items() if isinstance(module, Bank)}
+    same_banks = all(checked.modules.get(name) is bank for name, bank in banks.items())
+    if set(modules.values()) != set(checked.modules.values()) or not same_banks:
+        raise FileError(
+            "its ties don't come out as they were saved. Does for_target of a transform return "
+            "something new for a target that it fits already?"
+        )
+    return replace(checked, modules=modules)
+
+
+def _is_for(rule: Rule | Tie, names: Set[str]) -> bool:
+    """Whether one of these tensors is the target of a rule."""
+    if isinstance(rule, Tie):
+        return rule.target in names
+    return any(rule.target.match(name) for name in names)
+
+
+def _modules_of(rule: Rule | Tie) -> list[nn.Module]:
+    """The banks and learnable transforms of a rule."""
+    modules = [module for module in transforms_of(rule) if isinstance(module, nn.Module)]
+    if isinstance(rule, Rule) and rule.bank is not None:
+        modules.append(rule.bank)
+    return modules
+
+
+def _place(rules: Iterable[Rule | Tie], names: Names) -> None:
+    """Bring banks and learnable transforms to the device of the targets that they are for."""
+    for rule in rules:
+        modules = _modules_of(rule)
+        if isinstance(rule, Tie):
+            targets = [rule.target]
+        elif rule.target.is_literal:
+            targets = [str(rule.target)]
+        else:
+            targets = [name for name in names.tensors if rule.target.match(name)]
+        for slot in map(names.find, targets if modules else ()):
+            if isinstance(slot, Slot):  # planning tells of the others
+                for module in modules:
+                    module.to(slot.tensor.device)
+
+
+# --- Tensors ----------------------------------------------------------------------------------
+
+
+def _first_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """For each name the first, by sort order, of the same tensor."""
+    firsts: dict[int, str] = {}
+    return {name: firsts.setdefault(id(state[name]), name) for name in sorted(state)}
+
+
+def _writable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous, none overlapping another; copied only where needed."""
+    tensors = {
+        name: value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        for name, value in state.items()
+    }
+    storages = Counter(value.untyped_storage().data_ptr() for value in tensors.values())
+    return {
+        name: value.clone() if storages[value.untyped_storage().data_ptr()] > 1 else value
+        for name, value in tensors.items()
+    }
+
+
+def _state_for(tied: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The file's tensors as a state_dict of `tied`, if all of them fit."""
+    own = tied.state_dict(keep_vars=True)
+    firsts = _first_names(own)
+    stored = {name: own[name] for name in firsts.values()}
+    faults = [f"{name!r} is not in the file." for name in stored.keys() - tensors.keys()]
+    for name, saved in tensors.items():
+        if name not in own:
+            faults.append(f"{name!r} is not in the model.")
+        elif name not in stored:
+            faults.append(
+                f"{name!r} and {firsts[name]!r} are two tensors in the file and one in the model."
+            )
+        elif why := _unfit(own[name]) or _misfit(own[name], saved):
+            faults.append(f"{name!r} {why}")
+    if faults:
+        raise FileError(f"its tensors don't fit:\n{listed(sorted(faults), len(faults))}")
+    return {name: tensors[firsts[name]] for name in own}
+
+
+def _unfit(value: Any) -> str | None:
+    """Why a value of a state_dict can't be written, or be loaded into, if so."""
+    if not isinstance(value, torch.Tensor):
+        return f"is no tensor but extra state of type {type(value).__qualname__}."
+    if is_lazy(value):
+        return "is a lazy tensor without a shape yet. Run the model once."
+    if type(value.detach()) is not torch.Tensor:
+        return f"is a {type(value).__qualname__}, not a plain tensor. Gather it first."
+    if value.is_meta:
+        return "is on the meta device and has no data. Use to_empty(device=...) first."
+    if value.layout is not torch.strided:
+        return f"has the layout {value.layout}. Store it dense."
+    if value.dtype not in container.STORABLE:
+        return f"has the dtype {value.dtype}, which safetensors has not."
+    if any(
+        stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+    ):
+        return "is an expanded view, which can't be loaded into. Store a clone of it."
+    return None
+
+
+def _misfit(own: torch.Tensor, saved: torch.Tensor) -> str | None:
+    """Why a tensor of the file can't be loaded into one of the model, if so."""
+    if own.shape != saved.shape:
+        return f"has the shape {tuple(saved.shape)} in the file, {tuple(own.shape)} in the model."
+    if own.dtype != saved.dtype:
+        remedy = f"Bring the model to it with .to({saved.dtype})."
+        return f"is {saved.dtype} in the file, {own.dtype} in the model. {remedy}"
+    return None

@@ -1,0 +1,254 @@
+"""The oracle: an untied model, its derived tensors swapped in by `torch.func.functional_call`.
+
+It computes them in plain Python, in the order of a plan, and shares no code with the pass for
+copying, tracing, graphs, derived attributes, or running these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie.life.verifying.results import Vacuous, VerificationError
+from fxtie.life.verifying.values import norm_of, relative_error, same_bits, tensors_in, wide
+
+_NONE: Mapping[str, nn.Module] = types.MappingProxyType({})
+
+
+def read(model: nn.Module, name: str) -> torch.Tensor:
+    """A parameter, buffer or parametrized tensor by its dotted name."""
+    prefix, _, attr = name.rpartition(".")
+    tensor = getattr(model.get_submodule(prefix), attr)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def dropped(model: nn.Module, ties: Any) -> set[tuple[int, str]]:
+    """The slots of the targets that a tied model no longer stores."""
+    return {slot(model, tie.target) for tie in ties if tie.sources != (tie.target,)}
+
+
+def slot(model: nn.Module, name: str) -> tuple[int, str]:
+    """Where a tensor is: the same for all names of one module."""
+    prefix, _, attr = name.rpartition(".")
+    return id(model.get_submodule(prefix)), attr
+
+
+class _Then(nn.Module):
+    """A model, and what is to be done with its output while tensors are swapped."""
+
+    def __init__(self, model: nn.Module, then: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.model, self.then = model, then
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(*args, **kwargs)
+        self.then(output)
+        return output
+
+
+def oracle_run(
+    model: nn.Module,
+    ties: Any,
+    args: Any,
+    kwargs: Any,
+    then: Callable[[Any], None] = lambda output: None,
+    learned: Mapping[str, nn.Module] = _NONE,
+) -> Any:
+    """The model's output with the ties' targets swapped for their derived values.
+
+    Args:
+        then: what to do with the output before the swap ends: the backward of a checkpointed
+            forward runs it again.
+        learned: modules that ties read but the model has not, such as banks, by name.
+    """
+    values: dict[str, torch.Tensor] = {}
+
+    def source(name: str, target: str) -> torch.Tensor:
+        if name in values and name != target:
+            return values[name]
+        for prefix, module in learned.items():
+            if name.startswith(f"{prefix}."):
+                return read(module, name.removeprefix(f"{prefix}."))
+        return read(model, name)
+
+    for tie in ties:  # in the order of a plan: what is read comes first
+        values[tie.target] = tie.transform(*(source(name, tie.target) for name in tie.sources))
+    swapped = {f"model.{name}": value for name, value in values.items()}
+    return torch.func.functional_call(_Then(model, then), swapped, args, kwargs, tie_weights=False)
+
+
+@contextlib.contextmanager
+def same_random_states() -> Iterator[None]:
+    """A block after which all random generators are as they were before it."""
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def seed(number: int = 1234) -> None:
+    """Set all random generators."""
+    torch.manual_seed(number)
+    random.seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number)
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested outputs, once each."""
+    return (tensor for _, tensor in tensors_in(value, {}))
+
+
+def backward(outputs: list[torch.Tensor]) -> None:
+    """Gradients of a fixed random combination of the outputs."""
+    generator = torch.Generator().manual_seed(7)
+    losses = []
+    for output in outputs:
+        if output.requires_grad and output.numel():
+            output = torch.view_as_real(output) if output.is_complex() else output
+            weights = torch.randn(output.shape, generator=generator, dtype=torch.float32)
+            losses.append((output.float() * weights.to(output.device)).mean())
+    if losses:
+        torch.autograd.backward(torch.stack([loss.to(losses[0].device) for loss in losses]).sum())
+
+
+@dataclasses.dataclass
+class Comparison:
+    """How far a tied model is from the oracle.
+
+    Attributes:
+        output_error: the largest relative error of an output or buffer, by norm.
+        gradient_error: the same of the gradient of a stored tensor.
+        output_norm: root mean square of all outputs.
+        exact: whether outputs and buffers are equal.
+    """
+
+    output_error: float
+    gradient_error: float
+    output_norm: float
+    exact: bool
+
+
+def compare(
+    model: nn.Module,
+    tied: nn.Module,
+    ties: Any,
+    args: Any,
+    kwargs: Any = None,
+    *,
+    train: bool | None,
+) -> Comparison:
+    """Run both sides once, on copies, and measure. `train=None` leaves the flags as they are."""
+    model, ties = copy.deepcopy((model, tuple(ties)))  # learnable transforms go along
+    tied, args_, kwargs_ = copy.deepcopy((tied, args, kwargs or {}))
+    if train is not None:
+        for module in (model, tied, *_learned(ties)):
+            module.train(train)
+
+    def then(output: Any) -> None:
+        seed()
+        backward(list(tensors(output)))
+
+    seed()
+    found = tied(*args, **(kwargs or {}))
+    then(found)
+    seed()
+    expected = oracle_run(model, ties, args_, kwargs_, then)
+    _require(type(found) is type(expected), f"{type(found)} is returned, not {type(expected)}")
+    outputs, references = list(tensors(found)), list(tensors(expected))
+    _require(len(outputs) == len(references) > 0, f"{len(outputs)} tensors are returned")
+    buffers = dict(model.named_buffers())
+    kept = [(buffer, buffers[n]) for n, buffer in tied.named_buffers() if n in buffers]
+    errors = [relative_error(*p) for p in (*zip(outputs, references, strict=True), *kept)]
+    gradient_error = max(_gradient_errors(model, tied, ties).values(), default=0.0)
+    norm, reason = scale(references)
+    if reason:
+        raise Vacuous(reason)
+    return Comparison(max(errors), gradient_error, norm, not any(errors))
+
+
+def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
+    """The root mean square of outputs, and why to compare with these would prove nothing."""
+    parts = [wide(output) for output in outputs]
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
+    together = torch.cat([part.flatten().cpu() for part in parts])
+    norm = together.square().mean().sqrt().item()
+    if not torch.isfinite(together).all():
+        return norm, "outputs are not finite"
+    if norm < 1e-6 or (together.numel() > 1 and together.std().item() < 1e-6 * norm):
+        return norm, (
+            f"outputs are near zero or constant (norm {norm:.1e}), so that nothing is proved. Use "
+            f"values with which they keep their scale: trained ones, or some forwards in train(), "
+            f"which set the statistics of batch norms"
+        )
+    return norm, ""
+
+
+def _learned(ties: Any) -> list[nn.Module]:
+    """Learnable transforms, once each, in the order in which a tied model registers them."""
+    return list({id(m): m for tie in ties if isinstance(m := tie.transform, nn.Module)}.values())
+
+
+def _gradient_errors(model: nn.Module, tied: nn.Module, ties: Any) -> dict[str, float]:
+    """Relative error of each gradient. Every stored tensor must be there on both sides."""
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    found = dict(tied.named_parameters(remove_duplicate=False))
+    gone = dropped(model, ties)
+    missing = {name for name in expected if slot(model, name) not in gone} - set(found)
+    _require(not missing, f"stored tensors are missing: {', '.join(sorted(missing))}")
+    references = [p for module in _learned(ties) for p in module.parameters()]
+    own = [name for name in found if name.startswith("ties.")]
+    if references and len(own) == len(references):
+        expected |= dict(zip(own, references, strict=True))
+    shared, errors = [name for name in found if name in expected], {}
+    for name in shared:
+        fault, error = gradient_error(found[name], expected[name])
+        _require(not fault, f"{fault} of {name}")
+        if error is not None:
+            errors[name] = error
+    if not any(norm_of(gradient_of(expected[name])) for name in shared):
+        raise Vacuous("all gradients vanish")
+    return errors
+
+
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a leaf. A copy of a module of TorchScript has parameters that are none."""
+    return tensor.grad if tensor.is_leaf else None
+
+
+def gradient_error(
+    found: torch.Tensor, expected: torch.Tensor, vanishing: float = 1e-7
+) -> tuple[str, float | None]:
+    """What is wrong with the presence of a gradient, and its relative error.
+
+    There is none to tell if both are `vanishing` beside their tensor: rounding and nothing else.
+    """
+    if not (found.is_leaf and expected.is_leaf):
+        return "", None
+    a, b = found.grad, expected.grad
+    if a is None or b is None:
+        return "" if a is b else "only one side has a gradient", None
+    if max(norm_of(a), norm_of(b)) <= vanishing * (1 + norm_of(expected)):
+        return "", None
+    equal = a.dtype == b.dtype and same_bits(a, b)  # also NaN
+    return "", 0.0 if equal else relative_error(a, b)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise VerificationError(f"The tied model differs from the oracle: {message}.")

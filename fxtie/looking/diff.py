@@ -1,0 +1,272 @@
+"""Two graphs -> what changed, layer by layer.
+
+In: two modules with graphs, or a plain module and its tied form. Out: `GraphDiff`, plain data that
+holds on to no graph and no tensor; `show/` prints and draws it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from fxtie.capturing.capture import untied_graphs
+from fxtie.capturing.report import Report
+from fxtie.errors import FxtieError
+from fxtie.looking.layers import LayerDiff, RegionDiff
+from fxtie.looking.matching import Matching, match_graphs
+from fxtie.looking.nodes import NodeInfo, module_text, node_info
+from fxtie.looking.shapes import node_values
+from fxtie.shown import Paged
+from fxtie.words import count, parameter_change
+
+
+@dataclass(frozen=True)
+class GraphDiff(Paged):
+    """What changed between two graphs. `print` shows a table for each layer that did.
+
+    Attributes:
+        regions: the graphs that were compared: the model's, or those of its captured parts.
+        parameters: number of parameters before and after, each Parameter counted once.
+        bytes: their size before and after.
+        codes: the generated forwards before and after, one pair per region.
+        unseen: derived tensors that appear in no graph, since the modules that read them run the
+            forward that the user wrote.
+        ties: each derived tensor, with the tensors that it is derived from.
+    """
+
+    regions: tuple[RegionDiff, ...]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    codes: tuple[tuple[str, str], ...] = field(repr=False, default=())
+    unseen: tuple[str, ...] = ()
+    ties: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False, default=())
+
+    @functools.cached_property
+    def layers(self) -> tuple[LayerDiff, ...]:
+        """The layers that changed, in the order of the forward."""
+        return tuple(layer for r in self.regions for layer in r.layers if layer.changed)
+
+    @property
+    def removed(self) -> int:
+        """Number of `-` lines: nodes that are gone or were different."""
+        return sum(line.mark == "-" for layer in self.layers for line in layer.lines)
+
+    @property
+    def added(self) -> int:
+        """Number of `+` lines: nodes that are new or are different now."""
+        return sum(line.mark == "+" for layer in self.layers for line in layer.lines)
+
+    def __bool__(self) -> bool:
+        """Whether anything changed."""
+        return bool(self.layers or self.unseen or self.parameters[0] != self.parameters[1])
+
+    def summary(self) -> str:
+        """The whole change in one line.
+
+        Example:
+            >>> import fxtie
+            >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+            >>> fxtie.diff(net, net).summary()
+            'no difference'
+        """
+        if not self:
+            return "no difference"
+        return (
+            f"{count(len(self.layers), 'layer')} changed (nodes: -{self.removed} +{self.added}), "
+            f"{parameter_change(*self.parameters)}"
+        )
+
+    def code(self) -> str:
+        """The unified diff of the generated forwards, empty if they are the same."""
+        parts: list[str] = []
+        for region, (before, after) in zip(self.regions, self.codes, strict=True):
+            old, new = before.strip().splitlines(), after.strip().splitlines()
+            name = region.name and f" {region.name}"
+            parts += difflib.unified_diff(old, new, f"before{name}", f"after{name}", lineterm="")
+        return "\n".join(line.rstrip() for line in parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON.
+
+        Keys: `parameters` and `bytes` (each with `before` and `after`), `removed` and `added`
+        (numbers of nodes), `layers` (a list of `name` and `lines`; a line has `mark`, `op`,
+        `name`, `target`, `args`), `unseen` (tensor names).
+        """
+        return {
+            "parameters": dict(zip(("before", "after"), self.parameters, strict=True)),
+            "bytes": dict(zip(("before", "after"), self.bytes, strict=True)),
+            "removed": self.removed,
+            "added": self.added,
+            "layers": [asdict(layer) for layer in self.layers],
+            "unseen": list(self.unseen),
+        }
+
+
+def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> GraphDiff:
+    """What changed from one module to another.
+
+    Nodes are matched by where they come from (layer, then what they do), so a node that is
+    inserted does not shift the rest, and one that has but another name is no change.
+
+    Args:
+        before: the model before: plain, tied or a GraphModule.
+        after: the model after: the result of `transform`, or any GraphModule. Of a model with
+            one graph for training and one for evaluation, that of the current mode is compared.
+        *args, **kwargs: inputs of the forward, to show the shapes of all values. They are found
+            on fake tensors: nothing is computed. Without inputs, only stored tensors have shapes.
+
+    Raises:
+        FxtieError: if there is no graph to compare: `after` is neither tied nor a GraphModule, or
+            `before` is a module that can't be traced. If the inputs don't fit.
+
+    Example:
+        >>> import fxtie, torch
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> tied = fxtie.transform(net, fxtie.Rule("2", "0", torch.square))
+        >>> print(fxtie.diff(net, tied).summary())
+        1 layer changed (nodes: -1 +4), parameters 40 -> 20 (50.0%)
+    """
+    before, after = (_uncompiled(module) for module in (before, after))
+    pairs = [] if before is after else list(_graph_pairs(before, after))
+    values: dict[fx.Node, Any] = {}
+    if args or kwargs:
+        values |= node_values(before, {name: old for name, old, _ in pairs}, args, kwargs)
+        values |= node_values(after, {name: new for name, _, new in pairs}, args, kwargs)
+    regions = []
+    for name, old, new in pairs:
+        sides = (old, _within(before, name)), (new, _within(after, name))
+        regions.append(_region(name, *sides, values))
+    report = vars(after).get("_fxtie_report") if pairs else None
+    return GraphDiff(
+        tuple(regions),
+        (_parameters(before), _parameters(after)),
+        (_bytes(before), _bytes(after)),
+        tuple((_code(old), _code(new)) for _, old, new in pairs),
+        _unseen(report) if isinstance(report, Report) else (),
+        _ties(report) if isinstance(report, Report) else (),
+    )
+
+
+# -- which graphs ---------------------------------------------------------------------------------
+
+Side = tuple[fx.Graph, "nn.Module | None"]
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    inner = getattr(module, "_orig_mod", module)
+    if not isinstance(inner, nn.Module):
+        raise FxtieError(f"diff compares modules, not {type(module).__name__}.")
+    return inner
+
+
+def _graph_pairs(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, fx.Graph, fx.Graph]]:
+    """The modules of which both have a graph, with the two graphs."""
+    old, new = _graphs(before), _graphs(after)
+    if old.keys() & new.keys():
+        yield from ((name, old[name], new[name]) for name in old if name in new)
+    elif isinstance(vars(after).get("_fxtie_report"), Report):
+        yield from untied_graphs(before, after)
+    elif isinstance(after, fx.GraphModule):
+        yield "", _traced(before, after.graph), after.graph
+    else:
+        raise FxtieError(
+            f"There is no graph to compare: {type(after).__name__} is neither a tied model nor a "
+            f"torch.fx.GraphModule. Pass what fxtie.transform or torch.fx.symbolic_trace gives."
+        )
+
+
+def _graphs(module: nn.Module) -> dict[str, fx.Graph]:
+    return {name: m.graph for name, m in module.named_modules() if isinstance(m, fx.GraphModule)}
+
+
+def _traced(model: nn.Module, like: fx.Graph) -> fx.Graph:
+    """A plain model's graph, with the modules opened that `like` has opened."""
+    layers = {str(n.target) for n in like.nodes if n.op == "call_module"}
+    for node in like.nodes:
+        layers |= {str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()}
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            inside = module_qualified_name + "."
+            return not any(layer.startswith(inside) for layer in layers)
+
+    try:
+        return Tracer().trace(model)
+    except Exception as error:  # the user's forward runs on proxies, which no code has to bear
+        raise FxtieError(
+            f"{type(model).__name__} has no graph and can't be traced to compare it: {error}"
+        ) from error
+
+
+def _ties(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((tie.target, tie.sources) for tie in report.plan.ties)
+
+
+def _unseen(report: Report) -> tuple[str, ...]:
+    """Derived tensors of modules that were kept."""
+    kept = {module.name for module in report.kept}
+    return tuple(name for name in report.targets if name.rpartition(".")[0] in kept)
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+def _region(
+    name: str, before: Side, after: Side, values: Mapping[fx.Node, Any] | None = None
+) -> RegionDiff:
+    (old, old_owner), (new, new_owner) = before, after
+    matching = match_graphs(old, new, name)
+    changed = frozenset(
+        b.name
+        for a, b in matching.pairs.items()
+        if not matching.same_arguments(a, b) or not _same_module(a, old_owner, b, new_owner)
+    )
+    matched = {a.name: b.name for a, b in matching.pairs.items()}
+    return RegionDiff(
+        name,
+        _infos(old, old_owner, matching, values or {}),
+        _infos(new, new_owner, matching, values or {}),
+        matched,
+        changed,
+    )
+
+
+def _infos(
+    graph: fx.Graph,
+    owner: nn.Module | None,
+    matching: Matching,
+    values: Mapping[fx.Node, Any],
+) -> tuple[NodeInfo, ...]:
+    return tuple(
+        node_info(node, owner, matching.layers[node], values.get(node)) for node in graph.nodes
+    )
+
+
+def _same_module(a: fx.Node, before: Any, b: fx.Node, after: Any) -> bool:
+    if a.op != "call_module" or before is None or after is None:
+        return True
+    return module_text(before, str(a.target)) == module_text(after, str(b.target))
+
+
+def _within(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _parameters(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+
+def _bytes(module: nn.Module | None) -> int:
+    return sum(p.nbytes for p in module.parameters()) if module is not None else 0
+
+
+def _code(graph: fx.Graph) -> str:
+    return graph.python_code("self").src

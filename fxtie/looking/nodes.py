@@ -1,0 +1,131 @@
+"""A node of a graph as plain data: what a table or a picture says of it.
+
+In: a `torch.fx.Node` and the module that its graph is of. Out: `NodeInfo`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtie._torch import OpOverload
+from fxtie.looking.matching import arguments_text
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What there is to say of a node.
+
+    Attributes:
+        op: opcode.
+        name: its name, unique in its graph.
+        target: what it calls or reads, as one would write it.
+        args: its arguments, as text.
+        layer: the dotted name of the layer that it belongs to.
+        inputs: names of the nodes that it reads.
+        tie: the target tensor that it derives, if it is part of a tie.
+        shape: shape of its value, where known; empty otherwise.
+        dtype: dtype of its value, where known.
+        module: the module that it calls, as `print` shows it.
+        parameters: number of parameters of the module that it calls, or tensor that it reads.
+        source: the user's line that it comes from, and the file.
+    """
+
+    op: str
+    name: str
+    target: str
+    args: str
+    layer: str
+    inputs: tuple[str, ...] = ()
+    tie: str = ""
+    shape: str = ""
+    dtype: str = ""
+    module: str = ""
+    parameters: int = 0
+    source: str = ""
+
+
+def node_info(node: fx.Node, owner: nn.Module | None, layer: str, value: Any = None) -> NodeInfo:
+    """Describe a node.
+
+    Args:
+        owner: the module that its graph is of, if it is at hand.
+        value: what it gives, or a fake tensor like that; otherwise its `meta` may tell.
+    """
+    args = [arguments_text(arg, str) for arg in node.args]
+    args += [f"{key}={arguments_text(value, str)}" for key, value in node.kwargs.items()]
+    if value is None:
+        value = node.meta.get("val", node.meta.get("tensor_meta"))
+    module, parameters = "", 0
+    if owner is not None and node.op in ("call_module", "get_attr"):
+        found = _resolve(owner, str(node.target))
+        if isinstance(found, nn.Module):
+            module = module_text(owner, str(node.target))
+            parameters = sum(p.numel() for p in found.parameters())
+        elif isinstance(found, torch.Tensor):
+            value = found
+            parameters = found.numel() if isinstance(found, nn.Parameter) else 0
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return NodeInfo(
+        node.op,
+        node.name,
+        target_text(node),
+        ", ".join(args),
+        layer,
+        tuple(n.name for n in node.all_input_nodes),
+        str(node.meta.get("tie", "")),
+        "" if shape is None else f"({', '.join(map(str, shape))})",
+        "" if dtype is None else str(dtype).removeprefix("torch."),
+        module,
+        parameters,
+        source_line(node),
+    )
+
+
+def target_text(node: fx.Node) -> str:
+    """A node's target as one would write it: `torch.square`, `F.conv2d`, `conv_1.weight`."""
+    target: Any = node.meta.get("reads") or node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, OpOverload):
+        return str(target)
+    name = str(getattr(target, "__name__", type(target).__name__))
+    for short, namespace in (("F", torch.nn.functional), ("torch", torch)):
+        if getattr(namespace, name, None) is target:
+            return f"{short}.{name}"
+    module = getattr(target, "__module__", None) or ""
+    return f"operator.{name}" if module == "_operator" else name
+
+
+def module_text(owner: nn.Module, path: str) -> str:
+    """A submodule's class and its settings, without what is inside it."""
+    module = _resolve(owner, path)
+    if not isinstance(module, nn.Module):
+        return ""
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's innermost line that a node comes from: `out = self.conv2(out)  # resnet.py:96`."""
+    frames = re.findall(
+        r'File "(.*?)", line (\d+), in [^\n]*\n?([^\n]*)', node.meta.get("stack_trace") or ""
+    )
+    if not frames:
+        return ""
+    path, line, code = frames[-1]
+    file = re.split(r"[\\/]", path)[-1]
+    return f"{code.strip()}  # {file}:{line}".strip()
+
+
+def _resolve(owner: nn.Module, path: str) -> Any:
+    """What a dotted name refers to; None if it isn't there."""
+    found: Any = owner
+    for part in path.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            return None
+    return found

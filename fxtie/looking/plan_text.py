@@ -1,0 +1,31 @@
+"""Plans as text for a terminal.
+
+In: a `Plan`. Out: an aligned table, in which ties that differ in indices only share a row.
+"""
+
+from __future__ import annotations
+
+from fxtie.looking.tables import table
+from fxtie.planning.plan import HEADERS, Plan, row
+from fxtie.planning.steps import Step
+from fxtie.shown import text
+from fxtie.words import role
+
+
+@text.register
+def plan_text(plan: Plan) -> str:
+    """The table, and the total."""
+    groups: dict[tuple[object, ...], list[Step]] = {}
+    for step in plan.steps:
+        _, _, transform, shape, _ = row([step])
+        key = (*map(_role, (step.tie.target, *step.tie.sources)), transform, shape)
+        groups.setdefault(key, []).append(step)
+    if not groups:
+        return plan.summary()
+    align = ("left", "left", "left", "left", "right")
+    return f"{table(map(row, groups.values()), HEADERS, align)}\n{plan.summary()}"
+
+
+def _role(tensor: str) -> tuple[str, str]:
+    owner, _, attr = tensor.rpartition(".")
+    return role(owner), attr

@@ -1,0 +1,1 @@
+"""In torch's pipelines: passes, exported programs, constants."""

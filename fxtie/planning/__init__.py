@@ -1,0 +1,1 @@
+"""Rules + model -> `Plan`: names, resolving, lowering, checks."""

@@ -1,0 +1,203 @@
+"""Names of a model's modules and tensors, and what stands behind each.
+
+In: a model. Out: for a dotted name the module that owns the tensor (`Slot`). Owners are compared by
+identity, since one module may have several names and one Parameter several owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from fxtie._torch import FakeTensorMode
+from fxtie.errors import FxtieError, closest
+from fxtie.planning.spec import Spec
+from fxtie.rules.bank import Bank
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs more than its forward."""
+    return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def is_parametrized(module: nn.Module, attr: str | None = None) -> bool:
+    """Whether a tensor of a module is parametrized, or any."""
+    # Asking a module for what it has not, as torch does, takes many times as long.
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module, attr)
+
+
+def join(*parts: str) -> str:
+    """A dotted name; empty parts, such as the root's name, are left out."""
+    return ".".join(filter(None, parts))
+
+
+SlotKey: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor lives: the attribute of a module."""
+
+    owner: nn.Module
+    attr: str
+    name: str
+
+    @property
+    def key(self) -> SlotKey:
+        """Identity: the same slot under another name has the same key."""
+        return id(self.owner), self.attr
+
+    @property
+    def is_parametrized(self) -> bool:
+        return is_parametrized(self.owner, self.attr)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The stored tensor, or the computed one if it is parametrized."""
+        tensor = getattr(self.owner, self.attr)
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    def spec(self, mode: FakeTensorMode) -> Spec:
+        if self.is_parametrized:
+            with mode:  # computes the parametrization, on fakes
+                return Spec.of(self.tensor)
+        return Spec.of(self.tensor)
+
+    def faults_as_target(self) -> list[str]:
+        """Why this tensor cannot be derived, if it cannot."""
+        faults = []
+        if self.is_parametrized:
+            faults.append(
+                f"the target {self.name!r} is parametrized. Remove the parametrization (with "
+                f"torch.nn.utils.parametrize.remove_parametrizations), or put it into the "
+                f"transform."
+            )
+        elif self.tensor._backward_hooks or getattr(
+            self.tensor, "_post_accumulate_grad_hooks", None
+        ):
+            faults.append(
+                f"the target {self.name!r} has tensor hooks, which a derived tensor would lose. "
+                f"Remove them first."
+            )
+        if has_hooks(self.owner):
+            where = self.name.rpartition(".")[0] or "the model"
+            faults.append(
+                f"the module {where!r} of the target {self.name!r} has hooks, which would not "
+                f"run. Remove them, or put them on a module around it."
+            )
+        return faults
+
+
+class Names:
+    """Every name of a model's modules and tensors, aliases included."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.bank_names: dict[int, tuple[str, ...]] = {}
+        self._slots: dict[str, Slot] = {}
+        for prefix, module in self.modules.items():
+            if not prefix.endswith(".parametrizations") and ".parametrizations." not in prefix:
+                self._add_slots(prefix, module)
+
+    def _add_slots(self, prefix: str, module: nn.Module) -> None:
+        for attr in self.tensors_of(module):
+            name = f"{prefix}.{attr}" if prefix else attr
+            self._slots[name] = Slot(module, attr, name)
+
+    @property
+    def tensors(self) -> Iterable[str]:
+        """The names of all parameters, buffers and parametrized tensors."""
+        return self._slots
+
+    @staticmethod
+    def tensors_of(module: nn.Module) -> list[str]:
+        """The tensors that a module itself owns, parametrized ones included."""
+        names = [name for name, p in module._parameters.items() if p is not None]
+        names += [name for name, b in module._buffers.items() if b is not None]
+        if is_parametrized(module):
+            names += module.parametrizations.keys()  # type: ignore[operator,union-attr]
+        return names
+
+    def add_module(self, prefix: str, module: nn.Module) -> None:
+        """Let the tensors of a module outside of the model be found below `prefix`."""
+        for name, inner in module.named_modules(remove_duplicate=False):
+            self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
+
+    def add_bank(self, bank: Bank, name: str) -> None:
+        """Let a bank's templates be found as `ties.<name>.templates.<i>`."""
+        self.add_module(f"ties.{name}", bank)
+        templates = range(len(bank.templates))
+        self.bank_names[id(bank)] = tuple(f"ties.{name}.templates.{i}" for i in templates)
+
+    def find(self, name: str) -> Slot | str:
+        """The slot of a tensor name, or the end of a sentence that says why there is none."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return self._why_missing(name)
+        if isinstance(slot.owner, torch.jit.ScriptModule):
+            return "belongs to a module of TorchScript. Tie the model before it is scripted."
+        members = slot.owner.__dict__
+        if is_lazy(members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))):
+            return "is a lazy tensor without a shape yet. Run the model once before tying it."
+        return slot
+
+    def get(self, name: str) -> Slot:
+        """The slot of a name in a plan.
+
+        Raises:
+            FxtieError: if the plan was made for another model.
+        """
+        found = self.find(name)
+        if isinstance(found, str):
+            raise FxtieError(f"The plan was made for another model: {name!r} {found} Plan again.")
+        return found
+
+    def _why_missing(self, name: str) -> str:
+        if name in self.modules:
+            return "is a module, not a tensor. A tie, or a rule for a tensor, names tensors."
+        prefix, _, attr = name.rpartition(".")
+        owner = self.modules.get(prefix)
+        value = None if owner is None else owner.__dict__.get(attr)
+        if owner is not None and attr in owner.__dict__.get("_fxtie_derived", ()):
+            return "is derived already. Tie to what it is derived from, or give all rules at once."
+        if isinstance(value, torch.Tensor):
+            return (
+                "is a plain attribute that a hook recomputes before each forward, so reading it "
+                "elsewhere gives a stale value. Use torch.nn.utils.parametrizations instead of "
+                "the hook, or tie the tensors that it is computed from."
+            )
+        return f"is not a tensor of the model.{closest(name, self._slots)}"
+
+    def savings(self, targets: Iterable[Slot]) -> dict[SlotKey, int]:
+        """Parameters that go when the targets do: a Parameter that is held elsewhere stays."""
+        holders: dict[int, set[SlotKey]] = {}
+        for slot in self._slots.values():
+            parameters = slot.owner._parameters  # TorchScript's have no `get`
+            if slot.attr in parameters:
+                parameter = parameters[slot.attr]
+                holders.setdefault(id(parameter), set()).add(slot.key)
+        dropped = {slot.key: slot for slot in targets}
+        saved: dict[SlotKey, int] = {}
+        for key, slot in dropped.items():
+            parameter = slot.owner._parameters.get(slot.attr)
+            if parameter is None:
+                continue
+            held_by = holders[id(parameter)]
+            if held_by <= dropped.keys() and not held_by & saved.keys():
+                saved[key] = parameter.numel()
+        return saved

@@ -1,0 +1,31 @@
+"""Tensors without data, on which transforms are tried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fxtie._torch import FakeTensorMode, empty_fake
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape, dtype and device of a tensor, without its data."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Spec:
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride())
+
+    def fake(self, mode: FakeTensorMode) -> torch.Tensor:
+        return empty_fake(mode, self.shape, self.stride, self.dtype, self.device)
+
+
+def fake_mode() -> FakeTensorMode:
+    """Where transforms are tried out: no memory, no compute. Their own modules are let in."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

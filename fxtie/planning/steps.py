@@ -1,0 +1,227 @@
+"""Resolved ties -> steps: their order, and their transforms tried out on tensors without data.
+
+In: ties with the slots of their targets. Out: `Step`s, each after those that it reads; faults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxtie._torch import DataDependentOutputException
+from fxtie.errors import PlanError
+from fxtie.planning.lowering import Lowered, Opaque, lower
+from fxtie.planning.names import Slot, SlotKey
+from fxtie.planning.resolve import Resolved, Resolver
+from fxtie.planning.spec import Spec, fake_mode
+from fxtie.rules.rule import Tie
+from fxtie.transforms import Transform
+from fxtie.transforms.protocol import transform_name
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tie, checked against the model.
+
+    Attributes:
+        tie: the fact.
+        spec: shape, dtype and device of the target.
+        saved: parameters that the tied model no longer has.
+        lowered: the transform, ready for a graph.
+    """
+
+    tie: Tie
+    spec: Spec
+    saved: int
+    lowered: Lowered | Opaque | nn.Module
+
+    @property
+    def transform_name(self) -> str:
+        """How the transform is shown in tables."""
+        return transform_name(self.tie.transform)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A lambda can't be pickled; what was made of it can."""
+        state = dict(self.__dict__)
+        if "<" in getattr(self.tie.transform, "__qualname__", ""):
+            state["tie"] = replace(self.tie, transform=self.lowered)
+        return state
+
+
+Examined: TypeAlias = tuple[Lowered | Opaque | nn.Module, str | None]
+
+
+class Planner:
+    """Orders resolved ties and tries their transforms out."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self.resolver = resolver
+        self.names = resolver.names
+        self.resolved = resolver.resolved
+        self.faults = resolver.faults
+        self.cause: BaseException | None = None
+        self.mode = fake_mode()
+        self._specs: dict[SlotKey, Spec] = {}
+        self._examined: dict[Any, Examined] = {}
+        self._general: dict[Any, Lowered] = {}  # those that are for tensors of any shape
+
+    def raise_faults(self) -> None:
+        if self.faults:
+            raise PlanError(self.faults) from self.cause
+
+    # -- order ----------------------------------------------------------------------------------
+
+    def order(self) -> list[Resolved]:
+        """Depth first over the sources; iterative, since chains may be long."""
+        ordered: list[Resolved] = []
+        done: set[SlotKey] = set()
+        for start in self.resolved:
+            path: list[SlotKey] = []
+            on_path: set[SlotKey] = set()
+            pending = [(start, False)]
+            while pending:
+                key, left = pending.pop()
+                if left:
+                    path.pop()
+                    on_path.discard(key)
+                    done.add(key)
+                    ordered.append(self.resolved[key])
+                    continue
+                if key in done or key not in self.resolved:
+                    continue
+                if key in on_path:
+                    self.report_cycle([*path[path.index(key) :], key])
+                    return []
+                path.append(key)
+                on_path.add(key)
+                pending.append((key, True))
+                tie = self.resolved[key].tie
+                if not tie.is_self_derived:
+                    pending += [(self.key(name), False) for name in reversed(tie.sources)]
+        return ordered
+
+    def key(self, name: str) -> SlotKey:
+        found = self.names.find(name)
+        assert isinstance(found, Slot)  # `Resolver.add` has told of the others
+        return found.key
+
+    def report_cycle(self, keys: list[SlotKey]) -> None:
+        names = [self.resolved[key].tie.target for key in keys]
+        self.faults.append(
+            "The rules form a cycle, each derived from the next: "
+            + " <- ".join(names)
+            + ". Leave one of these tensors stored, as the source of the others."
+        )
+
+    # -- transforms, on fake tensors ------------------------------------------------------------
+
+    def check(self, ordered: list[Resolved]) -> list[Step]:
+        """The steps, and the faults of their transforms."""
+        dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
+        saved = self.names.savings(dropped)
+        steps = []
+        for tie, target, origin in ordered:
+            spec = self.spec(tie.target)
+            sources = tuple(map(self.spec, tie.sources))
+            try:
+                tie = self.bind(tie, spec)
+                lowered, fault = self.examined(tie.transform, sources, spec)
+            # A transform is the user's code: whatever it raises is told, with its traceback.
+            except Exception as error:
+                self.cause = self.cause or error
+                shapes = ", ".join(str(tuple(s.shape)) for s in sources) or "no tensor"
+                self.faults.append(
+                    f"{origin}: the transform {transform_name(tie.transform)} of {tie.target!r} "
+                    f"raises on {shapes}: {type(error).__name__}: {error}"
+                )
+                continue
+            if fault is not None:
+                self.faults.append(f"{origin}: " + fault.replace("<target>", repr(tie.target)))
+            if isinstance(tie.transform, nn.Module):
+                self.resolver.register(tie.transform, tie.target.replace(".", "_"))
+            steps.append(Step(tie, spec, saved.get(target.key, 0), lowered))
+        return steps
+
+    def spec(self, name: str) -> Spec:
+        """Shape, dtype and device of a tensor."""
+        slot = self.names.find(name)
+        assert isinstance(slot, Slot)
+        if slot.key not in self._specs:
+            self._specs[slot.key] = slot.spec(self.mode)
+        return self._specs[slot.key]
+
+    def bind(self, tie: Tie, spec: Spec) -> Tie:
+        """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
+        # Much faster than isinstance with a Protocol, and once for each tie.
+        adapt = getattr(tie.transform, "for_target", None)
+        return tie if adapt is None else replace(tie, transform=adapt(spec.fake(self.mode)))
+
+    def examined(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
+        """The transform lowered, and a fault if it has one; tried out once for equal cases."""
+        key = (_hashable(transform), sources, target)
+        if key not in self._examined:
+            self._examined[key] = self.examine(transform, sources, target)
+        return self._examined[key]
+
+    def examine(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
+        """Try a transform on tensors without data."""
+        name = transform_name(transform)
+        fakes = [source.fake(self.mode) for source in sources]
+        try:
+            lowered, result = lower(transform, fakes, self.mode)
+        except DataDependentOutputException as error:
+            # It branches on values, which fakes have not: its shape shows when it runs.
+            lowered, result = Opaque(transform, str(error)), None
+        fault = None
+        if any(fake._version for fake in fakes):
+            fault = (
+                f"the transform {name} of <target> changes its source in place, at each use. Let "
+                f"it make a new tensor: w.clamp(0) instead of w.clamp_(0), w = w * 2 instead of "
+                f"w *= 2."
+            )
+        elif result is None and isinstance(lowered, Opaque):
+            return lowered, None
+        fault = fault or _misfit(name, result, sources, target)
+        if fault is not None:
+            return Opaque(transform, fault), fault
+        key = (_hashable(transform), len(sources))
+        if key in self._general:
+            return self._general[key], None
+        if isinstance(lowered, Lowered) and lowered.is_general:
+            self._general[key] = lowered
+        return lowered, None
+
+
+def _misfit(name: str, result: Any, sources: tuple[Spec, ...], target: Spec) -> str | None:
+    """Why the result of a transform can't stand for `<target>`, if it can't."""
+    if not isinstance(result, torch.Tensor):
+        return f"the transform {name} of <target> returns {type(result).__name__}, not a tensor."
+    if tuple(result.shape) != target.shape:
+        return (
+            f"the transform {name} gives shape {tuple(result.shape)} from "
+            f"{', '.join(str(s.shape) for s in sources) or 'nothing'}, but <target> has "
+            f"{target.shape}. fxtie.transforms.tile(), crop(), pad() and resize() adapt to the "
+            f"target's shape."
+        )
+    if result.dtype != target.dtype:
+        return (
+            f"the transform {name} gives {result.dtype}, but <target> is {target.dtype}. "
+            f"Add .to({target.dtype}) to the transform."
+        )
+    if result.device != target.device:
+        return (
+            f"the transform {name} gives a tensor on {result.device}, but <target> is on "
+            f"{target.device}. Add .to({str(target.device)!r}) to the transform."
+        )
+    return None
+
+
+def _hashable(transform: Any) -> Any:
+    try:
+        hash(transform)
+    except TypeError:
+        return id(transform)
+    return transform

@@ -1,0 +1,1 @@
+"""What a user writes: rules, ties, free tensors, and files of them."""

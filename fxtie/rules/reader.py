@@ -1,0 +1,307 @@
+"""Plain data -> rules: what rule files and the files of tied models have in common.
+
+In: a dict of JSON's own types, whose form `rule_files.py` describes. Out: rules, and the banks and
+shared transforms that have a name in it.
+
+Names are looked up, and what was registered under them (`registry.py`) is called; nothing else is.
+All faults come at once, each with its *path*: the keys and numbers that lead to it in the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from reprlib import repr  # a fault shows the beginning of a value, however large it is
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxtie.errors import RuleError, closest
+from fxtie.rules.bank import Bank
+from fxtie.rules.rule import Pattern, Rule, Tie
+from fxtie.transforms import FitsTarget, Transform
+from fxtie.transforms.registry import from_spec
+from fxtie.words import count
+
+DataPath: TypeAlias = tuple[str | int, ...]
+Reader: TypeAlias = Callable[[Any], Any]
+
+BANK_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.complex64, torch.complex128),
+    )
+}
+# What `tensors` can't name, since Rule has an argument of that name.
+RESERVED = inspect.signature(Rule.__init__).parameters.keys() - {"tensors"}
+
+
+class RuleDataError(RuleError):
+    """Rules that can't be read or written as data.
+
+    Attributes:
+        faults: one sentence each, with its path.
+    """
+
+    def __init__(self, faults: Iterable[tuple[DataPath, str]]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{path_text(path)}{fault}" for path, fault in self.faults))
+
+
+def path_text(path: DataPath) -> str:
+    """A path as the beginning of a message.
+
+    >>> path_text(("rule", 0, "weight"))
+    'rule[0].weight: '
+    """
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join((*parts, ": ")).removeprefix(".") if path else ""
+
+
+def listed(faults: Iterable[str], n: int, most: int = 20) -> str:
+    """The first of `n` faults, a line each, and how many more there are."""
+    lines = list(islice(faults, most))
+    return "\n".join([*lines, f"and {count(n - most, 'more fault')}"] if n > most else lines)
+
+
+class Faults:
+    """Collects faults, so that all of them can be told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[DataPath, str]] = []
+
+    @contextlib.contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        """What is wrong inside of this block is wrong at `path`; go on after the block."""
+        try:
+            yield
+        except RuleDataError as error:
+            self.found += [((*path, *inner), fault) for inner, fault in error.faults]
+        except RuleError as error:
+            self.found.append((path, str(error)))
+
+    def tell(self) -> None:
+        if self.found:
+            raise RuleDataError(self.found)
+
+
+def read_rules(data: Any) -> tuple[list[Rule | Tie], dict[str, nn.Module]]:
+    """The rules that some data describe, and the modules that have a name in them.
+
+    Args:
+        data: anything; what is no description of rules is refused.
+
+    Raises:
+        RuleDataError: with every fault and its path.
+
+    Example:
+        >>> read_rules({"rule": [{"target": "b", "source": "a", "bias": False}]})
+        ([Rule('b', 'a', bias=None)], {})
+        >>> read_rules({"rule": [{"target": "b", "sorce": "a"}]})
+        Traceback (most recent call last):
+        ...
+        fxtie.rules.reader.RuleDataError: rule[0].sorce: There is no such key. Closest ...
+        rule[0]: The key 'source' is missing.
+    """
+    faults, tables, rules = Faults(), {}, []
+    readers = {"rule": _many, "bank": _named, "shared": _named, "$schema": _text}
+    with faults.at():
+        tables = _table(data, readers, needed=["rule"])
+    faults.tell()
+    names = SharedNames()
+    names.read(tables.get("bank", {}), tables.get("shared", {}))
+    for i, entry in enumerate(tables["rule"]):
+        with faults.at("rule", i):
+            rules.append(names.rule(entry))
+    faults.tell()
+    names.check_use(rules)
+    return rules, {**names.banks, **names.shared}
+
+
+class SharedNames:
+    """The banks and shared transforms of a description, and what refers to them."""
+
+    def __init__(self) -> None:
+        self.banks: dict[str, Bank] = {}
+        self.shared: dict[str, nn.Module] = {}
+
+    def read(self, banks: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+        faults = Faults()
+        for name, entry in banks.items():
+            with faults.at("bank", name):
+                self.banks[name] = _bank(entry)
+        for name, entry in shared.items():
+            with faults.at("shared", name):
+                self.shared[name] = self.shared_transform(entry)
+        faults.tell()
+
+    def shared_transform(self, entry: Any) -> nn.Module:
+        """A learnable transform; its own spec may refer to those above it."""
+        readers = {"transform": self.transform, "shape": _shape, "dtype": _dtype}
+        given = _table(entry, readers, needed=["transform"])
+        module, dtype = given["transform"], given.get("dtype")
+        if "shape" in given:
+            module = _fitted(module, given["shape"], dtype)
+        if not isinstance(module, nn.Module):
+            raise RuleError(f"{module!r} has nothing to learn. Write it where it is used.")
+        if "shape" not in given and dtype is not None:
+            module.to(dtype)
+        if isinstance(module, FitsTarget) and not module.state_dict():
+            raise RuleError(
+                f"{module!r} has nothing to share before it is fitted. Add the shape of its "
+                f"targets, such as shape = [64, 64]."
+            )
+        return module
+
+    def rule(self, entry: Any) -> Rule | Tie:
+        if isinstance(entry, dict) and "transform" in entry:
+            tie: dict[str, Reader] = {
+                "target": _text,
+                "source": _texts,
+                "transform": self.transform,
+            }
+            given = _table(entry, tie, needed=["target", "source"])
+            return Tie(given["target"], given["source"], given["transform"])
+        rule: dict[str, Reader] = {
+            "target": _pattern,
+            "source": self.source,
+            "weight": self.transform_or_none,
+            "bias": self.transform_or_none,
+            "tensors": self.tensors,
+            "exclude": lambda value: tuple(map(_pattern, _texts(value))),
+            "count": _positive,
+        }
+        given = _table(entry, rule, needed=["target", "source"])
+        return Rule(**given.pop("tensors", {}), **given)
+
+    def source(self, value: Any) -> Bank | tuple[str, ...] | None:
+        if isinstance(value, dict):
+            name = _table(value, {"bank": _text}, needed=["bank"])["bank"]
+            if name not in self.banks:
+                raise RuleError(f"There is no bank {name!r}.{closest(name, self.banks)}")
+            return self.banks[name]
+        return _texts(value) or None
+
+    def transform(self, value: Any) -> Transform:
+        return from_spec(value, self.shared)
+
+    def transform_or_none(self, value: Any) -> Transform | None:
+        return None if value is False else self.transform(value)
+
+    def tensors(self, value: Any) -> dict[str, Transform | None]:
+        faults = Faults()
+        transforms: dict[str, Transform | None] = {}
+        for name, spec in _named(value).items():
+            with faults.at(name):
+                if name in RESERVED:
+                    raise RuleError("This is a key of the rule itself, outside of `tensors`.")
+                transforms[name] = self.transform_or_none(spec)
+        faults.tell()
+        return transforms
+
+    def check_use(self, rules: Sequence[Rule | Tie]) -> None:
+        used: set[nn.Module] = {r.bank for r in rules if isinstance(r, Rule) and r.bank is not None}
+        for transform in chain.from_iterable(map(transforms_of, rules)):
+            if isinstance(transform, nn.Module):
+                used.update(transform.modules())
+        faults = Faults()
+        named: dict[str, Mapping[str, nn.Module]] = {"bank": self.banks, "shared": self.shared}
+        for kind, modules in named.items():
+            for name, module in modules.items():
+                with faults.at(kind, name):
+                    # Of a chain in a chain only the members are left.
+                    if used.isdisjoint(module.modules()):
+                        raise RuleError("No rule uses it.")
+        faults.tell()
+
+
+def _table(value: Any, readers: Mapping[str, Reader], needed: Iterable[str]) -> dict[str, Any]:
+    """A table's values, each read by the reader of its key."""
+    if not isinstance(value, dict):
+        raise RuleError(f"A table is needed here, not {repr(value)}.")
+    faults, given = Faults(), {}
+    for key, item in value.items():
+        with faults.at(key):
+            if key not in readers:
+                hint = closest(key, readers) or f" Those here are {', '.join(readers)}."
+                raise RuleError(f"There is no such key.{hint}")
+            given[key] = readers[key](item)
+    for key in needed:
+        with faults.at():
+            if key not in value:
+                raise RuleError(f"The key {key!r} is missing.")
+    faults.tell()
+    return given
+
+
+def _named(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RuleError(f"A table of names is needed here, not {repr(value)}.")
+    return value
+
+
+def _many(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise RuleError(f"A list of one or more rules is needed here, not {repr(value)}.")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RuleError(f"A string is needed here, not {repr(value)}.")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """One string or several."""
+    return tuple(map(_text, value if isinstance(value, list) else [value]))
+
+
+def _pattern(value: Any) -> str:
+    Pattern(_text(value))  # refuses a wrong regular expression
+    return str(value)
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise RuleError(f"A positive integer is needed here, not {repr(value)}.")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(size) is not int or size < 0 for size in value):
+        raise RuleError(f"A shape is a list of integers, such as [64, 64], not {repr(value)}.")
+    return tuple(value)
+
+
+def _dtype(value: Any) -> torch.dtype:
+    if _text(value) not in BANK_DTYPES:
+        raise RuleError(f"There is no dtype {repr(value)} here.{closest(value, BANK_DTYPES)}")
+    return BANK_DTYPES[value]
+
+
+def _bank(entry: Any) -> Bank:
+    given = _table(entry, {"n": _positive, "shape": _shape, "dtype": _dtype}, needed=["n", "shape"])
+    try:
+        return Bank(**given)
+    except (RuntimeError, TypeError) as error:  # too large, or a dtype that can't be drawn
+        raise RuleError(f"Such a bank can't be made: {error}") from error
+
+
+def _fitted(transform: Transform, shape: tuple[int, ...], dtype: torch.dtype | None) -> Transform:
+    if not isinstance(transform, FitsTarget):
+        raise RuleError(f"{transform!r} doesn't depend on its target. Leave shape out.")
+    try:
+        return transform.for_target(torch.empty((), dtype=dtype).expand(shape))
+    except Exception as error:  # the user's code
+        raise RuleError(f"{transform!r} can't be fitted to {shape}: {error}") from error
+
+
+def transforms_of(rule: Rule | Tie) -> list[Transform]:
+    """The transforms of a rule, by tensor, or of a tie."""
+    transforms = [rule.transform] if isinstance(rule, Tie) else rule.transforms.values()
+    return [transform for transform in transforms if transform is not None]

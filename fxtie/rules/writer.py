@@ -1,0 +1,225 @@
+"""Rules -> plain data: the reverse of `rule_reader.py`.
+
+In: rules. Out: a dict of JSON's own types.
+
+Banks have names in it, and so have learnable transforms that are used twice. What the data can't
+bring back is refused here, not when they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie.errors import RuleError
+from fxtie.rules.bank import Bank
+from fxtie.rules.reader import BANK_DTYPES, Faults, SharedNames, transforms_of
+from fxtie.rules.rule import Pattern, Rule, Tie
+from fxtie.transforms import FitsTarget, Transform, same
+from fxtie.transforms.registry import to_spec
+
+
+def write_rules(
+    rules: Sequence[Rule | Tie],
+    names: Mapping[str, nn.Module] | None = None,
+    shapes: Mapping[nn.Module, tuple[int, ...]] | None = None,
+) -> dict[str, Any]:
+    """The data that `read_rules` makes the same rules of.
+
+    Args:
+        rules: what to describe.
+        names: banks and learnable transforms that have to have these names. Without it, those get
+            names that need them: banks, and what is shared or fitted to its target.
+        shapes: of the targets to which learnable transforms are fitted, where this is known. A
+            `shape` of theirs tells of the others.
+
+    Raises:
+        RuleDataError: for what is no data: callables as patterns, transforms without a registered
+            name, or which the data would not bring back.
+
+    Example:
+        >>> import fxtie, torch
+        >>> write_rules([Rule("b", "a", torch.square, bias=None)])
+        {'rule': [{'target': 'b', 'source': 'a', 'weight': 'square', 'bias': False}]}
+    """
+    return _Writer(rules, names or {}, shapes or {}).write()
+
+
+class _Writer:
+    def __init__(
+        self,
+        rules: Sequence[Rule | Tie],
+        names: Mapping[str, nn.Module],
+        shapes: Mapping[nn.Module, tuple[int, ...]],
+    ) -> None:
+        self.rules = rules
+        self.shapes = shapes
+        self.names = {module: name for name, module in names.items()}
+        self.banks: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
+        self.faults = Faults()
+        self.told: set[str] = set()
+
+    def write(self) -> dict[str, Any]:
+        self.choose_names()
+        rules = [self.rule(rule) for rule in self.rules]
+        self.faults.tell()
+        self.check_shared()
+        tables = {"bank": self.banks, "shared": self.shared}
+        return {**{kind: table for kind, table in tables.items() if table}, "rule": rules}
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def choose_names(self) -> None:
+        """Names for banks, and for learnable transforms that are shared or fitted to a target."""
+        uses: Counter[nn.Module] = Counter()
+
+        def note(module: nn.Module) -> str | None:
+            if not module.state_dict():
+                return None  # there is nothing to share
+            uses[module] += 1
+            return "" if uses[module] > 1 else None  # don't count what is inside of it again
+
+        fitted: list[nn.Module] = []
+        for transform in chain.from_iterable(map(transforms_of, self.rules)):
+            with contextlib.suppress(RuleError):  # told when it is written
+                to_spec(transform, note)
+            if isinstance(transform, nn.Module) and self.shape_of(transform) is not None:
+                fitted.append(transform)
+        for rule in self.rules:
+            if isinstance(rule, Rule) and rule.bank is not None:
+                self.name(rule.bank, "bank")
+        for module in (*(module for module, times in uses.items() if times > 1), *fitted):
+            self.name(module, "shared")
+
+    def name(self, module: nn.Module, name: str) -> None:
+        unique, n = name, 2
+        while unique in self.names.values():
+            unique, n = f"{name}_{n}", n + 1
+        self.names.setdefault(module, unique)  # one that has a name keeps it
+
+    def shape_of(self, module: nn.Module) -> list[int] | None:
+        """The shape of the target that a learnable transform is fitted to, if it is."""
+        if not isinstance(module, FitsTarget):
+            return None
+        shapes = [self.shapes.get(module), *(getattr(m, "shape", None) for m in module.modules())]
+        return next((list(shape) for shape in shapes if isinstance(shape, tuple)), None)
+
+    # -- entries --------------------------------------------------------------------------------
+
+    def rule(self, rule: Rule | Tie) -> dict[str, Any]:
+        if isinstance(rule, Tie):
+            spec = self.transform(rule.transform, rule.target)
+            return {"target": rule.target, "source": _one(rule.sources), "transform": spec}
+        target = self.pattern(rule.target)
+        source = _one(rule.sources) if rule.bank is None else {"bank": self.bank(rule.bank)}
+        entry: dict[str, Any] = {"target": target, "source": source}
+        for key, transform in rule.transforms.items():
+            if key in rule.named_tensors:
+                tensors = entry.setdefault("tensors", {})
+                tensors[key] = self.transform(transform, f"{target}, {key}")
+            elif transform is not same:
+                entry[key] = self.transform(transform, f"{target}, {key}")
+        if rule.exclude:
+            entry["exclude"] = list(map(self.pattern, rule.exclude))
+        if rule.count is not None:
+            entry["count"] = rule.count
+        return entry
+
+    def pattern(self, pattern: Pattern) -> str:
+        if not isinstance(pattern.pattern, str):
+            self.fault(f"The pattern {pattern} is code, not data. Use a name pattern instead.")
+        return str(pattern)
+
+    def transform(self, transform: Transform | None, what: str) -> Any:
+        if transform is None:
+            return False
+        try:
+            return to_spec(transform, self.reference)
+        except RuleError as error:
+            self.fault(str(error), f"{what!r}: ")
+
+    def fault(self, text: str, what: str = "") -> None:
+        """Note a fault; one that many ties of one rule have is told of the first."""
+        if text not in self.told:
+            self.faults.found.append(((), what + text))
+        self.told.add(text)
+
+    def bank(self, bank: Bank) -> str:
+        name = self.names[bank]
+        kinds = {(tuple(template.shape), template.dtype) for template in bank.templates}
+        if type(bank) is not Bank or len(kinds) != 1:
+            self.fault(
+                f"The {type(bank).__name__} {name!r} can't be written: it is no plain fxtie.Bank, "
+                f"or its templates are not of one shape and dtype."
+            )
+        for shape, dtype in kinds:
+            n = len(bank.templates)
+            self.banks[name] = {"n": n, "shape": list(shape), "dtype": _dtype_name(dtype)}
+        return name
+
+    def reference(self, module: nn.Module) -> str | None:
+        """The name of a shared module, which is described at its first use."""
+        name = self.names.get(module)
+        if name is not None and name not in self.shared:
+            spec = to_spec(module, lambda inner: None if inner is module else self.reference(inner))
+            entry: dict[str, Any] = {"transform": spec}
+            if (shape := self.shape_of(module)) is not None:
+                entry["shape"] = shape
+            dtypes = {tensor.dtype for tensor in _tensors(module).values()} & {
+                *BANK_DTYPES.values()
+            }
+            if len(dtypes) == 1:
+                entry["dtype"] = _dtype_name(dtypes.pop())
+            self.shared[name] = entry
+        return name
+
+    def check_shared(self) -> None:
+        """Make the shared transforms of their descriptions, and compare: loading must not fail."""
+        again = SharedNames()
+        with torch.random.fork_rng(devices=[]):
+            again.read({}, self.shared)
+        modules = {name: module for module, name in self.names.items()}
+        found = _layouts(again.shared)
+        wanted = _layouts({name: modules[name] for name in self.shared})
+        for name in self.shared:
+            if found[name] != wanted[name]:
+                self.fault(
+                    f"The tensors of {modules[name]!r} can't be told from its registered name and "
+                    f"arguments: it has {wanted[name]}, but what these make has {found[name]}. "
+                    f"Make all of them in __init__ or for_target."
+                )
+        self.faults.tell()
+
+
+def _one(names: tuple[str, ...]) -> str | list[str]:
+    return names[0] if len(names) == 1 else list(names)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _layouts(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
+    """Of each module its tensors: their shape and dtype, or the place of the same tensor before."""
+    first: dict[int, str] = {}
+    layouts: dict[str, dict[str, str]] = {}
+    for name, module in modules.items():
+        layouts[name] = {}
+        for key, tensor in _tensors(module).items():
+            place = f"{name}.{key}"
+            is_new = first.setdefault(id(tensor), place) == place
+            what = f"{_dtype_name(tensor.dtype)}{list(tensor.shape)}"
+            layouts[name][key] = what if is_new else first[id(tensor)]
+    return layouts

@@ -1,1 +1,0 @@
-"""How plans, reports and diffs look: as text."""

@@ -1,0 +1,1 @@
+"""What a tied model is made of: path copies, derived attributes, regions."""

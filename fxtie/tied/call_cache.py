@@ -1,0 +1,202 @@
+"""Derived tensors computed once in a call of a forward that was kept.
+
+In: reads of derived tensors, by a forward that has no graph and by the regions inside of it. Out:
+their values, computed at the first read and remembered until the call is over.
+
+A graph derives each tensor once. A forward without one reads where it likes: a value is taken again
+only where computing it again would give the same, and differentiates the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from fxtie._torch import get_frame_callback, is_jit_tracing, skip_code, surroundings
+from fxtie.tied.derived import Derived, Source
+
+
+class _Call:
+    """A call that is not over.
+
+    Attributes:
+        surroundings: those that it began in.
+    """
+
+    def __init__(self) -> None:
+        self.surroundings = _surroundings()
+        self._values: dict[Any, tuple[torch.Tensor, Any]] = {}
+        self._casts: dict[Any, torch.Tensor] = {}
+        self._known: set[int] = set()  # ids of remembered tensors
+        self._hooks: list[RemovableHandle] = []
+        self._steps = _steps
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def value(self, derived: Derived) -> torch.Tensor:
+        """A derived tensor's value, remembered if that is worth it."""
+        transform = derived.transform
+        if self._steps != _steps:
+            self._forget_all()
+        sources = [derived.read(source) for source in derived.sources]
+        if not sources or not all(map(self._is_known, derived.sources, sources)):
+            return transform(*sources)
+        key = derived.identity, *_key(transform, sources)
+        if (found := self._values.get(key)) is not None:
+            return found[0]
+        value = transform(*sources)
+        if derived.is_shared or value.requires_grad:
+            if isinstance(transform, nn.Module):  # which may have changed its own buffers
+                key = derived.identity, *_key(transform, sources)
+            self._values[key] = value, (sources, transform, *_state(transform))  # ids stay theirs
+            self._known.add(id(value))
+            if value.grad_fn is not None:
+                # A backward inside of the call, after which the value can't have another.
+                hook = value.grad_fn.register_hook(lambda *_: self._forget(key))
+                self._hooks.append(hook)
+        return value
+
+    def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in another dtype; of a remembered one, remembered as well."""
+        if id(tensor) not in self._known:
+            return tensor.to(dtype)
+        key = *_identity(tensor), dtype, torch.is_grad_enabled()
+        if key not in self._casts:
+            self._casts[key] = tensor.to(dtype)
+        return self._casts[key]
+
+    def _is_known(self, source: Source, tensor: torch.Tensor) -> bool:
+        """Whether reading the source again would give the same object, and tell of a change."""
+        owner = source.owner
+        stored = source.attr in owner._parameters or source.attr in owner._buffers
+        return (stored or id(tensor) in self._known) and not tensor.is_inference()
+
+    def _forget(self, key: Any) -> None:
+        value, _ = self._values.pop(key, (None, None))
+        self._casts = {cast: held for cast, held in self._casts.items() if cast[0] != id(value)}
+        self._known.discard(id(value))
+
+    def _forget_all(self) -> None:
+        self._steps = _steps
+        self._values.clear()
+        self._casts.clear()
+        self._known.clear()
+
+
+def _key(transform: Any, sources: list[torch.Tensor]) -> tuple[Any, ...]:
+    """What a value, its dtype and its gradient depend on."""
+    state = [_identity(tensor) for tensor in _state(transform)]
+    modes = [m.training for m in transform.modules()] if isinstance(transform, nn.Module) else []
+    return (
+        *map(_identity, sources),
+        *state,
+        *modes,
+        torch.is_grad_enabled(),
+        autocast_dtype(sources[0].device),
+    )
+
+
+def _state(transform: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a learnable transform is made of."""
+    if isinstance(transform, nn.Module):
+        yield from transform.parameters()
+        yield from transform.buffers()
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), version, tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What a value must not get out of: checkpoints and other hooks, a backward, modes, streams."""
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return stream, *surroundings()
+
+
+# Fused steps change parameters without a new version.
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+@functools.cache
+def _watch_steps() -> None:
+    """Count the steps of all optimizers from now on: once, since others may step meanwhile."""
+    register_optimizer_step_post_hook(_count_step)
+
+
+class _Here(threading.local):
+    call: _Call | None = None
+
+
+_here = _Here()
+
+
+def current_call() -> _Call | None:
+    """The call whose values may be read here, if any."""
+    # Compilers find out by themselves what is computed twice; torch.jit.trace compares two calls.
+    if torch.compiler.is_compiling() or is_jit_tracing():
+        return None
+    call = _here.call
+    return call if call is not None and call.surroundings == _surroundings() else None
+
+
+def is_worth_it(derived: Derived) -> bool:
+    """Whether a value may be held until the call is over.
+
+    With gradients autograd holds it anyway. Without them only if others are derived alike: to hold
+    on to each derived tensor would take the memory that tying has saved.
+    """
+    return derived.is_shared or torch.is_grad_enabled()
+
+
+def value_of(derived: Derived) -> Any:
+    """How derived attributes are read."""
+    call = current_call() if is_worth_it(derived) else None
+    return derived.compute() if call is None else call.value(derived)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast casts to, where it is enabled. The meta device has none."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+    """A forward during whose calls derived tensors are remembered.
+
+    Args:
+        bound: gives the forward that a module has without this.
+    """
+    _watch_steps()
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        is_compiled = torch.compiler.is_compiling() or get_frame_callback() is not None
+        if is_compiled or current_call() is not None:
+            return bound(self)(*args, **kwargs)
+        outer, _here.call = _here.call, (now := _Call())
+        try:
+            return bound(self)(*args, **kwargs)
+        finally:
+            _here.call = outer
+            now.close()
+
+    # The compiler is to begin with the forward itself: where that has graph breaks, this would be
+    # one more frame that has them.
+    skip_code(forward)
+    return forward

@@ -1,0 +1,212 @@
+"""A model copied along the paths to some of its modules.
+
+In: a model and the modules to be changed. Out: a new root in which these modules, and every module
+that leads to one of them, are fresh objects; all other modules and all tensors are shared with the
+original, which is not touched.
+
+"Leads to" means by registration or by any plain attribute: a list of blocks, a bound method, a
+back-reference. All of these then refer to the copies.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from operator import is_
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fxtie.tied.derived import Derived, Source
+from fxtie.tied.path_copy import user_members
+from fxtie.tracing.user_class import user_class
+
+
+def copy_paths(root: nn.Module, changed: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """Shallow copies of the root, of `changed` and of what leads to them, by original."""
+    return copy_modules(leading_to([root, *changed], referrers(root)))
+
+
+def referrers(root: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """For each module of a model, those that refer to it."""
+    parents: dict[nn.Module, list[nn.Module]] = {root: []}
+    pending = [root]
+    while pending:
+        module = pending.pop()
+        for child in references(module):
+            if child not in parents:
+                parents[child] = []
+                pending.append(child)
+            parents[child].append(module)
+    return parents
+
+
+def leading_to(
+    modules: Iterable[nn.Module], parents: Mapping[nn.Module, Iterable[nn.Module]]
+) -> dict[nn.Module, None]:
+    """These modules, and all that lead to one of them."""
+    found: dict[nn.Module, None] = {}
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        if module not in found:
+            found[module] = None
+            pending += parents.get(module, ())
+    return found
+
+
+def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """Shallow copies, by original. Those that refer to one another refer to the copies."""
+    copies = {module: object.__new__(user_class(module)) for module in modules}
+    rewire = _Rewiring(lambda module: copies.get(module, module))
+    for module, new in copies.items():
+        members = new.__dict__
+        members.update(user_members(module))
+        for name, value in members.items():
+            if type(value) not in _ATOMS:  # most are
+                members[name] = rewired = rewire(value)
+                if rewired is value and name in _OWN:  # the copy's own, changed or not
+                    members[name] = copy.copy(value)
+    return copies
+
+
+def references(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a module refers to."""
+    found: list[nn.Module] = []
+
+    def note(other: nn.Module) -> nn.Module:
+        found.append(other)
+        return other
+
+    look = _Rewiring(note)
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in _ATOMS or (kind in _DICTS and not value):  # most are
+            continue
+        if name == "_modules":
+            found += [child for child in value.values() if child is not None]
+        elif name not in _NO_REFERENCES:
+            look(value)
+    yield from found
+
+
+class _Rewiring:
+    """Swaps modules in a value. Containers of what is swapped are copied; the rest is shared.
+
+    Args:
+        swap: the module to put in the place of a module.
+    """
+
+    def __init__(self, swap: Callable[[nn.Module], nn.Module]) -> None:
+        self.swap = swap
+        self.done: dict[int, Any] = {}
+        self.alive: list[Any] = []  # an id is one object's as long as that lives
+
+    def __call__(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+            return value
+        if id(value) in self.done:
+            return self.done[id(value)]
+        if kind in _DICTS and not value:  # the hooks of a module, most of the time
+            return value
+        if isinstance(value, nn.Module):
+            return self.swap(value)
+        elif isinstance(value, torch.Tensor):
+            return value
+        else:
+            self.done[id(value)] = value  # for what refers to itself
+            rewired = self.rewired(value)
+        self.alive.append(value)
+        self.done[id(value)] = rewired
+        return rewired
+
+    def rewired(self, value: Any) -> Any:
+        """A value that is not known yet, by what it is."""
+        kind = type(value)
+        if isinstance(value, dict):
+            return self.mapping(value)
+        if isinstance(value, tuple):
+            members = [self(item) for item in value]
+            if all(map(is_, members, value)):
+                return value
+            return kind(*members) if hasattr(value, "_fields") else kind(members)
+        if kind.__module__ == "torch.nn.modules.module" and hasattr(value, "with_module"):
+            # A state_dict hook that wants its module.
+            owner = value.module() if value.with_module else None
+            return kind(self(value.hook), owner and self(owner))
+        rewire = self.by_kind.get(kind)
+        return value if rewire is None else rewire(self, value)
+
+    def mapping(self, value: Any) -> Any:
+        items = {key: self(item) for key, item in value.items()}
+        if all(item is value[key] for key, item in items.items()):
+            return value
+        is_plain = type(value) in _DICTS
+        new = self.done[id(value)] = value.copy() if is_plain else copy.copy(value)
+        for key, item in items.items():
+            new[key] = item
+        return new
+
+    def collection(self, value: Any) -> Any:
+        members = [self(item) for item in value]
+        if all(map(is_, members, value)):
+            return value
+        new = self.done[id(value)] = value.copy()
+        new.clear()
+        (new.update if type(value) is set else new.extend)(members)
+        return new
+
+    def partial(self, value: functools.partial[Any]) -> functools.partial[Any]:
+        keywords = {name: self(item) for name, item in value.keywords.items()}
+        return functools.partial(self(value.func), *map(self, value.args), **keywords)
+
+    def weak_reference(self, value: weakref.ReferenceType[Any]) -> Any:
+        referent = value()
+        return weakref.ref(self(referent)) if isinstance(referent, nn.Module) else value
+
+    def function(self, value: types.FunctionType) -> types.FunctionType:
+        """A function that closes over modules, closing over their copies."""
+        cells = [cell for cell in value.__closure__ or () if _is_filled(cell)]
+        contents = [self(cell.cell_contents) for cell in cells]
+        if all(new is cell.cell_contents for new, cell in zip(contents, cells, strict=True)):
+            return value
+        swapped = {id(cell): types.CellType(new) for cell, new in zip(cells, contents, strict=True)}
+        closure = tuple(swapped.get(id(cell), cell) for cell in value.__closure__ or ())
+        code, names = value.__code__, value.__globals__
+        new = types.FunctionType(code, names, value.__name__, value.__defaults__, closure)
+        new.__kwdefaults__ = value.__kwdefaults__
+        new.__dict__.update(value.__dict__)
+        return new
+
+    by_kind: ClassVar[Mapping[type, Callable[[_Rewiring, Any], Any]]] = {
+        **dict.fromkeys((list, set, collections.deque), collection),
+        frozenset: lambda self, value: frozenset(map(self, value)),
+        types.MethodType: lambda self, value: types.MethodType(
+            value.__func__, self(value.__self__)
+        ),
+        types.FunctionType: function,
+        functools.partial: partial,
+        weakref.ReferenceType: weak_reference,
+        Source: lambda self, value: replace(value, root=self(value.root)),
+        Derived: lambda self, value: replace(value, sources=self(value.sources)),
+    }
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False
+
+
+_OWN = frozenset(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))
+_NO_REFERENCES = frozenset({"_parameters", "_buffers"})
+_DICTS = (dict, collections.OrderedDict)
+_ATOMS = frozenset({int, float, bool, str, bytes, type(None), complex})

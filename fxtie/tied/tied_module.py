@@ -1,0 +1,176 @@
+"""The tied model at run time: derived tensors as attributes.
+
+In: copies of the modules on the way to a target (`copying.py`). Out: modules of the user's own
+class which read derived tensors where the original reads stored ones.
+
+Reading the attribute of a dropped tensor computes it. A model made of such modules is right,
+whatever its forwards do, with no graph at all; `region.py` adds the graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie.errors import FxtieError
+from fxtie.planning.names import join
+from fxtie.tied.call_cache import remembering, value_of
+from fxtie.tied.derived import Derived, Stored
+from fxtie.tied.path_copy import PathCopy, new_like, user_forward
+
+
+class TiedModule(PathCopy):
+    """A module of the user's class, some of whose tensors are derived.
+
+    Promises: `isinstance` with the user's class holds; derived tensors are read as attributes under
+    their old names; they are neither parameters nor buffers, and have no key in the state_dict;
+    a checkpoint that has keys for them loads.
+    """
+
+    _fxtie_derived: Mapping[str, Derived] = types.MappingProxyType({})
+    _fxtie_once: Mapping[str, Callable[[], Any]] = types.MappingProxyType({})  # see once.py
+
+    @property
+    def _fxtie_stored(self) -> Stored:
+        """By which graphs refer to the stored value of a self-derived tensor."""
+        return Stored(self)
+
+    @staticmethod
+    def _fxtie_attribute(name: str) -> property:
+        # No `__getattr__`: below a class that has one, torch.export(strict=True) doesn't name
+        # modules and tensors as the state_dict does.
+        def read(self: TiedModule) -> Any:
+            once = self._fxtie_once.get(name)
+            derived = self._fxtie_derived[name]
+            try:
+                return value_of(derived) if once is None else once()
+            except AttributeError as error:  # which would read as if there were no such attribute
+                raise FxtieError(f"{derived.name!r} can't be derived: {error}") from error
+
+        return property(read)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        derived = self._fxtie_derived.get(name)
+        if derived is not None and not derived.stored:
+            raise FxtieError(
+                f"{derived.name!r} is derived and cannot be set. Set its sources, or make a plain "
+                f"model of it first (fxtie.materialize)."
+            )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        derived = self._fxtie_derived.get(name)
+        if derived is not None and not derived.stored:
+            raise FxtieError(f"{derived.name!r} is derived and cannot be deleted.")
+        super().__delattr__(name)
+
+    # copy.deepcopy and copy.copy ask for these: a class of the user's, or GraphModule, may have its
+    # own, which know nothing of derived tensors.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = new_like(self)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
+    def __copy__(self) -> Any:
+        new = new_like(self)
+        new.__setstate__(self.__getstate__())
+        return new
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, derived in self._fxtie_derived.items():
+            if not derived.stored:  # a checkpoint of the untied model has keys for these
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`; also takes checkpoints of the untied model.
+
+        How far their values of the derived tensors are from the derived ones is in
+        `fxtie.report(tied).distances` afterwards.
+        """
+        if any(getattr(module, "_fxtie_once", ()) for module in self.modules()):
+            raise FxtieError("Loading inside of derive_once would leave its values stale.")
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        distances = {}
+        for name, _, derived in derived_tensors(self):
+            given = state_dict.get(name)
+            if given is not None and not derived.stored:
+                distances[derived.name] = relative_distance(derived.compute(), given)
+        self.__dict__["_fxtie_distances"] = distances
+        return result
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise FxtieError(
+            "torch.nn.DataParallel replicates tensors without the modules that derive them. Use "
+            "torch.nn.parallel.DistributedDataParallel, or fxtie.materialize for inference."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_fxtie_once", None)
+        for name, value in state.items():
+            if type(value) is list and any(map(_is_computed, value)):
+                # nn.LSTM lists its weights, derived ones too, and does so again when they change.
+                state[name] = [torch.empty(0) if _is_computed(v) else v for v in value]
+        return state
+
+
+class KeptModule(TiedModule):
+    """A tied module whose forward could not be captured: in a call, it derives each tensor once."""
+
+    @classmethod
+    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
+        forward = remembering(user_forward)
+        return {"forward": functools.wraps(user_cls.forward)(forward)}  # for its signature
+
+
+class Ties(nn.Module):
+    """What a tied model has more than the original: learnable transforms and banks, by name."""
+
+    def forward(self, x: Any) -> Any:
+        """Hand on the input: the forward of an nn.Sequential calls every child that it has."""
+        return x
+
+
+@torch.no_grad()
+def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """`|value - reference| / |reference|`, in the Euclidean norm."""
+    if value.is_meta or reference.is_meta or value.shape != reference.shape:
+        return math.nan
+    value = value.to(torch.complex128 if value.is_complex() else torch.float64)
+    reference = reference.to(value)
+    distance, norm = (value - reference).norm().item(), reference.norm().item()
+    return distance / norm if norm else (math.inf if distance else 0.0)
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_leaf
+
+
+def deriving(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model whose tensors are derived already, by name."""
+    return {name: m for name, m in model.named_modules() if "_fxtie_derived" in m.__dict__}
+
+
+def rename_derived(module: nn.Module, name: str) -> None:
+    """Let derived tensors of a module be named as it is now that it is called `name`."""
+    derived = module.__dict__["_fxtie_derived"]
+    for attr, value in derived.items():
+        derived[attr] = replace(value, name=join(name, attr))
+
+
+def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:
+    """Name, owner and derivation of each derived tensor in a model or a part of one."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, TiedModule):
+            for attr, derived in module._fxtie_derived.items():
+                yield join(prefix, attr), module, derived
