@@ -15,9 +15,9 @@ from fxtie.looking.suggest import Suggestion, Suggestions, suggest
 from fxtie.pipelines.freeze import freeze
 from fxtie.pipelines.passes import TiePass
 from fxtie.planning.plan import Plan, plan
-from fxtie.rules.bank import Bank
 from fxtie.rules.files import dump_rules, load_rules
-from fxtie.rules.rule import Rule, Tie
+from fxtie.rules.free import Bank, Tensors
+from fxtie.rules.rule import Rule, Tie, each
 from fxtie.transforms import same
 from fxtie.transforms.registry import register
 
@@ -38,6 +38,7 @@ __all__ = [
     "RuleError",
     "Suggestion",
     "Suggestions",
+    "Tensors",
     "Tie",
     "TiePass",
     "Verification",
@@ -46,6 +47,7 @@ __all__ = [
     "derive_once",
     "diff",
     "dump_rules",
+    "each",
     "fit",
     "freeze",
     "initialize",

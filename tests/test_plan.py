@@ -181,7 +181,6 @@ FAULTS = {
     "as itself": (chain_net(1), Rule("0", "0"), "derived from itself"),
     "count": (chain_net(), Rule("*", "0", count=2), "must match 2 targets and matches 3"),
     "missing group": (chain_net(), Rule("1", "{0}"), "asks for a group"),
-    "attribute of a group": (chain_net(), Rule("*", "{0.real}"), "asks for a group"),
     "two rules": (chain_net(), [Rule("1", "0"), Rule("*", "2")], "Two rules for one tensor"),
     "cycle": (
         chain_net(),
@@ -212,10 +211,22 @@ FAULTS = {
     ),
     "keyword": (
         nn.Sequential(*(nn.MultiheadAttention(4, 2) for _ in range(2))),
-        Rule("1", "0"),
-        "in_proj_weight=fxtie.same",
+        Rule("1", "0", in_proj=torch.neg),
+        "none of its targets has a tensor 'in_proj'. They have bias, in_proj_bias, in_proj_weight",
     ),
-    "container": (nn.Sequential(chain_net(1), chain_net(1)), Rule("1", "0"), "'1.**'"),
+    "nothing inside": (nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), Rule("0", "1"), "has no tensors"),
+    "all left out": (chain_net(), Rule("1", "0", None, None), "(bias=None; weight=None)"),
+    "no number": (
+        nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}),
+        Rule("*", "{0 - 1}"),
+        "the source for 'a': 'a' is no number, in {0 - 1}",
+    ),
+    "before the first": (chain_net(), Rule("*", "{0-1}"), "no source module '-1', of which '0'"),
+    "exception": (
+        chain_net(),
+        [Rule("*", "0"), Rule("3", "2")],
+        "If the one for 3 is the exception, write exclude='3' in Rule('*', '0').",
+    ),
     "module as tensor": (chain_net(), Tie("1", "0.weight"), "is a module, not a tensor"),
     "tensor as module": (chain_net(), Rule("1", "0.weight"), "It is a tensor"),
 }

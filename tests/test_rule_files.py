@@ -19,6 +19,7 @@ import fxtie
 from fxtie.errors import RuleError
 from fxtie.rules import files as rule_files
 from fxtie.rules.files import dump_rules, load_rules
+from fxtie.rules.free import Entry
 from fxtie.rules.reader import BANK_DTYPES, RESERVED
 from fxtie.rules.rule import Rule, Tie
 from fxtie.transforms import (
@@ -82,19 +83,27 @@ def described(rules):
         inner = repr(value) if members is None else tuple(map(transform, members))
         return which, inner, getattr(value, "start", None), state
 
-    def bank(value):
-        if value is None:
-            return None
-        kinds = [(t.shape, t.dtype) for t in value.templates]
-        return index(value), kinds
+    def source(value):
+        if isinstance(value, str):
+            return value
+        if isinstance(value, Entry):
+            return source(value.owner), value.name
+        tensors = [
+            value.get_parameter(n) if n not in value._buffers else value.get_buffer(n)
+            for n in value.tensor_names()
+        ]
+        return index(value), [(t.shape, t.dtype, isinstance(t, nn.Parameter)) for t in tensors]
+
+    def sources(rule):
+        return [source(value) for value in rule.sources]
 
     return [
-        (rule.target, rule.sources, transform(rule.transform))
+        (rule.targets, *sources(rule), transform(rule.transform))
         if isinstance(rule, Tie)
         else (
-            rule.target.pattern,
-            rule.sources,
-            bank(rule.bank),
+            [pattern.pattern for pattern in rule.targets],
+            rule.buffers,
+            *sources(rule),
             {name: transform(value) for name, value in rule.transforms.items()},
             rule.named_tensors,
             [pattern.pattern for pattern in rule.exclude],
@@ -153,9 +162,24 @@ source = "fc"
 weight = { shared = "adapter" }
 bias = { shared = "gain" }
 
+[[rule]]
+target = ["*.q", "*.k"]
+source = ["{0 // 2 * 2}.qk", { tensors = "vera" }, { tensors = "vera", entry = "B" }]
+weight = "mean"
+buffers = true
+
+[[rule]]
+target = ["a.weight", "b.weight"]
+source = [{ bank = "templates", entry = 3 }]
+transform = "mean"
+
 [bank.templates]
 n = 8
 shape = [4, 4, 3, 3]
+
+[tensors.vera]
+A = { shape = [2, 8], frozen = true }
+B = { shape = [8, 2], dtype = "float64" }
 
 [shared.adapter]
 transform = { transform = "LowRank", rank = 2 }
@@ -169,6 +193,9 @@ transform = { transform = "tests.rule_files.Gain", start = 2 }
 
 def whole_rules():
     gain = Gain(2.0)
+    bank = fxtie.Bank(8, (4, 4, 3, 3))
+    vera = fxtie.Tensors(A=torch.ones(2, 8), B=torch.ones(8, 2).double(), frozen=("A",))
+    vera.given = ()  # as if they had been given by their shapes
     return [
         Rule(
             "decoder.*",
@@ -183,10 +210,12 @@ def whole_rules():
         Tie("head.weight", "embedding.weight", square),
         Rule("mix", ("a", "b"), mean(), chain(mean(), scale(0.5))),
         Rule("positions", None, chain(gain, tile())),
-        Rule("re:conv_[1-4]", fxtie.Bank(8, (4, 4, 3, 3)), Mix(8), None),
+        Rule("re:conv_[1-4]", bank, Mix(8), None),
         Rule(
             "fc_*", "fc", LowRank(2).for_target(torch.empty(4, 4, dtype=torch.float64)), bias=gain
         ),
+        Rule(("*.q", "*.k"), ("{0 // 2 * 2}.qk", vera, vera["B"]), mean(), buffers=True),
+        Tie(("a.weight", "b.weight"), bank[3], mean()),
     ]
 
 
@@ -336,7 +365,6 @@ RULE = '[[rule]]\ntarget = "a"\nsource = "b"\n'
         (RULE + "weight = true", 4, "A transform is written as its name"),
         (RULE + "weight = { shared = 'x' }", 4, "There is no shared transform 'x'"),
         (RULE + "weight = { shared = [] }", 4, "There is no shared transform []"),
-        (RULE + "weight = false\nbias = false", 1, "ties nothing"),
         (RULE + "tensors = { count = 'abs' }", 4, "rule[0].tensors.count: This is a key of the"),
         (RULE + "tensors = 3", 4, "A table of names"),
         (RULE + "count = 0", 4, "A positive integer is needed here, not 0"),
@@ -420,7 +448,7 @@ def test_only_the_first_faults_are_told(tmp_path):
 def test_the_form_that_is_documented(tmp_path):
     text = "".join(re.findall(r"(?m)^    .*\n", rule_files.__doc__))
     rules = load_rules(toml(tmp_path, textwrap.dedent(text)))
-    assert [type(rule) for rule in rules] == [Rule, Tie, Rule, Rule]
+    assert [type(rule) for rule in rules] == [Rule, Tie, Rule, Rule, Rule]
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -611,7 +639,12 @@ def test_any_depth_is_a_fault(depth, folder):
         ({"rule": [{"target": "a", "source": "b", "weight": {"k": 1}}]}, False),
         ({"rule": [{"target": "a", "source": "b", "count": 0}]}, False),
         ({"rule": [{"target": "a", "source": "b", "tensors": {"count": "same"}}]}, False),
-        ({"rule": [{"target": "a", "source": {"bank": "x"}, "transform": "same"}]}, False),
+        ({"rule": [{"target": "a", "source": {"bank": "x"}, "transform": "same"}]}, True),
+        ({"rule": [{"target": "a", "source": {"bank": "x", "entry": 2}}]}, True),
+        ({"rule": [{"target": "a", "source": {"bank": "x", "entry": "A"}}]}, False),
+        ({"rule": [{"target": ["a", "b"], "source": ["c", {"tensors": "x", "entry": "A"}]}]}, True),
+        ({"rule": [{"target": [], "source": "c"}]}, False),
+        ({"rule": [{"target": "a", "source": "b", "buffers": 1}]}, False),
         ({"rule": [{"target": "a", "source": "b"}], "bank": {"x": {"n": 1}}}, False),
         ({"rule": [{"target": "a", "source": "b"}], "shared": {"x": {"shape": [1]}}}, False),
     ],
@@ -646,16 +679,23 @@ TRANSFORMS = st.recursive(
     max_leaves=3,
 )
 OPTIONAL = st.none() | TRANSFORMS
+TEMPLATES = NAMES.map(lambda name: name.replace("{", "{{").replace("}", "}}"))
+FREE = fxtie.Tensors(A=(2, 3), B=(4,), frozen="B")
+SOURCES = st.one_of(
+    TEMPLATES, st.sampled_from([*BANKS, BANKS[0][1], FREE, FREE["B"], "{0}", "{0 % 4}.a"])
+)
+TARGETS = st.one_of(NAMES, st.lists(NAMES, min_size=1, max_size=3, unique=True))
 RULES = st.one_of(
-    st.builds(Tie, NAMES, st.lists(NAMES, max_size=2).map(tuple), TRANSFORMS),
+    st.builds(Tie, TARGETS, st.lists(SOURCES, max_size=2).map(tuple), TRANSFORMS),
     st.builds(
-        lambda target, source, weight, bias, exclude, count, tensors: Rule(
-            target, source, weight, bias, exclude=exclude, count=count, **tensors
+        lambda target, source, weight, bias, buffers, exclude, count, tensors: Rule(
+            target, source, weight, bias, buffers=buffers, exclude=exclude, count=count, **tensors
         ),
-        st.one_of(NAMES, st.just(r're:layer(\d+)\."')),
-        st.one_of(NAMES, st.lists(NAMES, max_size=2), st.sampled_from(BANKS)),
+        st.one_of(TARGETS, st.just(r're:layer(\d+)\."')),
+        st.one_of(SOURCES, st.lists(SOURCES, max_size=2)),
         TRANSFORMS,
         OPTIONAL,
+        st.booleans(),
         st.lists(NAMES, max_size=2),
         st.none() | st.integers(1),
         st.dictionaries(st.sampled_from(["a", "in_proj_weight", "é "]), OPTIONAL, max_size=2),

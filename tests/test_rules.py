@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxtie
-from fxtie.rules.rule import Pattern
+from fxtie.rules.patterns import Pattern
 
 NAMES = st.lists(st.text("abc01", min_size=1, max_size=3), min_size=1, max_size=4).map(".".join)
 
@@ -75,7 +75,10 @@ def test_sources_are_filled_in():
         (lambda: fxtie.Rule(3, "a"), "callable (name, module) -> bool"),
         (lambda: fxtie.Rule("re:(", "a"), "regular expression"),
         (lambda: fxtie.Rule("a", "b", weight=2), "weight= of the rule for a"),
-        (lambda: fxtie.Rule("a", "b", weight=None, bias=None), "ties nothing"),
+        (lambda: fxtie.Rule((), "b"), "one target or more"),
+        (lambda: fxtie.Rule("a", "{0.real}"), "{0.real} is no group"),
+        (lambda: fxtie.Rule("a", "{0 ** 2}"), "{0 ** 2} is no group"),
+        (lambda: fxtie.Rule("a", "{__import__('os')}"), "is no group"),
         (lambda: fxtie.Rule("a", ("b", 3)), "A source is a dotted name"),
         (lambda: fxtie.Rule("a", "b", count=0), "positive int"),
         (lambda: fxtie.Rule("a", "b", exclude=3), "exclude= of the rule for a"),

@@ -33,6 +33,7 @@ from fxtie.tied.region import Region, clashes
 from fxtie.tied.tied_module import KeptModule, TiedModule, Ties, deriving, rename_derived
 from fxtie.tracing.graphs import same_graph
 from fxtie.tracing.stops import Stop
+from fxtie.transforms.parts import Part
 
 
 class Capture:
@@ -85,7 +86,7 @@ class Capture:
             sources = []
             for name in step.tie.sources:
                 source = self.names.get(name)
-                sources.append(Source(root, source.name))
+                sources.append(Source(root, source.name, is_own=source.key == slot.key))
             derived = Derived(
                 step.tie.target,
                 step.lowered,
@@ -93,7 +94,8 @@ class Capture:
                 torch.Size(step.spec.shape),
                 _requires_grad(slot),
                 stored=step.tie.is_self_derived,
-                is_shared=uses[_derivation(step)] + uses[step.tie.target] > 1,
+                is_shared=uses[_derivation(step)] + uses[step.tie.target] > 1
+                or isinstance(step.lowered, Part),
             )
             self.derived.append(derived)
             self.derive(owner, slot.attr, derived)

@@ -7,6 +7,7 @@ use.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from fxtie.planning.names import join
 from fxtie.tied.derived import Derived, Source
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
+from fxtie.transforms.parts import Part
 
 if TYPE_CHECKING:
     from fxtie.capturing.module_tracer import ModuleTracer
@@ -42,6 +44,7 @@ class TensorReads:
         self.used: set[int] = set()
         self._stored: dict[Any, Traced] = {}
         self._derived: dict[Any, Traced] = {}
+        self._runs: dict[Any, list[fx.Node]] = {}  # of transforms that return several tensors
         self._origins: dict[fx.Node, _Stored | Derived] = {}
 
     def read(
@@ -68,12 +71,17 @@ class TensorReads:
     def derive(self, derived: Derived) -> Traced:
         """A derived tensor: its transform, inlined once."""
         self.used.add(id(derived))
-        sources = [self._source(source, derived.stored).node for source in derived.sources]
+        sources = [self._source(source).node for source in derived.sources]
         # The plan lowers equal transforms to one object.
-        key = (derived.identity, *sources)
+        run, part = (derived.identity, *sources), derived.part
+        key = run if part is None else (*run, part.index)
         if key not in self._derived:
-            node = self._apply(derived, sources)
-            if node.meta.get("tie") == derived.name:
+            if part is None:
+                (node,) = self._apply(derived, derived.transform, sources)
+            else:
+                node = self._part(run, part, derived, sources)
+            group = (derived.name,) if part is None else part.of
+            if node.meta.get("tie") in group and "derived" not in node.meta:
                 node.meta["derived"] = derived.name  # the result, not a step on the way to it
                 node.meta["shape"] = derived.shape
                 self._origins[node] = derived
@@ -105,6 +113,8 @@ class TensorReads:
         for values in (self._stored, self._derived):
             for key in [key for key, value in values.items() if value.node in erased]:
                 del values[key]
+        for run in [run for run, nodes in self._runs.items() if not erased.isdisjoint(nodes)]:
+            del self._runs[run]
 
     def any_in(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether one of these nodes reads or derives a tensor."""
@@ -134,12 +144,13 @@ class TensorReads:
             slots = _sources(made) if isinstance(made, Derived) else ()
             if any(may_differ(*slot) for slot in slots):
                 del self._derived[key]
+                self._runs.pop(key[:-1], None)
 
     # -- nodes ----------------------------------------------------------------------------------
 
-    def _source(self, source: Source, stored: bool) -> Traced:
+    def _source(self, source: Source) -> Traced:
         tracer, owner, attr = self.tracer, source.owner, source.attr
-        if not stored and (
+        if not source.is_own and (
             owner in tracer.paths or attr in owner.__dict__.get("_fxtie_derived", ())
         ):
             value = tracer.attribute(owner, attr) if owner in tracer.paths else None
@@ -156,7 +167,7 @@ class TensorReads:
         self._guard_place(source)
         tensor = owner._parameters.get(attr, owner._buffers.get(attr))
         if tensor is not None:
-            past = "_fxtie_stored" if stored else ""  # past the derived attribute
+            past = "_fxtie_stored" if source.is_own else ""  # past the derived attribute
             return self.read(owner, attr, join(name, past, attr), tensor, source.name)
         # Computed by a parametrization, which a get_attr of torch.fx can't look behind.
         module = self.read(owner, "", name, None, shown)
@@ -174,8 +185,22 @@ class TensorReads:
             attribute += "_"
         return attribute
 
-    def _apply(self, derived: Derived, sources: list[fx.Node]) -> fx.Node:
-        transform, name = derived.transform, derived.name.replace(".", "_")
+    def _part(self, run: Any, part: Part, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+        """One of the tensors that one run of a transform gives."""
+        if run not in self._runs:
+            self._runs[run] = self._apply(derived, part.whole, sources)
+        results = self._runs[run]
+        if isinstance(part.whole, Lowered) and part.whole.gives_several:
+            return results[part.index]
+        name = derived.name.replace(".", "_")
+        item = (*results, part.index)
+        node = self.tracer.create_node("call_function", operator.getitem, item, {}, name)
+        node.meta["tie"] = results[0].meta["tie"]
+        return node
+
+    def _apply(self, derived: Derived, transform: Any, sources: list[fx.Node]) -> list[fx.Node]:
+        """The ops of a transform. Returns its results, or the one call that gives all of them."""
+        name = derived.name.replace(".", "_")
         if isinstance(transform, Lowered):
             self.tracer.facts += transform.guards.facts
             if not transform.is_general:
@@ -189,24 +214,26 @@ class TensorReads:
         else:
             node = create_node("call_function", transform, tuple(sources), {}, name)
         node.meta["tie"] = derived.name
-        return node
+        return [node]
 
-    def _inline(self, graph: fx.Graph, derived: Derived, sources: list[fx.Node]) -> fx.Node:
+    def _inline(self, graph: fx.Graph, derived: Derived, sources: list[fx.Node]) -> list[fx.Node]:
         env: dict[fx.Node, fx.Node] = {}
         free = iter(sources)
-        (result,) = graph.output_node().args
+        (returned,) = graph.output_node().args
+        results: Any = returned if isinstance(returned, tuple | list) else (returned,)
+        targets = (derived.name,) if derived.part is None else derived.part.of
+        names = dict(reversed([*zip(results, targets)]))  # noqa: B905  # there may be more results
         for node in graph.nodes:
             if node.op == "placeholder":
                 env[node] = next(free)
             elif node.op != "output":
-                name = derived.name.replace(".", "_") if node is result else None
+                name = names[node].replace(".", "_") if node in names else None
                 args = fx.node.map_arg(node.args, env.__getitem__)
                 kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
                 copied = self.tracer.create_node(node.op, node.target, args, kwargs, name)
                 copied.meta["tie"] = derived.name
                 env[node] = copied
-        assert isinstance(result, fx.Node)
-        return env[result]
+        return [env[result] for result in results]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +249,7 @@ def _sources(derived: Derived) -> Iterator[tuple[nn.Module, str]]:
     """Owners and attributes of the stored tensors that one is derived from."""
     for source in derived.sources:
         inner = source.owner.__dict__.get("_fxtie_derived", {}).get(source.attr)
-        if inner is not None and not derived.stored:
+        if inner is not None and not source.is_own:
             yield from _sources(inner)
         else:
             yield source.owner, source.attr

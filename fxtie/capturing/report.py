@@ -104,7 +104,7 @@ class Report(Paged):
     @property
     def bytes_saved(self) -> int:
         """Bytes of the parameters that are gone, less those of learnable transforms."""
-        gone = sum(step.saved * step.spec.dtype.itemsize for step in self.plan.steps)
+        gone = sum(step.dropped * step.spec.dtype.itemsize for step in self.plan.steps)
         learned = (p for m in self.plan.modules.values() for p in m.parameters())
         return gone - sum(p.numel() * p.element_size() for p in learned)
 

@@ -24,6 +24,7 @@ from fxtie.tied.derived import Derived, Source, Stored
 from fxtie.tied.path_copy import tied_model
 from fxtie.tied.region import Region
 from fxtie.tied.tied_module import TiedModule, derived_tensors
+from fxtie.transforms.parts import whole_of
 
 
 @contextlib.contextmanager
@@ -139,6 +140,7 @@ class _Entry:
         self.with_grad = torch.is_grad_enabled()
         self._by_slot: dict[SlotKey, Value] = {}
         self._by_derivation: dict[Any, Value] = {}
+        self._runs: dict[Any, Any] = {}  # of transforms that return several tensors
         self._alive: list[torch.Tensor] = []  # so that an id is one tensor's
 
     def value(self, owner: nn.Module, attr: str, derived: Derived) -> Value:
@@ -155,33 +157,38 @@ class _Entry:
         return self._by_slot[slot]
 
     def _derive(self, derived: Derived, sources: list[torch.Tensor], guards: list[Guard]) -> Value:
-        transform = derived.transform
+        transform, part = whole_of(derived.transform), derived.part
         is_module = isinstance(transform, nn.Module)
-        alike = id(transform) if is_module else derived.identity
-        key = alike, *map(id, sources)
+        alike = id(transform) if is_module and part is None else derived.identity
+        run = alike, *map(id, sources)
+        key = run if part is None else (*run, part.index)
         if key in self._by_derivation:
             return self._by_derivation[key]
         # A module has no graph to tell whether it is random.
         draws = _Draws()  # type: ignore[no-untyped-call]
-        with draws if is_module else contextlib.nullcontext():
-            live = transform(*sources)
+        if run not in self._runs:
+            with draws if is_module else contextlib.nullcontext():
+                result = transform(*sources)
+            if part is not None:
+                self._runs[run] = result
+        live = result if part is None else self._runs[run][part.index]
         guards += guards_of(transform, f"the transform of {derived.name}")
         is_cut = self.with_grad and live.requires_grad
         leaf = live.detach().requires_grad_() if is_cut else live
         value = Value(derived.name, live, leaf, tuple(guards), self.with_grad)
-        if not draws.found:
+        if part is not None or not draws.found:
             self._by_derivation[key] = value
         return value
 
     def _read(self, derived: Derived, source: Source) -> tuple[torch.Tensor, Iterable[Guard]]:
         owner, attr = source.owner, source.attr
         inner = getattr(owner, "_fxtie_derived", {}).get(attr)
-        if inner is not None and not derived.stored:
+        if inner is not None and not source.is_own:
             value = self.value(owner, attr, inner)
             return value.live, value.guards
         tensor = derived.read(source)
         if attr in owner._parameters or attr in owner._buffers:
-            holder = Stored(owner) if derived.stored else owner
+            holder = Stored(owner) if source.is_own else owner
             return tensor, (Guard.of(source.name, holder, attr, tensor),)
         parametrizations: Any = owner.parametrizations
         return tensor, guards_of(parametrizations[attr], source.name)

@@ -19,6 +19,7 @@ from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules
 from fxtie.shown import Printed
 from fxtie.tied.tied_module import relative_distance
+from fxtie.transforms.parts import Part, module_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class _Problem:
                 parameter = slot.owner._parameters.get(slot.attr)
                 if slot.key in targets or parameter is None or id(parameter) in self.values:
                     continue
-                is_own = not (name.startswith("ties.") or tie.is_self_derived)
+                is_own = not (name.startswith("ties.") or name == tie.target)
                 if self.add(name, parameter) and is_own:
                     self.own.append((id(parameter), _wide(parameter.detach()).clone()))
         for prefix, module in plan.modules.items():
@@ -145,7 +146,7 @@ class _Problem:
         """Target, transform, sources and value of each tie, in order."""
         found: dict[tuple[int, str], torch.Tensor] = {}
         for tie in self.plan.ties:
-            sources = [self.read(name, found, tie.is_self_derived) for name in tie.sources]
+            sources = [self.read(name, found, name == tie.target) for name in tie.sources]
             value = self.apply(tie.transform, sources)
             found[self.names.get(tie.target).key] = value
             yield tie.target, tie.transform, sources, value
@@ -157,11 +158,13 @@ class _Problem:
         return self.value_of(slot.tensor)
 
     def apply(self, transform: Callable[..., Any], sources: list[torch.Tensor]) -> torch.Tensor:
-        if not isinstance(transform, nn.Module):
+        module = module_of(transform)
+        if module is None:
             return transform(*sources)  # type: ignore[no-any-return]
-        tensors = (*transform.named_parameters(), *transform.named_buffers())
+        tensors = (*module.named_parameters(), *module.named_buffers())
         values = {name: self.value_of(tensor) for name, tensor in tensors}
-        return torch.func.functional_call(transform, values, tuple(sources))  # type: ignore[no-any-return]
+        result: Any = torch.func.functional_call(module, values, tuple(sources))
+        return result[transform.index] if isinstance(transform, Part) else result  # type: ignore[no-any-return]
 
     def loss(self) -> torch.Tensor:
         terms = [

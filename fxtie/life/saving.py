@@ -14,10 +14,8 @@ each once, under their state_dict names, and as its record
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,15 +27,16 @@ from fxtie.capturing.transform import transform
 from fxtie.errors import FileError, FxtieError
 from fxtie.life import container
 from fxtie.planning.names import Names, Slot
-from fxtie.planning.plan import Plan, plan
-from fxtie.rules.bank import Bank
-from fxtie.rules.reader import RuleDataError, listed, path_text, read_rules, transforms_of
+from fxtie.planning.plan import Plan, plan_with
+from fxtie.rules.free import Entry, Free
+from fxtie.rules.reader import RuleDataError, free_in, listed, path_text, read_rules, transforms_of
 from fxtie.rules.replacing import FilePath
 from fxtie.rules.rule import Rule, Tie
 from fxtie.rules.writer import write_rules
 from fxtie.tied.path_copy import tied_model
 from fxtie.tied.tied_module import derived_tensors
 from fxtie.tracing.user_class import user_class
+from fxtie.transforms.parts import Part, module_of, whole_of
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -163,7 +162,7 @@ def _record(tied: nn.Module | Plan) -> dict[str, Any]:
     shapes = {
         module: step.spec.shape
         for step in checked.steps
-        if isinstance(module := step.tie.transform, nn.Module)
+        if (module := module_of(step.tie.transform)) is not None
     }
     faults, data = [], None
     try:
@@ -197,24 +196,20 @@ def _whole_plan(tied: nn.Module) -> Plan:
 
 
 def _rules(checked: Plan) -> list[Rule | Tie]:
-    """Rules that make the same plan. Those with a bank come first, since other ties may name it."""
-    banks = {
-        tuple(f"ties.{name}.templates.{i}" for i in range(len(module.templates))): module
-        for name, module in checked.modules.items()
-        if isinstance(module, Bank)
+    """Ties that make the same plan."""
+    free = {
+        f"ties.{name}.{key}": Entry(owner, key)
+        for name, owner in checked.modules.items()
+        if isinstance(owner, Free)
+        for key in owner.tensor_names()
     }
-    rules: list[Rule | Tie] = [
-        Rule(_literal(tie.target), bank, tie.transform)
-        for sources, bank in banks.items()
-        for tie in checked.ties
-        if tie.sources == sources
-    ]
-    return rules + [tie for tie in checked.ties if tie.sources not in banks]
-
-
-def _literal(name: str) -> str:
-    """A pattern that matches this name only."""
-    return f"re:{re.escape(name)}" if "*" in name or name.startswith("re:") else name
+    ties: dict[Any, Tie] = {}
+    for tie in checked.ties:
+        part = tie.transform if isinstance(tie.transform, Part) else None
+        targets = (tie.target,) if part is None else part.of
+        sources = [free.get(name, name) for name in tie.sources]
+        ties.setdefault(targets, Tie(targets, sources, whole_of(tie.transform)))
+    return [*ties.values()]
 
 
 def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
@@ -223,35 +218,31 @@ def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
     tied_before = {name for name, _, _ in derived_tensors(model)}
     rules = [rule for rule in rules if not _is_for(rule, tied_before)]
     _place(rules, Names(model))
-    checked = plan(model, rules)
     names = record.get("modules")
     if not isinstance(names, list) or not all(isinstance(n, str) and n in named for n in names):
         raise FileError("its list of modules is damaged.")
     used = {id(module) for rule in rules for module in _modules_of(rule)}
     modules = {name: named[name] for name in names if id(named[name]) in used}
-    banks = {name: module for name, module in modules.items() if isinstance(module, Bank)}
-    same_banks = all(checked.modules.get(name) is bank for name, bank in banks.items())
-    if set(modules.values()) != set(checked.modules.values()) or not same_banks:
+    checked = plan_with(model, rules, modules)
+    if checked.modules != modules:
         raise FileError(
             "its ties don't come out as they were saved. Does for_target of a transform return "
             "something new for a target that it fits already?"
         )
-    return replace(checked, modules=modules)
+    return checked
 
 
 def _is_for(rule: Rule | Tie, names: Set[str]) -> bool:
     """Whether one of these tensors is the target of a rule."""
     if isinstance(rule, Tie):
-        return rule.target in names
-    return any(rule.target.match(name) for name in names)
+        return not names.isdisjoint(rule.targets)
+    return any(pattern.match(name) for pattern in rule.targets for name in names)
 
 
 def _modules_of(rule: Rule | Tie) -> list[nn.Module]:
     """The banks and learnable transforms of a rule."""
     modules = [module for module in transforms_of(rule) if isinstance(module, nn.Module)]
-    if isinstance(rule, Rule) and rule.bank is not None:
-        modules.append(rule.bank)
-    return modules
+    return modules + free_in(rule)
 
 
 def _place(rules: Iterable[Rule | Tie], names: Names) -> None:
@@ -259,9 +250,9 @@ def _place(rules: Iterable[Rule | Tie], names: Names) -> None:
     for rule in rules:
         modules = _modules_of(rule)
         if isinstance(rule, Tie):
-            targets = [rule.target]
+            targets = [*rule.targets]
         elif rule.target.is_literal:
-            targets = [str(rule.target)]
+            targets = [*map(str, rule.targets)]
         else:
             targets = [name for name in names.tensors if rule.target.match(name)]
         for slot in map(names.find, targets if modules else ()):

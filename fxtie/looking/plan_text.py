@@ -5,11 +5,13 @@ In: a `Plan`. Out: an aligned table, in which ties that differ in indices only s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fxtie.looking.tables import table
 from fxtie.planning.plan import HEADERS, Plan, row
 from fxtie.planning.steps import Step
 from fxtie.shown import text
-from fxtie.words import role
+from fxtie.words import list_names, role
 
 
 @text.register
@@ -23,7 +25,17 @@ def plan_text(plan: Plan) -> str:
     if not groups:
         return plan.summary()
     align = ("left", "left", "left", "left", "right")
-    return f"{table(map(row, groups.values()), HEADERS, align)}\n{plan.summary()}"
+    lines = [table(map(row, groups.values()), HEADERS, align), *_stored(plan), plan.summary()]
+    return "\n".join(lines)
+
+
+def _stored(plan: Plan) -> Iterator[str]:
+    """What stays stored inside of modules that matched, and why."""
+    whys: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for name, why in plan.stored.items():
+        whys.setdefault(why, {}).setdefault(_role(name), []).append(name)
+    for why, groups in whys.items():
+        yield f"stored: {', '.join(map(list_names, groups.values()))} ({why})"
 
 
 def _role(tensor: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from fxtie.looking.candidates import split_name
 from fxtie.planning.names import Names
-from fxtie.rules.rule import Pattern, Rule
+from fxtie.rules.patterns import Pattern
+from fxtie.rules.rule import Rule
 
 _MOST_EXCLUDED = 2  # names; a pattern with more exceptions does not read well
 

@@ -76,7 +76,7 @@ def _row(group: Suggestion, with_values: bool) -> tuple[str, ...]:
     row = (
         title if group.chosen else f"({title})",
         str(len(group.targets)),
-        _span([source(rule.sources[0]) for rule in group.rules]),
+        _span([source(s) for rule in group.rules for s in rule.names[:1]]),
         group.kind,
         human_count(group.saved),
     )

@@ -39,6 +39,7 @@ class Lowered:
 
     Attributes:
         is_general: whether it is for tensors of any shape.
+        gives_several: whether its result is a tuple of nodes, and not one node.
         is_repeatable: whether it gives the same for the same sources: not if it is random.
     """
 
@@ -56,6 +57,7 @@ class Lowered:
         self.guards = guards or Guards()
         self.function = function if len(self.guards) or shapes else None
         self.shapes = shapes
+        self.gives_several = isinstance(graph.output_node().args[0], tuple | list)
         self.is_repeatable = all(
             node.op in ("placeholder", "output") or repeats(node) for node in graph.nodes
         )
@@ -173,9 +175,15 @@ class _TransformTracer(Evaluator):
             self._values[node] = source
             sources.append(Traced(node, source.shape))
         returned = self.argument(self.call(transform, sources))
-        self.result = self._values.get(returned, returned)
-        # Where it is inlined, readers of the result come right after the node that makes it.
-        last = itertools.takewhile(lambda node: node is not returned, reversed(self.graph.nodes))
+        self.result = fx.node.map_aggregate(
+            returned,
+            lambda value: self._values.get(value, value) if isinstance(value, fx.Node) else value,
+        )
+        # Where it is inlined, readers of a result come right after the node that makes it.
+        nodes = list(self.graph.nodes)
+        results = returned if isinstance(returned, tuple | list) else (returned,)
+        first = min((nodes.index(node) for node in results if node in nodes), default=0)
+        last = nodes[first + 1 :]
         if any(map(changed_in_place, last)):
             raise Stop("changes in place what it returns")
         self.create_node("output", "output", (returned,))

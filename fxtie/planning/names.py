@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 from fxtie._torch import FakeTensorMode
 from fxtie.errors import FxtieError, closest
 from fxtie.planning.spec import Spec
-from fxtie.rules.bank import Bank
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -103,26 +102,26 @@ class Slot:
 
 
 class Names:
-    """Every name of a model's modules and tensors, aliases included."""
+    """Every name of a model's modules and tensors, aliases included.
+
+    Attributes:
+        modules: by name.
+        tensors: the names of all parameters, buffers and parametrized tensors.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-        self.bank_names: dict[int, tuple[str, ...]] = {}
         self._slots: dict[str, Slot] = {}
         for prefix, module in self.modules.items():
             if not prefix.endswith(".parametrizations") and ".parametrizations." not in prefix:
                 self._add_slots(prefix, module)
+        self.tensors = dict.fromkeys(self._slots)
 
     def _add_slots(self, prefix: str, module: nn.Module) -> None:
         for attr in self.tensors_of(module):
             name = f"{prefix}.{attr}" if prefix else attr
             self._slots[name] = Slot(module, attr, name)
-
-    @property
-    def tensors(self) -> Iterable[str]:
-        """The names of all parameters, buffers and parametrized tensors."""
-        return self._slots
 
     @staticmethod
     def tensors_of(module: nn.Module) -> list[str]:
@@ -137,12 +136,6 @@ class Names:
         """Let the tensors of a module outside of the model be found below `prefix`."""
         for name, inner in module.named_modules(remove_duplicate=False):
             self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
-
-    def add_bank(self, bank: Bank, name: str) -> None:
-        """Let a bank's templates be found as `ties.<name>.templates.<i>`."""
-        self.add_module(f"ties.{name}", bank)
-        templates = range(len(bank.templates))
-        self.bank_names[id(bank)] = tuple(f"ties.{name}.templates.{i}" for i in templates)
 
     def find(self, name: str) -> Slot | str:
         """The slot of a tensor name, or the end of a sentence that says why there is none."""

@@ -6,7 +6,7 @@ model. Nothing of the model's forward runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,13 @@ class Plan(Paged):
         modules: learnable transforms and banks, by the name under which the tied model registers
             them (below `ties`). Models that are tied by one plan share them.
         parameters: number of parameters of the model before.
+        stored: tensors inside of modules that matched which stay stored, and why.
     """
 
     steps: tuple[Step, ...]
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: int = 0
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ties(self) -> tuple[Tie, ...]:
@@ -45,13 +47,13 @@ class Plan(Paged):
     @property
     def parameters_after(self) -> int:
         """Number of parameters of the tied model."""
-        learned = sum(p.numel() for m in self.modules.values() for p in m.parameters())
-        return self.parameters - sum(step.saved for step in self.steps) + learned
+        return self.parameters - sum(step.saved for step in self.steps)
 
     def summary(self) -> str:
         """The total, as one line."""
         change = parameter_change(self.parameters, self.parameters_after)
-        return f"{count(len(self.steps), 'tie')}, {change}"
+        larger = self.parameters_after > self.parameters
+        return f"{count(len(self.steps), 'tie')}, {change}{': a larger model' if larger else ''}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headers, and a row of text for each tie."""
@@ -134,7 +136,13 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
             "The model is compiled to TorchScript, whose code can't be changed. Tie the Python "
             "module that it was made of, and use torch.jit.trace on the result."
         )
+    return plan_with(model, rules, {})
+
+
+def plan_with(model: nn.Module, rules: Rules, modules: Mapping[str, nn.Module]) -> Plan:
+    """`plan`, with names for learnable transforms and free tensors that have one already."""
     resolver = Resolver(model)
+    resolver.modules.update(modules)
     for rule in as_rules(rules):
         resolver.resolve(rule)
     planner = Planner(resolver)
@@ -145,4 +153,6 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
         steps = planner.check(ordered)
     planner.raise_faults()
     parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
-    return Plan(tuple(steps), resolver.modules, parameters)
+    derived = {step.tie.target for step in steps}
+    stored = {name: why for name, why in resolver.stored.items() if name not in derived}
+    return Plan(tuple(steps), resolver.modules, parameters, stored)

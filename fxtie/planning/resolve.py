@@ -1,20 +1,27 @@
 """Rules + names -> ties: what the patterns match, and what is wrong with it.
 
-In: rules and a model. Out: ties by target, with the slots of the targets; faults as sentences.
+In: rules and a model. Out: ties by target, with the slots of the targets; faults as sentences; what
+stays stored inside of the modules that matched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from fxtie.errors import closest
 from fxtie.planning.names import Names, Slot, SlotKey, join
-from fxtie.rules.rule import Match, Rule, Tie
-from fxtie.transforms import Transform, same
+from fxtie.rules.free import Bank, Entry, Free
+from fxtie.rules.patterns import Match, Pattern
+from fxtie.rules.rule import Each, Rule, Tie
+from fxtie.transforms import same
+from fxtie.transforms.parts import Part
+
+_MOST_ROWS = 12  # of a structure in a fault
 
 
 class Resolved(NamedTuple):
@@ -23,21 +30,41 @@ class Resolved(NamedTuple):
     Attributes:
         tie: the fact.
         target: the slot of its target.
-        origin: the rule that it came from, as text.
+        rule: what it came from.
     """
 
     tie: Tie
     target: Slot
-    origin: str
+    rule: Rule | Tie
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """What a rule derives at one match.
+
+    Attributes:
+        targets: the names of its modules or tensors, one for each of the rule's patterns.
+        tensors: of modules, the names of their tensors, relative; of tensors, the empty name.
+        match: what the wildcards have matched.
+    """
+
+    targets: tuple[str, ...]
+    tensors: tuple[str, ...]
+    match: Match
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.tensors == ("",)
 
 
 class Resolver:
     """Goes through rules, collecting ties, modules to register, and every fault.
 
     Attributes:
-        names: the model's names, and those of the banks.
+        names: the model's names, and those of free tensors.
         resolved: ties by the identity of their targets.
-        modules: learnable transforms and banks, by the name under `ties`.
+        modules: learnable transforms and free tensors, by the name under `ties`.
+        stored: tensors inside of modules that matched which stay stored, and why.
         faults: one sentence each.
     """
 
@@ -46,13 +73,15 @@ class Resolver:
         self.faults: list[str] = []
         self.resolved: dict[SlotKey, Resolved] = {}
         self.modules: dict[str, nn.Module] = {}
+        self.stored: dict[str, str] = {}
+        self.free: dict[Free, str] = {}
         # Names below `ties` of a model that was tied before.
         self.taken = set(dict(model.named_children()).get("ties", nn.Module())._modules)
 
     def resolve(self, rule: Rule | Tie) -> None:
         """Take in one rule."""
         if isinstance(rule, Tie):
-            self.add(rule, str(rule))
+            self.add(rule, rule)
         else:
             self.expand(rule)
 
@@ -61,183 +90,300 @@ class Resolver:
     def expand(self, rule: Rule) -> None:
         """The ties of a rule, and what is wrong with it."""
         matched = list(self.matches(rule))
-        if rule.bank is not None:
-            self.names.add_bank(rule.bank, self.register(rule.bank, "bank"))
         before, found, expanded = len(self.faults), 0, 0
-        for name, match in matched:
-            sources = self.fill_sources(rule, match)
-            if sources is not None and self.is_own_source(rule, name, sources):
+        for one in matched:
+            sources = self.fill_sources(rule, one)
+            if sources is not None and self.is_own_source(rule, one, sources):
                 continue
             found += 1
             if sources is not None:
-                expanded += self.expand_match(rule, name, sources)
+                expanded += self.expand_match(rule, one, sources)
         is_told = expanded or len(self.faults) > before
-        tensors = {t for name, _ in matched for t in self.tensors_at(name)}
-        for name in sorted(rule.named_tensors - tensors if matched else ()):
-            self.faults.append(f"{rule}: none of its targets has a tensor {name!r}.")
+        self.check_names(rule, matched)
         if not matched:
-            self.faults.append(
-                f"{rule} matches nothing: no module or tensor is called {str(rule.target)!r}."
-                + closest(str(rule.target), [*self.names.modules, *self.names.tensors])
-            )
+            self.faults.append(f"{rule} {self.nothing_matched(rule)}")
         elif not found:
             self.faults.append(f"{rule} matches nothing but its own source.")
         elif not is_told:
-            self.faults.append(
-                f"{rule} ties nothing: every tensor would be derived from itself as it is."
-            )
+            self.faults.append(f"{rule} ties nothing: {self.why_nothing(rule, matched)}")
         if rule.count is not None and found != rule.count:
-            listed = ", ".join(name for name, _ in matched[:10]) or "none"
+            listed = ", ".join(one.targets[0] for one in matched[:10]) or "none"
             self.faults.append(
                 f"{rule} must match {rule.count} targets and matches {found}: {listed}."
             )
 
-    def expand_match(self, rule: Rule, name: str, sources: tuple[str, ...]) -> int:
-        """Ties of one target. Returns how many there are."""
-        if name in self.names.modules:
-            return self.expand_modules(rule, name, sources)
-        transform = rule.transforms["weight"]
-        if transform is None:
-            self.faults.append(f"{rule}: weight=None leaves {name!r} as it is.")
-            return 0
-        return self.add(Tie(name, self.bank_sources(rule, sources), transform), f"{rule}")
+    def matches(self, rule: Rule) -> Iterator[_Matched]:
+        """What the target patterns match: modules, else tensors."""
+        if len(rule.targets) == 1:
+            for name, (match, tensors) in self.matches_of(rule, rule.target).items():
+                yield _Matched((name,), tensors, match)
+            return
+        by_groups = [
+            {match.groups: (name, match, tensors) for name, (match, tensors) in found.items()}
+            for found in (self.matches_of(rule, pattern) for pattern in rule.targets)
+        ]
+        for groups, (name, match, tensors) in by_groups[0].items():
+            others = [found.get(groups) for found in by_groups[1:]]
+            names = tuple(other[0] for other in others if other is not None)
+            if len(names) == len(others):
+                yield _Matched((name, *names), tensors, match)
+            else:
+                missing = rule.targets[1 + others.index(None)]
+                self.faults.append(
+                    f"{rule}: {str(rule.target)!r} matches {name!r}, and {str(missing)!r} nothing "
+                    f"with the same wildcards."
+                )
 
-    def matches(self, rule: Rule) -> Iterator[tuple[str, Match]]:
-        """Modules that the target pattern matches, else tensors."""
-        wanted = {name for name, transform in rule.transforms.items() if transform is not None}
-        found = False
-        for name, module in self.names.modules.items():
-            match = rule.target.match(name, module)
-            if match is None or self.excluded(rule, name, module):
-                continue
-            # A pattern passes by what has no tensor of the rule, containers above all.
-            if rule.target.is_literal or wanted & set(self.names.tensors_of(module)):
-                found = True
-                yield name, match
-        if not found:
-            for name in self.names.tensors:
-                match = rule.target.match(name)
-                if match is not None and not self.excluded(rule, name, None):
-                    yield name, match
-
-    def tensors_at(self, name: str) -> list[str]:
-        """The tensors of the module of this name, or the tensor's own last name."""
-        module = self.names.modules.get(name)
-        return [name.rpartition(".")[2]] if module is None else self.names.tensors_of(module)
-
-    def is_own_source(self, rule: Rule, name: str, sources: tuple[str, ...]) -> bool:
-        """Whether a pattern with a fixed source has matched that, under whatever name."""
-        if rule.source_follows_match or rule.target.is_literal:
-            return False
-        module = self.names.modules.get(name)
-        return name in sources or (
-            module is not None and any(self.names.modules.get(s) is module for s in sources)
-        )
+    def matches_of(self, rule: Rule, pattern: Pattern) -> dict[str, tuple[Match, tuple[str, ...]]]:
+        """What one pattern matches: modules with their tensors, else tensors."""
+        matched = {
+            name: match
+            for name, module in self.names.modules.items()
+            if (match := pattern.match(name, module)) is not None
+            and not self.excluded(rule, name, module)
+        }
+        tensors: dict[str, list[str]] = {name: [] for name in matched}
+        for name in self.names.tensors if matched else ():
+            inner = _innermost(name, tensors)
+            if inner is not None and not self.excluded_inside(rule, name, inner):
+                tensors[inner].append(name.removeprefix(f"{inner}."))
+        found = {name: (match, tuple(tensors[name])) for name, match in matched.items()}
+        # A pattern passes by what has no tensor of its own left, and a name is told of.
+        modules = {name: one for name, one in found.items() if pattern.is_literal or one[1]}
+        if modules:
+            return modules
+        return {
+            name: (match, ("",))
+            for name in self.names.tensors
+            if (match := pattern.match(name)) is not None and not self.excluded(rule, name, None)
+        }
 
     @staticmethod
     def excluded(rule: Rule, name: str, module: nn.Module | None) -> bool:
         return any(pattern.match(name, module) is not None for pattern in rule.exclude)
 
-    def fill_sources(self, rule: Rule, match: Match) -> tuple[str, ...] | None:
+    def excluded_inside(self, rule: Rule, tensor: str, inside: str) -> bool:
+        """Whether a tensor, or a module on the way to it, is to be left alone."""
+        if not rule.exclude:
+            return False
+        start = len(inside.split(".")) if inside else 0
+        parts = tensor.split(".")
+        names = [".".join(parts[:end]) for end in range(start + 1, len(parts) + 1)]
+        return any(self.excluded(rule, name, self.names.modules.get(name)) for name in names)
+
+    def fill_sources(self, rule: Rule, one: _Matched) -> tuple[Any, ...] | None:
+        """The sources at a match: names filled in, and free tensors as they are."""
         try:
-            return tuple(match.fill(source) for source in rule.sources)
-        except (LookupError, ValueError) as error:
+            return tuple(one.match.fill(s) if isinstance(s, str) else s for s in rule.sources)
+        except LookupError as error:
             self.faults.append(
                 f"{rule}: the source asks for a group that {str(rule.target)!r} has not "
-                f"({error}). Write {{0}}, {{1}}, ..., one per wildcard, or {{name}}."
+                f"({error.args[0]}). Write {{0}}, {{1}}, ..., one per wildcard, or {{name}}."
             )
-            return None
+        except ValueError as error:
+            self.faults.append(f"{rule}: the source for {one.targets[0]!r}: {error}.")
+        return None
 
-    def bank_sources(self, rule: Rule, sources: tuple[str, ...]) -> tuple[str, ...]:
-        return sources if rule.bank is None else self.names.bank_names[id(rule.bank)]
-
-    def expand_modules(self, rule: Rule, target: str, sources: tuple[str, ...]) -> int:
-        """Ties of a target module's tensors. Returns how many there are."""
-        missing = [name for name in sources if name not in self.names.modules]
-        if missing:
-            self.faults += [f"{rule}: {self.no_module(name)}" for name in missing]
-            return 0
-        own = self.names.tensors_of(self.names.modules[target])
-        added = 0
-        for name, transform in rule.transforms.items():
-            if transform is None:
-                continue
-            if name in own:
-                added += self.expand_tensor(rule, name, transform, target, sources)
-            elif rule.target.is_literal and (
-                name in rule.named_tensors
-                or (name == "weight" and not set(own) & set(rule.transforms))
-            ):
-                self.faults.append(self.no_tensor(rule, target, name, own))
-        return added
-
-    def expand_tensor(
-        self, rule: Rule, name: str, transform: Transform, target: str, sources: tuple[str, ...]
-    ) -> int:
-        """The tie of one tensor of a target module. Returns how many there are, 1 or 0."""
-        for source in sources:
-            if name not in self.names.tensors_of(self.names.modules[source]):
-                self.faults.append(
-                    f"{rule}: the target {target!r} has a {name}, the source {source!r} has "
-                    f"not. Write {name}=None to leave {target!r} its own."
-                )
-                return 0
-        read = tuple(join(source, name) for source in sources)
-        if transform is same and read == (join(target, name),):
-            return 0  # a tensor as itself is no tie
-        return self.add(
-            Tie(join(target, name), self.bank_sources(rule, read), transform), f"{rule}"
+    def is_own_source(self, rule: Rule, one: _Matched, sources: tuple[Any, ...]) -> bool:
+        """Whether a target is its own source, under whatever name, which is not meant."""
+        if rule.means_own_source:
+            return False
+        module = self.names.modules.get(one.targets[0])
+        return any(
+            target in sources
+            or (module is not None and any(self.names.modules.get(s) is module for s in sources))
+            for target in one.targets
         )
 
-    def no_module(self, name: str) -> str:
+    def expand_match(self, rule: Rule, one: _Matched, sources: tuple[Any, ...]) -> int:
+        """Ties at one match. Returns how many there are."""
+        if one.is_tensor:
+            transform = rule.transform_of("weight")
+            if transform is None:
+                self.faults.append(f"{rule}: weight=None leaves {one.targets[0]!r} as it is.")
+                return 0
+            return self.add_by(rule, transform, one, "", sources)
+        missing = [s for s in sources if isinstance(s, str) and s not in self.names.modules]
+        if missing:
+            self.faults += [f"{rule}: {self.no_module(s, one)}" for s in missing]
+            return 0
+        tied = []
+        for name in one.tensors:
+            if (why := self.why_stored(rule, one, name)) is None:
+                tied.append(name)
+            else:
+                self.stored[join(one.targets[0], name)] = why
+        for other in (*one.targets[1:], *(s for s in sources if isinstance(s, str))):
+            if any(join(other, name) not in self.names.tensors for name in tied):
+                self.faults.append(f"{rule}: {self.other_structure(one.targets[0], other, tied)}")
+                return 0
+        return sum(
+            self.add_by(rule, rule.transform_of(name.rpartition(".")[2]), one, name, sources)
+            for name in tied
+        )
+
+    def why_stored(self, rule: Rule, one: _Matched, tensor: str) -> str | None:
+        """Why a tensor inside of a module that matched stays stored, if it does."""
+        name = tensor.rpartition(".")[2]
+        slot = self.names.find(join(one.targets[0], tensor))
+        is_buffer = isinstance(slot, Slot) and slot.attr in slot.owner._buffers
+        if is_buffer and not rule.buffers and name not in rule.named_tensors:
+            return "a buffer: buffers=True derives it too"
+        if rule.transforms.get(name, same) is None:
+            return f"{name}=None"
+        if rule.transform_of(name) is None:
+            return f"fxtie.same is from one tensor to one: give {name}= a function"
+        return None
+
+    def add_by(
+        self, rule: Rule, transform: Any, one: _Matched, tensor: str, sources: tuple[Any, ...]
+    ) -> int:
+        """The tie of one tensor at a match. Returns how many there are."""
+        targets = [join(target, tensor) for target in one.targets]
+        if isinstance(transform, Each):
+            try:
+                groups, named = one.match.groups, one.match.named or {}
+                transform = transform.make(**named) if named else transform.make(*groups)
+            # What makes transforms is the user's code: whatever it raises is told.
+            except Exception as error:
+                self.faults.append(
+                    f"{rule}: {transform!r} raises for {targets[0]!r}, at {one.match.groups}: "
+                    f"{type(error).__name__}: {error}"
+                )
+                return 0
+        if not callable(transform):
+            made = f"{type(transform).__name__}, no transform"
+            self.faults.append(f"{rule}: what each() calls for {targets[0]!r} returns {made}.")
+            return 0
+        read = [join(s, tensor) if isinstance(s, str) else s for s in sources]
+        if transform is same and read == targets:
+            return 0  # a tensor as itself is no tie
+        return self.add(Tie(targets, read, transform), rule)
+
+    # -- faults of a rule -----------------------------------------------------------------------
+
+    def check_names(self, rule: Rule, matched: Sequence[_Matched]) -> None:
+        """Note transforms that are for no tensor."""
+        names = {name.rpartition(".")[2] for one in matched for name in one.tensors}
+        given = set(rule.named_tensors)
+        if rule.transforms["weight"] not in (same, None) and not any(
+            one.is_tensor for one in matched
+        ):
+            given.add("weight")
+        for name in sorted(given - names if matched else ()):
+            has = f" They have {', '.join(sorted(names))}." if names else ""
+            self.faults.append(f"{rule}: none of its targets has a tensor {name!r}.{has}")
+
+    def nothing_matched(self, rule: Rule) -> str:
+        called = next((str(p) for p in rule.targets if not self.matches_of(rule, p)), rule.target)
+        names = [*self.names.modules, *self.names.tensors]
+        return f"matches nothing: no module or tensor is called {str(called)!r}." + closest(
+            str(called), names
+        )
+
+    def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
+        if not any(one.tensors for one in matched):
+            return f"{matched[0].targets[0]!r} has no tensors."
+        whys = {self.stored.get(join(m.targets[0], name)) for m in matched for name in m.tensors}
+        whys.discard(None)
+        if whys:
+            return "all that it matches stays stored (" + "; ".join(sorted(map(str, whys))) + ")."
+        return "every tensor would be derived from itself as it is."
+
+    def no_module(self, name: str, one: _Matched) -> str:
         hint = closest(name, self.names.modules)
         if name in self.names.tensors:
             hint = " It is a tensor: then the target is a tensor's name too."
-        return f"there is no source module {name!r}.{hint}"
+        return f"there is no source module {name!r}, of which {one.targets[0]!r} is to be.{hint}"
 
-    @staticmethod
-    def no_tensor(rule: Rule, target: str, name: str, own: list[str]) -> str:
-        if own:
-            hint = f" It has {', '.join(own)}: name them by keyword ({own[0]}=fxtie.same)."
+    def other_structure(self, target: str, source: str, tied: Sequence[str]) -> str:
+        """What is different in two modules, side by side."""
+        has = {name: self.shape(join(source, name)) for name in tied}
+        lacks = [name for name in tied if has[name] == "-"]
+        attrs = {name.rpartition(".")[2] for name in lacks}
+        others = {name.rpartition(".")[2] for name in tied if name not in lacks}
+        rows = [("", repr(target), repr(source))]
+        rows += [(name, self.shape(join(target, name)), has[name]) for name in tied]
+        shown = rows[: _MOST_ROWS + 1]
+        widths = [max(len(row[i]) for row in shown) for i in range(3)]
+        table = [" ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
+        if len(rows) > len(shown):
+            table.append(f"... {len(rows) - len(shown)} more")
+        if attrs.isdisjoint(others) and others:
+            remedy = ", ".join(f"{name}=None" for name in sorted(attrs))
+            remedy = f"Write {remedy} to leave {target!r} its own."
         else:
-            hint = f" To tie what is inside it, write {target + '.**'!r} with {{0}} in the source."
-        return f"{rule}: the target {target!r} has no {name} of its own.{hint}"
+            remedy = "Tie what has the same structure, or leave parts out by exclude=."
+        lines = "\n".join(f"     {line.rstrip()}" for line in table)
+        return f"{target!r} has tensors that {source!r} has not. {remedy}\n{lines}"
+
+    def shape(self, name: str) -> str:
+        slot = self.names.find(name)
+        if not isinstance(slot, Slot):
+            return "-"
+        return "x".join(map(str, slot.tensor.shape)) or "scalar"
 
     # -- ties: each target once, each name there ------------------------------------------------
 
-    def add(self, tie: Tie, origin: str) -> int:
-        """Take a tie in, under its target's identity. Returns 1 if it is a good one."""
+    def add(self, tie: Tie, rule: Rule | Tie) -> int:
+        """Take a tie in, under the identities of its targets. Returns how many good ones it is."""
         before = len(self.faults)
-        target = self.slot(tie.target, origin, "target")
-        sources = [self.slot(source, origin, "source") for source in tie.sources]
-        if target is None or len(self.faults) > before:
+        targets = [self.slot(name, rule, "target") for name in tie.targets]
+        sources = list(itertools.chain.from_iterable(map(self.source_names, tie.sources)))
+        slots = [self.slot(source, rule, "source") for source in sources]
+        if len(self.faults) > before:
             return 0
-        if [source and source.key for source in sources] == [target.key]:
-            tie = replace(tie, sources=(tie.target,))  # self-derived, whatever its names
-        self.faults += [f"{origin}: {fault}" for fault in target.faults_as_target()]
-        if target.key in self.resolved:
-            first = self.resolved[target.key]
-            if first.origin == origin and first.tie.sources == tie.sources:
-                return 0  # a module of two names, both matched
-            alias = first.tie.target != tie.target
-            also = f" (another name of {first.tie.target!r})" if alias else ""
-            self.faults.append(
-                f"Two rules for one tensor: {tie.target!r}{also} is the target of "
-                f"{first.origin} and of {origin}."
-            )
-            return 0
-        self.resolved[target.key] = Resolved(tie, target, origin)
-        return 1
+        added = 0
+        for i, (name, target) in enumerate(zip(tie.targets, targets, strict=True)):
+            assert target is not None
+            # Its own stored value, under whatever name.
+            own = [
+                name if s and s.key == target.key else n
+                for n, s in zip(sources, slots, strict=True)
+            ]
+            transform = tie.transform if len(targets) == 1 else Part(tie.transform, i, tie.targets)
+            added += self.add_one(Tie(name, own, transform), target, rule)
+        return added
 
-    def slot(self, name: str, origin: str, role: str) -> Slot | None:
+    def add_one(self, tie: Tie, target: Slot, rule: Rule | Tie) -> int:
+        self.faults += [f"{rule}: {fault}" for fault in target.faults_as_target()]
+        first = self.resolved.get(target.key)
+        if first is None:
+            self.resolved[target.key] = Resolved(tie, target, rule)
+            return 1
+        if first.rule is rule and first.tie.sources == tie.sources:
+            return 0  # a module of two names, both matched
+        alias = first.tie.target != tie.target
+        also = f" (another name of {first.tie.target!r})" if alias else ""
+        self.faults.append(
+            f"Two rules for one tensor: {tie.target!r}{also} is the target of {first.rule} and of "
+            f"{rule}.{_exception(first.rule, rule)}"
+        )
+        return 0
+
+    def source_names(self, source: Any) -> tuple[str, ...]:
+        """The names of the tensors that a source stands for."""
+        if isinstance(source, str):
+            return (source,)
+        owner = source if isinstance(source, Free) else source.owner
+        if owner not in self.free:
+            self.free[owner] = self.register(
+                owner, "bank" if isinstance(owner, Bank) else "tensors"
+            )
+            self.names.add_module(f"ties.{self.free[owner]}", owner)
+        name = self.free[owner]
+        keys = (source.name,) if isinstance(source, Entry) else owner.tensor_names()
+        return tuple(f"ties.{name}.{key}" for key in keys)
+
+    def slot(self, name: str, rule: Rule | Tie, role: str) -> Slot | None:
         found = self.names.find(name)
         if isinstance(found, str):
-            self.faults.append(f"{origin}: the {role} {name!r} {found}")
+            self.faults.append(f"{rule}: the {role} {name!r} {found}")
             return None
         return found
 
     def register(self, module: nn.Module, name: str) -> str:
-        """The name under `ties` of a learnable transform or bank; one name per module."""
+        """The name under `ties` of a learnable transform or free tensors; one name per module."""
         for known, other in self.modules.items():
             if other is module:
                 return known
@@ -246,3 +392,29 @@ class Resolver:
             unique, n = f"{name}_{n}", n + 1
         self.modules[unique] = module
         return unique
+
+
+def _innermost(tensor: str, modules: dict[str, Any]) -> str | None:
+    """The innermost of these modules that a tensor is in, by its name."""
+    owner = tensor.rpartition(".")[0]
+    while owner not in modules:
+        if not owner:
+            return None
+        owner = owner.rpartition(".")[0]
+    return owner
+
+
+def _exception(first: Rule | Tie, second: Rule | Tie) -> str:
+    """How to write that one of two rules is an exception to the other."""
+    general, special = (first, second) if _is_general(first) else (second, first)
+    if first is second or not _is_general(general):
+        return ""
+    names = special.targets if isinstance(special, Tie) else tuple(map(str, special.targets))
+    exclude = repr(names[0] if len(names) == 1 else list(names))
+    return (
+        f" If the one for {special.target} is the exception, write exclude={exclude} in {general}."
+    )
+
+
+def _is_general(rule: Rule | Tie) -> bool:
+    return isinstance(rule, Rule) and not rule.target.is_literal

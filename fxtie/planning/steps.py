@@ -19,7 +19,9 @@ from fxtie.planning.resolve import Resolved, Resolver
 from fxtie.planning.spec import Spec, fake_mode
 from fxtie.rules.rule import Tie
 from fxtie.transforms import Transform
+from fxtie.transforms.parts import Part, module_of, whole_of
 from fxtie.transforms.protocol import transform_name
+from fxtie.words import count
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,22 @@ class Step:
     Attributes:
         tie: the fact.
         spec: shape, dtype and device of the target.
-        saved: parameters that the tied model no longer has.
+        dropped: parameters that the tied model no longer has.
+        added: parameters that its transform and its free tensors bring, if it is the first to use
+            them.
         lowered: the transform, ready for a graph.
     """
 
     tie: Tie
     spec: Spec
-    saved: int
-    lowered: Lowered | Opaque | nn.Module
+    dropped: int
+    added: int
+    lowered: Lowered | Opaque | nn.Module | Part
+
+    @property
+    def saved(self) -> int:
+        """Parameters that the tied model has less of: negative if the tie brings more."""
+        return self.dropped - self.added
 
     @property
     def transform_name(self) -> str:
@@ -46,12 +56,13 @@ class Step:
     def __getstate__(self) -> dict[str, Any]:
         """A lambda can't be pickled; what was made of it can."""
         state = dict(self.__dict__)
-        if "<" in getattr(self.tie.transform, "__qualname__", ""):
-            state["tie"] = replace(self.tie, transform=self.lowered)
+        if "<" in getattr(whole_of(self.tie.transform), "__qualname__", ""):
+            state["tie"] = Tie(self.tie.target, self.tie.sources, self.lowered)
         return state
 
 
-Examined: TypeAlias = tuple[Lowered | Opaque | nn.Module, str | None]
+Ready: TypeAlias = Lowered | Opaque | nn.Module | Part
+Examined: TypeAlias = tuple[Ready, str | None]
 
 
 class Planner:
@@ -67,6 +78,13 @@ class Planner:
         self._specs: dict[SlotKey, Spec] = {}
         self._examined: dict[Any, Examined] = {}
         self._general: dict[Any, Lowered] = {}  # those that are for tensors of any shape
+        self._wholes: dict[Any, Any] = {}
+        self._added: dict[int, int] = {}
+        self._free = {
+            f"ties.{name}.{key}": owner
+            for owner, name in resolver.free.items()
+            for key in owner.tensor_names()
+        }
 
     def raise_faults(self) -> None:
         if self.faults:
@@ -99,8 +117,8 @@ class Planner:
                 on_path.add(key)
                 pending.append((key, True))
                 tie = self.resolved[key].tie
-                if not tie.is_self_derived:
-                    pending += [(self.key(name), False) for name in reversed(tie.sources)]
+                read = [name for name in reversed(tie.sources) if name != tie.target]
+                pending += [(self.key(name), False) for name in read]
         return ordered
 
     def key(self, name: str) -> SlotKey:
@@ -123,7 +141,7 @@ class Planner:
         dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
         saved = self.names.savings(dropped)
         steps = []
-        for tie, target, origin in ordered:
+        for tie, target, rule in ordered:
             spec = self.spec(tie.target)
             sources = tuple(map(self.spec, tie.sources))
             try:
@@ -134,16 +152,24 @@ class Planner:
                 self.cause = self.cause or error
                 shapes = ", ".join(str(tuple(s.shape)) for s in sources) or "no tensor"
                 self.faults.append(
-                    f"{origin}: the transform {transform_name(tie.transform)} of {tie.target!r} "
+                    f"{rule}: the transform {transform_name(tie.transform)} of {tie.target!r} "
                     f"raises on {shapes}: {type(error).__name__}: {error}"
                 )
                 continue
             if fault is not None:
-                self.faults.append(f"{origin}: " + fault.replace("<target>", repr(tie.target)))
-            if isinstance(tie.transform, nn.Module):
-                self.resolver.register(tie.transform, tie.target.replace(".", "_"))
-            steps.append(Step(tie, spec, saved.get(target.key, 0), lowered))
+                self.faults.append(f"{rule}: " + fault.replace("<target>", repr(tie.target)))
+            if (module := module_of(tie.transform)) is not None:
+                self.resolver.register(module, tie.target.replace(".", "_"))
+            steps.append(Step(tie, spec, saved.get(target.key, 0), self.added(tie), lowered))
         return steps
+
+    def added(self, tie: Tie) -> int:
+        """Parameters that a tie brings along: of its transform and of free tensors, once each."""
+        modules = [module_of(tie.transform), *(self._free.get(name) for name in tie.sources)]
+        found = {id(p): p.numel() for m in modules if m is not None for p in m.parameters()}
+        new = {key: n for key, n in found.items() if key not in self._added}
+        self._added.update(new)
+        return sum(new.values())
 
     def spec(self, name: str) -> Spec:
         """Shape, dtype and device of a tensor."""
@@ -157,7 +183,7 @@ class Planner:
         """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
         # Much faster than isinstance with a Protocol, and once for each tie.
         adapt = getattr(tie.transform, "for_target", None)
-        return tie if adapt is None else replace(tie, transform=adapt(spec.fake(self.mode)))
+        return tie if adapt is None else Tie(tie.target, tie.sources, adapt(spec.fake(self.mode)))
 
     def examined(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """The transform lowered, and a fault if it has one; tried out once for equal cases."""
@@ -168,6 +194,8 @@ class Planner:
 
     def examine(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """Try a transform on tensors without data."""
+        if isinstance(transform, Part):
+            return self.examine_part(transform, sources, target)
         name = transform_name(transform)
         fakes = [source.fake(self.mode) for source in sources]
         try:
@@ -193,6 +221,24 @@ class Planner:
         if isinstance(lowered, Lowered) and lowered.is_general:
             self._general[key] = lowered
         return lowered, None
+
+    def examine_part(self, part: Part, sources: tuple[Spec, ...], target: Spec) -> Examined:
+        """Try a transform that returns several tensors, once for all of them."""
+        key = (_hashable(part.whole), sources)
+        if key not in self._wholes:
+            fakes = [source.fake(self.mode) for source in sources]
+            self._wholes[key] = lower(part.whole, fakes, self.mode)
+        lowered, results = self._wholes[key]
+        name, fault = transform_name(part.whole), None
+        n = len(results) if isinstance(results, tuple | list) else None
+        if n is None:
+            kind = "Tensor" if isinstance(results, torch.Tensor) else type(results).__name__
+            fault = f"the transform {name} of <target> returns {kind}, not a tuple."
+        elif part.index >= n:
+            fault = f"the transform {name} of <target> and others returns {count(n, 'tensor')}."
+        else:
+            fault = _misfit(repr(part), results[part.index], sources, target)
+        return replace(part, whole=lowered), fault
 
 
 def _misfit(name: str, result: Any, sources: tuple[Spec, ...], target: Spec) -> str | None:

@@ -5,11 +5,12 @@ In: the path of a file; or rules and a path. Out: rules; or the file.
 A rule is a table with the arguments of `fxtie.Rule`:
 
     [[rule]]
-    target = "decoder.*"                             # names, `*`, `**`, `re:...`
+    target = "decoder.*"                             # names, `*`, `**`, `re:...`; or several
     source = "encoder.{0}"                           # or several: ["a", "b"], or none: []
     weight = { transform = "rot90", k = 1 }          # a registered name, with its arguments
     bias = false                                     # leave it alone; "same" where it isn't given
     tensors = { in_proj_weight = "neg" }             # those that are not called weight or bias
+    buffers = true                                   # false where it isn't given
     exclude = ["decoder.3"]
     count = 3
 
@@ -20,13 +21,17 @@ With `transform` it is a single tie (`fxtie.Tie`), between tensors:
     source = "embedding.weight"
     transform = "same"
 
-What several rules share has a name: banks, and learnable transforms. The latter's own transform may
-refer to shared ones above it.
+What several rules share has a name: free tensors, and learnable transforms. The latter's own
+transform may refer to shared ones above it.
 
     [bank.templates]
     n = 8
     shape = [64, 64, 3, 3]
     dtype = "float32"                                # torch's default where it isn't given
+
+    [tensors.vera]
+    A = { shape = [4, 64], frozen = true }
+    B = { shape = [64, 4], dtype = "float32" }
 
     [shared.adapter]
     transform = { transform = "LowRank", rank = 4 }
@@ -38,6 +43,11 @@ refer to shared ones above it.
     source = { bank = "templates" }
     weight = { transform = "Mix", n = 8 }
     bias = false
+
+    [[rule]]
+    target = "*.q_proj"
+    source = ["{0}.q_proj", { tensors = "vera" }]    # or one: { tensors = "vera", entry = "A" }
+    weight = "mean"                                  # or a registered one of your own
 
     [[rule]]
     target = "fc_*"
@@ -237,7 +247,7 @@ def _write_toml(data: dict[str, Any]) -> str:
     # By hand, since tomli-w makes a section of its own of each inner table: `[rule.weight]`.
     sections = [
         (f"[{kind}.{_toml_key(name)}]", entry)
-        for kind in ("bank", "shared")
+        for kind in ("bank", "tensors", "shared")
         for name, entry in data.get(kind, {}).items()
     ]
     sections += [("[[rule]]", entry) for entry in data["rule"]]

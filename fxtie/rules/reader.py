@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from fxtie.errors import RuleError, closest
-from fxtie.rules.bank import Bank
-from fxtie.rules.rule import Pattern, Rule, Tie
+from fxtie.rules.free import Bank, Entry, Free, Tensors, drawn
+from fxtie.rules.patterns import Pattern
+from fxtie.rules.rule import OneSource, Rule, Tie
 from fxtie.transforms import FitsTarget, Transform
 from fxtie.transforms.registry import from_spec
 from fxtie.words import count
@@ -108,33 +109,36 @@ def read_rules(data: Any) -> tuple[list[Rule | Tie], dict[str, nn.Module]]:
         rule[0]: The key 'source' is missing.
     """
     faults, tables, rules = Faults(), {}, []
-    readers = {"rule": _many, "bank": _named, "shared": _named, "$schema": _text}
+    readers: dict[str, Reader] = {"rule": _many, "$schema": _text}
+    readers.update(dict.fromkeys(("bank", "tensors", "shared"), _named))
     with faults.at():
         tables = _table(data, readers, needed=["rule"])
     faults.tell()
     names = SharedNames()
-    names.read(tables.get("bank", {}), tables.get("shared", {}))
+    names.read({**tables, "rule": None})
     for i, entry in enumerate(tables["rule"]):
         with faults.at("rule", i):
             rules.append(names.rule(entry))
     faults.tell()
     names.check_use(rules)
-    return rules, {**names.banks, **names.shared}
+    return rules, {**names.free["bank"], **names.free["tensors"], **names.shared}
 
 
 class SharedNames:
-    """The banks and shared transforms of a description, and what refers to them."""
+    """The free tensors and shared transforms of a description, and what refers to them."""
 
     def __init__(self) -> None:
-        self.banks: dict[str, Bank] = {}
+        self.free: dict[str, dict[str, Free]] = {"bank": {}, "tensors": {}}
         self.shared: dict[str, nn.Module] = {}
 
-    def read(self, banks: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    def read(self, tables: Mapping[str, Any]) -> None:
+        """Make what the tables `bank`, `tensors` and `shared` describe."""
         faults = Faults()
-        for name, entry in banks.items():
-            with faults.at("bank", name):
-                self.banks[name] = _bank(entry)
-        for name, entry in shared.items():
+        for kind, make in (("bank", _bank), ("tensors", _tensors)):
+            for name, entry in tables.get(kind, {}).items():
+                with faults.at(kind, name):
+                    self.free[kind][name] = make(entry)
+        for name, entry in tables.get("shared", {}).items():
             with faults.at("shared", name):
                 self.shared[name] = self.shared_transform(entry)
         faults.tell()
@@ -160,31 +164,41 @@ class SharedNames:
     def rule(self, entry: Any) -> Rule | Tie:
         if isinstance(entry, dict) and "transform" in entry:
             tie: dict[str, Reader] = {
-                "target": _text,
-                "source": _texts,
+                "target": _targets,
+                "source": self.sources,
                 "transform": self.transform,
             }
             given = _table(entry, tie, needed=["target", "source"])
             return Tie(given["target"], given["source"], given["transform"])
         rule: dict[str, Reader] = {
-            "target": _pattern,
-            "source": self.source,
+            "target": lambda value: tuple(map(_pattern, _targets(value))),
+            "source": self.sources,
             "weight": self.transform_or_none,
             "bias": self.transform_or_none,
             "tensors": self.tensors,
+            "buffers": _flag,
             "exclude": lambda value: tuple(map(_pattern, _texts(value))),
             "count": _positive,
         }
         given = _table(entry, rule, needed=["target", "source"])
         return Rule(**given.pop("tensors", {}), **given)
 
-    def source(self, value: Any) -> Bank | tuple[str, ...] | None:
-        if isinstance(value, dict):
-            name = _table(value, {"bank": _text}, needed=["bank"])["bank"]
-            if name not in self.banks:
-                raise RuleError(f"There is no bank {name!r}.{closest(name, self.banks)}")
-            return self.banks[name]
-        return _texts(value) or None
+    def sources(self, value: Any) -> tuple[OneSource, ...]:
+        return tuple(map(self.source, value if isinstance(value, list) else [value]))
+
+    def source(self, value: Any) -> OneSource:
+        """A name, or free tensors: all of them, or one."""
+        if not isinstance(value, dict):
+            return _text(value)
+        given = _table(value, {"bank": _text, "tensors": _text, "entry": _entry}, needed=[])
+        kind = next((kind for kind in self.free if kind in given), None)
+        if kind is None or len(given.keys() & self.free.keys()) > 1:
+            raise RuleError(f"This names a bank or tensors, and not {repr(value)}.")
+        name, named = given[kind], self.free[kind]
+        if name not in named:
+            thing = "bank" if kind == "bank" else "table of tensors"
+            raise RuleError(f"There is no {thing} {name!r}.{closest(name, named)}")
+        return named[name][given["entry"]] if "entry" in given else named[name]
 
     def transform(self, value: Any) -> Transform:
         return from_spec(value, self.shared)
@@ -204,12 +218,12 @@ class SharedNames:
         return transforms
 
     def check_use(self, rules: Sequence[Rule | Tie]) -> None:
-        used: set[nn.Module] = {r.bank for r in rules if isinstance(r, Rule) and r.bank is not None}
+        used: set[nn.Module] = {owner for rule in rules for owner in free_in(rule)}
         for transform in chain.from_iterable(map(transforms_of, rules)):
             if isinstance(transform, nn.Module):
                 used.update(transform.modules())
         faults = Faults()
-        named: dict[str, Mapping[str, nn.Module]] = {"bank": self.banks, "shared": self.shared}
+        named: dict[str, Mapping[str, nn.Module]] = {**self.free, "shared": self.shared}
         for kind, modules in named.items():
             for name, module in modules.items():
                 with faults.at(kind, name):
@@ -261,6 +275,11 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, value if isinstance(value, list) else [value]))
 
 
+def _targets(value: Any) -> tuple[str, ...]:
+    """One string or several, but not none."""
+    return _texts(value) or (_text(value),)
+
+
 def _pattern(value: Any) -> str:
     Pattern(_text(value))  # refuses a wrong regular expression
     return str(value)
@@ -292,6 +311,34 @@ def _bank(entry: Any) -> Bank:
         raise RuleError(f"Such a bank can't be made: {error}") from error
 
 
+def _tensors(entry: Any) -> Tensors:
+    """Tensors by name, each with a shape."""
+    readers = {"shape": _shape, "dtype": _dtype, "frozen": _flag}
+    faults, given = Faults(), {}
+    for name, described in _named(entry).items():
+        with faults.at(name):
+            given[name] = _table(described, readers, needed=["shape"])
+    faults.tell()
+    frozen = [name for name, one in given.items() if one.get("frozen")]
+    try:
+        values = {name: drawn(one["shape"], one.get("dtype")) for name, one in given.items()}
+    except (RuntimeError, TypeError) as error:  # too large, or a dtype that can't be drawn
+        raise RuleError(f"Such tensors can't be made: {error}") from error
+    return Tensors(frozen=frozen, **values)  # type: ignore[arg-type]  # no name of an argument
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RuleError(f"true or false is needed here, not {repr(value)}.")
+    return value
+
+
+def _entry(value: Any) -> Any:
+    if type(value) not in (int, str):
+        raise RuleError(f"The number of a template or the name of a tensor, not {repr(value)}.")
+    return value
+
+
 def _fitted(transform: Transform, shape: tuple[int, ...], dtype: torch.dtype | None) -> Transform:
     if not isinstance(transform, FitsTarget):
         raise RuleError(f"{transform!r} doesn't depend on its target. Leave shape out.")
@@ -305,3 +352,9 @@ def transforms_of(rule: Rule | Tie) -> list[Transform]:
     """The transforms of a rule, by tensor, or of a tie."""
     transforms = [rule.transform] if isinstance(rule, Tie) else rule.transforms.values()
     return [transform for transform in transforms if transform is not None]
+
+
+def free_in(rule: Rule | Tie) -> list[Free]:
+    """The free tensors that a rule or a tie reads."""
+    owners = (s.owner if isinstance(s, Entry) else s for s in rule.sources)
+    return [owner for owner in owners if isinstance(owner, Free)]

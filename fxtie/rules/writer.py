@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from fxtie.errors import RuleError
-from fxtie.rules.bank import Bank
-from fxtie.rules.reader import BANK_DTYPES, Faults, SharedNames, transforms_of
-from fxtie.rules.rule import Pattern, Rule, Tie
+from fxtie.rules.free import Bank, Entry, Tensors
+from fxtie.rules.patterns import Pattern
+from fxtie.rules.reader import BANK_DTYPES, Faults, SharedNames, free_in, transforms_of
+from fxtie.rules.rule import Each, OneSource, Rule, Tie
 from fxtie.transforms import FitsTarget, Transform, same
 from fxtie.transforms.registry import to_spec
 
@@ -61,7 +62,8 @@ class _Writer:
         self.rules = rules
         self.shapes = shapes
         self.names = {module: name for name, module in names.items()}
-        self.banks: dict[str, Any] = {}
+        self.has_values = bool(names)
+        self.free: dict[str, dict[str, Any]] = {"bank": {}, "tensors": {}}
         self.shared: dict[str, Any] = {}
         self.faults = Faults()
         self.told: set[str] = set()
@@ -71,7 +73,7 @@ class _Writer:
         rules = [self.rule(rule) for rule in self.rules]
         self.faults.tell()
         self.check_shared()
-        tables = {"bank": self.banks, "shared": self.shared}
+        tables = {**self.free, "shared": self.shared}
         return {**{kind: table for kind, table in tables.items() if table}, "rule": rules}
 
     # -- names ----------------------------------------------------------------------------------
@@ -93,8 +95,8 @@ class _Writer:
             if isinstance(transform, nn.Module) and self.shape_of(transform) is not None:
                 fitted.append(transform)
         for rule in self.rules:
-            if isinstance(rule, Rule) and rule.bank is not None:
-                self.name(rule.bank, "bank")
+            for owner in free_in(rule):
+                self.name(owner, "bank" if isinstance(owner, Bank) else "tensors")
         for module in (*(module for module, times in uses.items() if times > 1), *fitted):
             self.name(module, "shared")
 
@@ -116,16 +118,19 @@ class _Writer:
     def rule(self, rule: Rule | Tie) -> dict[str, Any]:
         if isinstance(rule, Tie):
             spec = self.transform(rule.transform, rule.target)
-            return {"target": rule.target, "source": _one(rule.sources), "transform": spec}
-        target = self.pattern(rule.target)
-        source = _one(rule.sources) if rule.bank is None else {"bank": self.bank(rule.bank)}
-        entry: dict[str, Any] = {"target": target, "source": source}
+            sources = _one(list(map(self.source, rule.sources)))
+            return {"target": _one(rule.targets), "source": sources, "transform": spec}
+        target = _one(list(map(self.pattern, rule.targets)))
+        entry: dict[str, Any] = {"target": target}
+        entry["source"] = _one(list(map(self.source, rule.sources)))
         for key, transform in rule.transforms.items():
             if key in rule.named_tensors:
                 tensors = entry.setdefault("tensors", {})
                 tensors[key] = self.transform(transform, f"{target}, {key}")
             elif transform is not same:
                 entry[key] = self.transform(transform, f"{target}, {key}")
+        if rule.buffers:
+            entry["buffers"] = True
         if rule.exclude:
             entry["exclude"] = list(map(self.pattern, rule.exclude))
         if rule.count is not None:
@@ -140,6 +145,11 @@ class _Writer:
     def transform(self, transform: Transform | None, what: str) -> Any:
         if transform is None:
             return False
+        if isinstance(transform, Each):
+            self.fault(
+                f"{transform!r} is code, not data. Write a rule for each match.", f"{what!r}: "
+            )
+            return None
         try:
             return to_spec(transform, self.reference)
         except RuleError as error:
@@ -151,7 +161,39 @@ class _Writer:
             self.faults.found.append(((), what + text))
         self.told.add(text)
 
-    def bank(self, bank: Bank) -> str:
+    def source(self, source: OneSource) -> Any:
+        if isinstance(source, str):
+            return source
+        owner = source.owner if isinstance(source, Entry) else source
+        kind = "bank" if isinstance(owner, Bank) else "tensors"
+        data: dict[str, Any] = {kind: (self.bank if kind == "bank" else self.tensors)(owner)}
+        if isinstance(source, Entry):
+            name = source.name.rpartition(".")[2]
+            data["entry"] = int(name) if kind == "bank" else name
+        return data
+
+    def tensors(self, tensors: Any) -> str:
+        name = self.names[tensors]
+        if type(tensors) is not Tensors:
+            self.fault(f"The {type(tensors).__name__} {name!r} can't be written: it is a subclass.")
+        elif tensors.given and not self.has_values:
+            self.fault(
+                f"The values of {', '.join(tensors.given)} in the fxtie.Tensors {name!r} can't be "
+                f"written: rules hold shapes only. Give the shape, and load the values into the "
+                f"tied model; or use fxtie.save, which writes them."
+            )
+        self.free["tensors"][name] = {
+            key: {
+                "shape": list(value.shape),
+                "dtype": _dtype_name(value.dtype),
+                **({"frozen": True} if key in tensors._buffers else {}),
+            }
+            for key in tensors.tensor_names()
+            for value in (getattr(tensors, key),)
+        }
+        return name
+
+    def bank(self, bank: Any) -> str:
         name = self.names[bank]
         kinds = {(tuple(template.shape), template.dtype) for template in bank.templates}
         if type(bank) is not Bank or len(kinds) != 1:
@@ -161,7 +203,7 @@ class _Writer:
             )
         for shape, dtype in kinds:
             n = len(bank.templates)
-            self.banks[name] = {"n": n, "shape": list(shape), "dtype": _dtype_name(dtype)}
+            self.free["bank"][name] = {"n": n, "shape": list(shape), "dtype": _dtype_name(dtype)}
         return name
 
     def reference(self, module: nn.Module) -> str | None:
@@ -184,7 +226,7 @@ class _Writer:
         """Make the shared transforms of their descriptions, and compare: loading must not fail."""
         again = SharedNames()
         with torch.random.fork_rng(devices=[]):
-            again.read({}, self.shared)
+            again.read({"shared": self.shared})
         modules = {name: module for module, name in self.names.items()}
         found = _layouts(again.shared)
         wanted = _layouts({name: modules[name] for name in self.shared})
@@ -198,7 +240,7 @@ class _Writer:
         self.faults.tell()
 
 
-def _one(names: tuple[str, ...]) -> str | list[str]:
+def _one(names: Sequence[Any]) -> Any:
     return names[0] if len(names) == 1 else list(names)
 
 

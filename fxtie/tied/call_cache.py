@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxtie._torch import get_frame_callback, is_jit_tracing, skip_code, surroundings
 from fxtie.tied.derived import Derived, Source
+from fxtie.transforms.parts import whole_of
 
 
 class _Call:
@@ -32,7 +33,7 @@ class _Call:
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()
-        self._values: dict[Any, tuple[torch.Tensor, Any]] = {}
+        self._values: dict[Any, tuple[Sequence[torch.Tensor], Any]] = {}
         self._casts: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
         self._hooks: list[RemovableHandle] = []
@@ -44,26 +45,36 @@ class _Call:
 
     def value(self, derived: Derived) -> torch.Tensor:
         """A derived tensor's value, remembered if that is worth it."""
-        transform = derived.transform
+        values = self._values_of(derived, whole_of(derived.transform))
+        return values[0] if derived.part is None else values[derived.part.index]
+
+    def _values_of(self, derived: Derived, transform: Any) -> Sequence[torch.Tensor]:
+        """What a transform gives: one tensor, or one for each of its parts."""
         if self._steps != _steps:
             self._forget_all()
         sources = [derived.read(source) for source in derived.sources]
-        if not sources or not all(map(self._is_known, derived.sources, sources)):
-            return transform(*sources)
+        is_part = derived.part is not None
+        # Without a source, nothing tells that a value is stale; its parts have to be of one run.
+        is_told = bool(sources) or is_part
+        if not is_told or not all(map(self._is_known, derived.sources, sources)):
+            result = transform(*sources)
+            return result if is_part else (result,)
         key = derived.identity, *_key(transform, sources)
         if (found := self._values.get(key)) is not None:
             return found[0]
-        value = transform(*sources)
-        if derived.is_shared or value.requires_grad:
+        result = transform(*sources)
+        values: Sequence[torch.Tensor] = result if is_part else (result,)
+        if derived.is_shared or any(value.requires_grad for value in values):
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
                 key = derived.identity, *_key(transform, sources)
-            self._values[key] = value, (sources, transform, *_state(transform))  # ids stay theirs
-            self._known.add(id(value))
-            if value.grad_fn is not None:
-                # A backward inside of the call, after which the value can't have another.
-                hook = value.grad_fn.register_hook(lambda *_: self._forget(key))
-                self._hooks.append(hook)
-        return value
+            self._values[key] = values, (sources, transform, *_state(transform))  # ids stay theirs
+            for value in values:
+                self._known.add(id(value))
+                if value.grad_fn is not None:
+                    # A backward inside of the call, after which the value can't have another.
+                    hook = value.grad_fn.register_hook(lambda *_: self._forget(key))
+                    self._hooks.append(hook)
+        return values
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in another dtype; of a remembered one, remembered as well."""
@@ -81,9 +92,10 @@ class _Call:
         return (stored or id(tensor) in self._known) and not tensor.is_inference()
 
     def _forget(self, key: Any) -> None:
-        value, _ = self._values.pop(key, (None, None))
-        self._casts = {cast: held for cast, held in self._casts.items() if cast[0] != id(value)}
-        self._known.discard(id(value))
+        values, _ = self._values.pop(key, ((), None))
+        gone = set(map(id, values))
+        self._casts = {cast: held for cast, held in self._casts.items() if cast[0] not in gone}
+        self._known -= gone
 
     def _forget_all(self) -> None:
         self._steps = _steps
@@ -94,14 +106,15 @@ class _Call:
 
 def _key(transform: Any, sources: list[torch.Tensor]) -> tuple[Any, ...]:
     """What a value, its dtype and its gradient depend on."""
-    state = [_identity(tensor) for tensor in _state(transform)]
+    state = [*_state(transform)]
+    device = next((tensor.device for tensor in (*sources, *state)), torch.device("cpu"))
     modes = [m.training for m in transform.modules()] if isinstance(transform, nn.Module) else []
     return (
         *map(_identity, sources),
-        *state,
+        *map(_identity, state),
         *modes,
         torch.is_grad_enabled(),
-        autocast_dtype(sources[0].device),
+        autocast_dtype(device),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.transforms.parts import Part, whole_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +22,14 @@ class Source:
 
     So it survives `.to()`, `to_empty()`, `load_state_dict(assign=True)`, deepcopy and pickling, and
     a module that is replaced is read from then on, as by a graph.
+
+    Attributes:
+        is_own: whether it is the stored value of the tensor that is derived from it.
     """
 
     root: nn.Module
     name: str
+    is_own: bool = False
 
     @property
     def attr(self) -> str:
@@ -57,7 +62,7 @@ class Derived:
         sources: what it gets.
         shape: the shape it gives.
         requires_grad: of the Parameter that it stands for; None if it stands for a buffer.
-        stored: the target's own stored value is the source (a self-derived tensor).
+        stored: the target's own stored value is a source (a self-derived tensor).
         is_shared: whether others are derived alike, or from it.
     """
 
@@ -73,10 +78,18 @@ class Derived:
         return self.transform(*map(self.read, self.sources))
 
     @property
+    def part(self) -> Part | None:
+        """The transform, if it returns several tensors, of which this is one."""
+        return self.transform if isinstance(self.transform, Part) else None
+
+    @property
     def identity(self) -> Any:
-        """Equal for tensors that are derived alike, with equal values: no two random ones are."""
-        is_repeatable = getattr(self.transform, "is_repeatable", False)
-        return id(self.transform) if is_repeatable else (id(self.transform), self.name)
+        """Equal for tensors that one run of a transform gives: not for two random ones."""
+        whole = whole_of(self.transform)
+        if getattr(whole, "is_repeatable", False):
+            return id(whole)
+        part = self.part
+        return id(whole), self.name if part is None else part.of
 
     def read(self, source: Source) -> Any:
         owner = source.owner
@@ -87,7 +100,7 @@ class Derived:
                 f"elsewhere gives a stale value. Use torch.nn.utils.parametrize instead, or remove "
                 f"the hook first."
             )
-        return getattr(Stored(owner) if self.stored else owner, source.attr)
+        return getattr(Stored(owner) if source.is_own else owner, source.attr)
 
 
 class Stored:

@@ -20,6 +20,7 @@ from torch import nn
 
 from fxtie.life.verifying.results import Vacuous, VerificationError
 from fxtie.life.verifying.values import norm_of, relative_error, same_bits, tensors_in, wide
+from fxtie.transforms.parts import Part, module_of
 
 _NONE: Mapping[str, nn.Module] = types.MappingProxyType({})
 
@@ -72,6 +73,7 @@ def oracle_run(
         learned: modules that ties read but the model has not, such as banks, by name.
     """
     values: dict[str, torch.Tensor] = {}
+    runs: dict[Any, Any] = {}  # of transforms that return several tensors
 
     def source(name: str, target: str) -> torch.Tensor:
         if name in values and name != target:
@@ -82,7 +84,13 @@ def oracle_run(
         return read(model, name)
 
     for tie in ties:  # in the order of a plan: what is read comes first
-        values[tie.target] = tie.transform(*(source(name, tie.target) for name in tie.sources))
+        sources = [source(name, tie.target) for name in tie.sources]
+        if isinstance(part := tie.transform, Part):
+            if part.of not in runs:
+                runs[part.of] = part.whole(*sources)
+            values[tie.target] = runs[part.of][part.index]
+        else:
+            values[tie.target] = tie.transform(*sources)
     swapped = {f"model.{name}": value for name, value in values.items()}
     return torch.func.functional_call(_Then(model, then), swapped, args, kwargs, tie_weights=False)
 
@@ -201,7 +209,7 @@ def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
 
 def _learned(ties: Any) -> list[nn.Module]:
     """Learnable transforms, once each, in the order in which a tied model registers them."""
-    return list({id(m): m for tie in ties if isinstance(m := tie.transform, nn.Module)}.values())
+    return list({id(m): m for tie in ties if (m := module_of(tie.transform)) is not None}.values())
 
 
 def _gradient_errors(model: nn.Module, tied: nn.Module, ties: Any) -> dict[str, float]:
