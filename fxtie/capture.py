@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import fx, nn
@@ -42,7 +42,39 @@ from fxtie.runtime.tied import (
 from fxtie.tracing.module_tracer import trace_module
 from fxtie.tracing.stops import Stop
 
+M = TypeVar("M", bound=nn.Module)
 
+
+@overload
+def transform(
+    model: M,
+    rules: Rules | Plan,
+    *,
+    compile: Literal[False] = False,
+    recompute: bool = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> M: ...
+@overload
+def transform(
+    model: nn.Module,
+    rules: Rules | Plan,
+    *,
+    compile: bool | dict[str, Any],
+    recompute: bool = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> nn.Module: ...
+@overload
+def transform(
+    model: ExportedProgram,
+    rules: Rules | Plan,
+    *,
+    compile: Literal[False] = False,
+    recompute: Literal[False] = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> ExportedProgram: ...
 def transform(
     model: nn.Module | ExportedProgram,
     rules: Rules | Plan,
@@ -51,7 +83,7 @@ def transform(
     recompute: bool = False,
     strict: bool = False,
     trace: bool = True,
-) -> Any:
+) -> nn.Module | ExportedProgram:
     """Tie tensors of a model by rules, as a graph.
 
     Args:
@@ -123,7 +155,8 @@ def transform(
         listed = "\n".join(f"  {k}" for k in kept)
         raise CaptureError(f"Modules whose forward can't be captured:\n{listed}")
     if compile:
-        return torch.compile(result, **(compile if isinstance(compile, dict) else {}))
+        options = compile if isinstance(compile, dict) else {}
+        return cast(nn.Module, torch.compile(result, **options))
     return result
 
 
