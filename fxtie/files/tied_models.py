@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ from fxtie.report import report
 from fxtie.rules import Rule, Tie
 from fxtie.runtime.copied import tied_model, user_class
 from fxtie.runtime.tied import derived_tensors
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -107,7 +109,7 @@ def check_saveable(tied: nn.Module | Plan) -> None:
     _record(tied if isinstance(tied, Plan) else tied_model(tied))
 
 
-def load(path: FilePath, model: nn.Module) -> Any:
+def load(path: FilePath, model: M) -> M:
     """Tie a model by the ties of a file, and give it the file's tensors.
 
     Args:
