@@ -104,6 +104,8 @@ class _Table:
             self.outcomes.setdefault(tuple(key), set()).add(_outcome(report))
 
     def pytest_sessionfinish(self, session):
+        if not self.outcomes:  # a run that only collects
+            return
         Run.here(self.packages, self.outcomes).write(RESULTS)
         runs = [Run.read(path) for path in sorted(RESULTS.glob("*.json"))]
         self.path.write_text(markdown(runs), encoding="utf-8")
