@@ -316,6 +316,14 @@ def fits(transform: Any, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
     return kernel <= 3
 
 
+def test_pad_without_elements() -> None:
+    source = torch.zeros(0, 2, requires_grad=True)
+    padded = pad(shape=(0, 3))(source)
+    assert padded.shape == (0, 3)
+    padded.sum().backward()
+    assert source.grad is not None and source.grad.shape == (0, 2)
+
+
 @settings(deadline=None)
 @given(
     pair=pairs,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
@@ -18,7 +18,39 @@ from fxtie.errors import CaptureError
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules
 
+M = TypeVar("M", bound=nn.Module)
 
+
+@overload
+def transform(
+    model: M,
+    rules: Rules | Plan,
+    *,
+    compile: Literal[False] = False,
+    recompute: bool = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> M: ...
+@overload
+def transform(
+    model: nn.Module,
+    rules: Rules | Plan,
+    *,
+    compile: bool | dict[str, Any],
+    recompute: bool = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> nn.Module: ...
+@overload
+def transform(
+    model: ExportedProgram,
+    rules: Rules | Plan,
+    *,
+    compile: Literal[False] = False,
+    recompute: Literal[False] = False,
+    strict: bool = False,
+    trace: bool = True,
+) -> ExportedProgram: ...
 def transform(
     model: nn.Module | ExportedProgram,
     rules: Rules | Plan,
@@ -27,7 +59,7 @@ def transform(
     recompute: bool = False,
     strict: bool = False,
     trace: bool = True,
-) -> Any:
+) -> nn.Module | ExportedProgram:
     """Tie tensors of a model by rules, as a graph.
 
     Args:
@@ -81,7 +113,9 @@ def transform(
         >>> expected = net[0](x).relu() @ net[0].weight.square().T + net[0].bias
         >>> torch.testing.assert_close(tied(x), expected)
     """
-    return tie_model(model, rules, Options(compile, recompute, strict, trace))
+    tied: nn.Module | ExportedProgram
+    tied = tie_model(model, rules, Options(compile, recompute, strict, trace))
+    return tied
 
 
 @dataclass(frozen=True)

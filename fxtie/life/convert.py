@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from fxtie.tied.copy_paths import copy_paths
 from fxtie.tied.path_copy import PathCopy, tied_model
 from fxtie.tied.tied_module import TiedModule, Ties
 from fxtie.transforms import same
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -157,7 +159,7 @@ def _stored(slot: Slot) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def materialize(tied: nn.Module) -> nn.Module:
+def materialize(tied: M) -> M:
     """A plain model again: real layers, fresh tensors, the original classes and names.
 
     Args:
@@ -178,16 +180,16 @@ def materialize(tied: nn.Module) -> nn.Module:
         >>> type(plain), list(plain.state_dict()) == list(net.state_dict())
         (<class 'torch.nn.modules.container.Sequential'>, True)
     """
-    tied = tied_model(tied)
-    ours = [module for module in tied.modules() if isinstance(module, PathCopy)]
-    copies = copy_paths(tied, ours)
+    model = tied_model(tied)
+    ours = [module for module in model.modules() if isinstance(module, PathCopy)]
+    copies = copy_paths(model, ours)
     for module in ours:
         if isinstance(module, TiedModule):
             _store(module, copies[module])
-    root = copies[tied]
+    root = copies[model]
     if isinstance(root._modules.get("ties"), Ties):
         del root._modules["ties"]
-    return copy.deepcopy(root)
+    return cast(M, copy.deepcopy(root))
 
 
 def _store(owner: TiedModule, plain: nn.Module) -> None:

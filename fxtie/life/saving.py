@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ from fxtie.tied.path_copy import tied_model
 from fxtie.tied.tied_module import derived_tensors
 from fxtie.tracing.user_class import user_class
 from fxtie.transforms.parts import Part, module_of, whole_of
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(tied: nn.Module, path: FilePath) -> None:
@@ -107,7 +109,7 @@ def check_saveable(tied: nn.Module | Plan) -> None:
     _record(tied if isinstance(tied, Plan) else tied_model(tied))
 
 
-def load(path: FilePath, model: nn.Module) -> Any:
+def load(path: FilePath, model: M) -> M:
     """Tie a model by the ties of a file, and give it the file's tensors.
 
     Args:

@@ -6,7 +6,7 @@ In: a tied model, or an exported program. Out: the same without transforms.
 from __future__ import annotations
 
 import operator
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
@@ -20,9 +20,11 @@ from fxtie.tracing.graphs import map_arg
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @overload
-def freeze(tied: nn.Module) -> nn.Module: ...
+def freeze(tied: M) -> M: ...
 @overload
 def freeze(tied: ExportedProgram) -> ExportedProgram: ...
 def freeze(tied: nn.Module | ExportedProgram) -> nn.Module | ExportedProgram:

@@ -141,6 +141,8 @@ class pad(Shaped):
             raise ValueError(f"{self._from(source)}, which is smaller. Use crop() or resize().")
         if not any(missing):
             return source
+        if 0 in shape:  # no elements to pad, which F.pad of torch 2.9 refuses
+            return source.reshape(shape)
         # F.pad counts from the last dimension: (before, after) of each.
         return F.pad(source, [n for last in reversed(missing) for n in (0, last)], value=self.value)
 

@@ -1,19 +1,18 @@
 """The compatibility tests' net, and the table that their run writes.
 
-In: tests marked `compat(tool, what, *packages)`. Out: with `--compat-table PATH`, a Markdown table
-with a row for each tool and thing that was tried with it.
+In: tests marked `compat(tool, what, *packages)`. Out: with `--compat-table PATH`, a file of what
+this run found and a Markdown table of all such files (`table.py`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import pytest
 import torch
 from compat.checks import Case
 from compat.nets import CASES, Net, rules
-from tabulate import tabulate
+from compat.table import RESULTS, Run, markdown
 
 import fxtie
 
@@ -58,14 +57,18 @@ def x(device):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compat-table", metavar="PATH", help="write what works to a Markdown file")
+    parser.addoption(
+        "--compat-table",
+        metavar="PATH",
+        help="keep what works in tests/compat/results, and write all results to a Markdown file",
+    )
 
 
 def pytest_configure(config):
     config.addinivalue_line(
         "markers",
-        "compat(tool, what, *packages): a row of docs/compat.md; the versions shown are those of "
-        "the packages, of torch if none is named",
+        "compat(tool, what, *packages): a row of docs/compat.md, and the packages besides torch "
+        "whose versions matter for it",
     )
     path = config.getoption("--compat-table", default=None)
     if path is not None and not hasattr(
@@ -80,10 +83,9 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("compat")
         if marker is not None:
             tool, what, *packages = marker.args
-            versions = ", ".join(map(_version, packages or ("torch",)))
             parameters = getattr(item, "callspec", None)
             device = parameters.params.get("device", "cpu") if parameters else "cpu"
-            item.user_properties.append(("compat", (tool, versions, what, device)))
+            item.user_properties.append(("compat", (tool, what, device, packages)))
 
 
 class _Table:
@@ -91,36 +93,22 @@ class _Table:
 
     def __init__(self, path):
         self.path = path
-        self.outcomes = {}  # (tool, versions, what, device) -> outcomes of tests
+        self.packages = set()
+        self.outcomes = {}  # (tool, what, device) -> outcomes of tests
 
     def pytest_runtest_logreport(self, report):
         row = dict(report.user_properties).get("compat")
         if row is not None and (report.when == "call" or not report.passed):
-            self.outcomes.setdefault(tuple(row), set()).add(_outcome(report))
+            *key, packages = row
+            self.packages.update(packages)
+            self.outcomes.setdefault(tuple(key), set()).add(_outcome(report))
 
     def pytest_sessionfinish(self, session):
-        notes = {}  # reason -> number
-        rows = sorted({row[:-1] for row in self.outcomes}, key=lambda row: (row[0].lower(), row))
-        cells = [
-            (*row, *(_cell(self.outcomes.get((*row, device)), notes) for device in ("cpu", "cuda")))
-            for row in rows
-        ]
-        header = ("tool", "version", "what", "CPU", "CUDA")
-        table = tabulate(cells, header, tablefmt="github", disable_numparse=True)
-        listed = "\n".join(f"{number}. {reason}" for reason, number in notes.items())
-        self.path.write_text(
-            f"# What fxtie works with\n\n"
-            f"Written by `pytest tests/compat --compat-table {self.path.as_posix()}`, not by hand. "
-            f"Numbers stand for the notes below.\n\n{table}\n\n## Notes\n\n{listed}\n",
-            encoding="utf-8",
-        )
-
-
-def _version(package):
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{package} (not installed)"
+        if not self.outcomes:  # a run that only collects
+            return
+        Run.here(self.packages, self.outcomes).write(RESULTS)
+        runs = [Run.read(path) for path in sorted(RESULTS.glob("*.json"))]
+        self.path.write_text(markdown(runs), encoding="utf-8")
 
 
 def _outcome(report):
@@ -130,13 +118,3 @@ def _outcome(report):
     if report.skipped:
         return "not tried", report.longrepr[2].removeprefix("Skipped: ")
     return ("works" if report.passed else "FAILS"), None
-
-
-def _cell(outcomes, notes):
-    if outcomes is None:
-        return "-"
-    words = []
-    for word, reason in sorted(outcomes, key=str):
-        note = "" if reason is None else f" ({notes.setdefault(reason, len(notes) + 1)})"
-        words.append(word + note)
-    return ", ".join(words)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.exc
 from compat.nets import Net, rules
 from oracle import assert_tied_equals_oracle
 from programs import reloaded
@@ -15,6 +16,14 @@ from fxtie import Rule
 torchvision = import_torchvision()
 compat = pytest.mark.compat
 aten = torch.ops.aten
+
+NO_STRICT_EXPORT = pytest.mark.xfail(
+    torch.__version__ < "2.10",
+    raises=torch._dynamo.exc.InternalTorchDynamoError,
+    reason="torch 2.9's torch.export(strict=True) calls the constructor of the user's class "
+    "without its arguments. Tie the exported program instead",
+)
+STRICT = pytest.param(True, marks=NO_STRICT_EXPORT)
 
 
 class KeptRoot(nn.Module):
@@ -111,7 +120,7 @@ def test_tied_program_elsewhere(case):
 
 
 @compat("torch.export", "export of a tied model, strict and not; dynamic batch; decompositions")
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, STRICT])
 def test_export_tied(case, strict):
     program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=strict)
     assert count(program, case.op) == 1
@@ -128,7 +137,7 @@ def test_export_tied(case, strict):
 
 
 @compat("torch.export", "save and load of an exported tied model, strict and not")
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, STRICT])
 def test_save_exported_tied(case, strict):
     program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=strict)
     case.assert_equal_to_tied(reloaded(program).module())
@@ -157,6 +166,7 @@ def test_unflatten_strict_export_with_no_grad(case, is_tied):
 
 @compat("torch.export", "unflatten of a tied model's strict export, of a kept root too")
 @pytest.mark.parametrize("case", ["resnet18", "kept root, no `no_grad`"], indirect=True)
+@NO_STRICT_EXPORT
 def test_unflatten_strict_export(case):
     program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=True)
     stacks = [node.meta.get("nn_module_stack", {}) for node in program.graph.nodes]
@@ -185,7 +195,7 @@ def test_training(device):
 
 
 @compat("torch.export", "an optional argument that is given")
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, STRICT])
 def test_optional_argument(net, tied, x, strict):
     """The captured graph is for calls without it; the program is for this call."""
     shift = torch.randn(2, 8, device=x.device)
@@ -206,7 +216,7 @@ class Options(nn.Module):
 
 @compat("torch.export", "keyword arguments in any order, and that leave one out")
 @pytest.mark.parametrize("names", [("shift",), ("shift", "scale"), ("scale", "x")])
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, STRICT])
 def test_keyword_arguments(device, strict, names):
     tied = fxtie.transform(Options().to(device), Rule("fc_2", "fc_1", weight=torch.sin))
     x, *others = torch.randn(3, 2, 4, device=device)

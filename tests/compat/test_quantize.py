@@ -11,6 +11,9 @@ from fxtie import Rule
 from fxtie.errors import FxtieError
 
 torchao = pytest.importorskip("torchao", reason="torchao is an optional package")
+pytest.importorskip(
+    "torchao.quantization", reason="this torchao is for another torch", exc_type=ImportError
+)
 from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: E402
 
 compat = pytest.mark.compat
