@@ -308,10 +308,11 @@ def _json_places(text: str) -> dict[DataPath, int]:
             if is_object:
                 step, at = decode(text, at)
                 at = after(skip(text, at))
-            if (*path, step) in places:
+            entry = (*path, step)
+            if entry in places:
                 raise json.JSONDecodeError(f"The key {step!r} is there twice", text, place)
-            places[(*path, step)] = place
-            at = after(skip(text, walk(at, (*path, step))))
+            places[entry] = place
+            at = after(skip(text, walk(at, entry)))
             n += 1
         return at + 1
 

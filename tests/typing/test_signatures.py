@@ -28,7 +28,7 @@ def run(*command):
 
 
 def mypy(paths, folder):
-    return run("mypy", "--strict", *paths)
+    return run("mypy", "--strict", "--follow-imports=silent", *paths)
 
 
 def basedpyright(paths, folder):
