@@ -1,4 +1,4 @@
-"""What the tests ask of the oracle, which lives in `fxtie/verifying/oracle.py`."""
+"""What the tests ask of the oracle, which lives in `fxtie/life/verifying/oracle.py`."""
 
 from __future__ import annotations
 
