@@ -2,7 +2,7 @@
 
 After a change of the texts, renew the files and look at what git shows of them:
 
-    FXTIE_RENEW=1 pytest tests/test_text.py
+    FXTIE_RENEW=1 pytest tests/looking/test_text.py
 """
 
 import os
@@ -20,7 +20,7 @@ from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.looking.suggest import suggest
 
-SNAPSHOTS = Path(__file__).parent / "snapshots"
+SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 
 
 class Gated(nn.Module):
