@@ -19,11 +19,6 @@ TENSORS = {"a": torch.tensor([[1.0, -0.0]]), "b": torch.tensor(3), "c": torch.ze
 RECORD = {"rules": {"rule": [{"target": "é", "k": 0.5}]}}
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "tied.safetensors"
-
-
 def bits(tensor):
     return tensor.shape, tensor.dtype, tensor.reshape(-1).view(torch.uint8).tolist()
 

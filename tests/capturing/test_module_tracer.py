@@ -4,60 +4,25 @@ Each is compared with the oracle; the model that was tied must go on working, it
 """
 
 import collections
-import copy
 import dataclasses
 import enum
 import functools
 import math
 import operator
-import pickle
 import random
 import threading
 import types
-import warnings
-import weakref
 from math import sqrt
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_tied_equals_oracle
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from two_linears import RULE, Two, check, model_with
 
 import fxtie
 from fxtie import Rule
-
-RULE = Rule("b", "a", weight=torch.square)
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
-def model_with(forward, **attributes):
-    """A `Two` with a forward of its own."""
-    model = type("Model", (Two,), {"forward": forward})()
-    for name, value in attributes.items():
-        setattr(model, name, value)
-    return model
-
-
-def check(model, *args, rule=RULE, **kwargs):
-    """Tie, compare with the oracle, and see that the model still runs. Returns the report."""
-    plan = fxtie.plan(model, rule)
-    tied = fxtie.transform(model, plan)
-    args = args or (torch.randn(3, 4),)
-    for train in (True, False):
-        assert_tied_equals_oracle(model, tied, plan.ties, args, kwargs, train=train)
-    model(*args, **kwargs)
-    return fxtie.report(tied)
-
 
 # -- state outside of the call -----------------------------------------------------------------
 
@@ -289,18 +254,6 @@ def test_random_generators_of_python():
     assert not torch.equal(tied(x), tied(x))
 
 
-def test_a_learnable_transform_follows_the_mode():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.drop, self.gain = nn.Dropout(0.5), nn.Parameter(torch.ones(1))
-
-        def forward(self, weight):
-            return self.drop(weight) * self.gain
-
-    check(Two(), rule=Rule("b", "a", weight=Noisy(), bias=None))
-
-
 def test_dtypes_are_asked_for_at_each_call():
     def forward(self, x):
         return self.b(self.a(x.to(self.a.weight.dtype)))
@@ -336,52 +289,6 @@ def test_outputs_of_a_class(make, captured):
         return make(self.b(self.a(x)))
 
     assert (not check(model_with(forward)).kept) == captured
-
-
-Pair = collections.namedtuple("Pair", "first second")
-
-
-@pytest.mark.parametrize(
-    "hold",
-    [
-        lambda model: collections.deque([model.b]),
-        lambda model: Pair(model.b, 1),
-        lambda model: weakref.ref(model.b),
-        lambda model: lambda x: model.b(x),
-        lambda model: functools.partial(model.b),
-        lambda model: {"inner": [model.b]},
-    ],
-)
-def test_modules_held_in_other_ways(hold):
-    def forward(self, x):
-        held = self.held
-        while not callable(held):
-            held = held["inner"] if isinstance(held, dict) else held[0]
-        if isinstance(held, weakref.ref):
-            held = held()
-        return held(self.a(x))
-
-    model = model_with(forward)
-    model.held = hold(model)
-    tied, x = fxtie.transform(model, RULE), torch.randn(3, 4)
-    # A deep copy, as `check` makes, would not follow a weak reference or a closure.
-    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
-    torch.testing.assert_close(tied(x), expected, rtol=0, atol=0)
-
-
-def test_members_past_a_setattr_that_refuses():
-    class Frozen(Two):
-        def __setattr__(self, name, value):
-            if self.__dict__.get("frozen"):
-                raise TypeError(f"frozen: {name}")
-            super().__setattr__(name, value)
-
-    model = Frozen()
-    model.frozen = True
-    tied = fxtie.transform(model, RULE)
-    x = torch.randn(3, 4)
-    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
-    torch.testing.assert_close(tied(x), expected)
 
 
 def test_names_that_generated_code_cannot_have():
@@ -438,16 +345,6 @@ def test_two_threads_tie_at_once():
     for thread in threads:
         thread.join()
     assert not failures
-
-
-def test_models_that_are_compiled_already():
-    with pytest.raises(fxtie.PlanError, match="compiled already"):
-        fxtie.plan(torch.compile(Two()), RULE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scripted = torch.jit.script(Two())
-    with pytest.raises(fxtie.PlanError, match="TorchScript"):
-        fxtie.plan(scripted, RULE)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -547,34 +444,6 @@ def test_tensors_made_inside_that_take_traced_values():
     assert check(model_with(reading)).kept
 
 
-def masked(w):
-    w = w.clone()
-    w[0] = 0
-    return w
-
-
-def scaled_after_a_change(w):
-    changed = w.sin()
-    row = changed[1]
-    row *= 3
-    changed[0] = 1
-    return changed * 2
-
-
-@pytest.mark.parametrize("transform", [masked, scaled_after_a_change])
-@pytest.mark.parametrize("options", [{}, {"recompute": True}])
-def test_transforms_that_work_in_place(transform, options):
-    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
-    plan = fxtie.plan(model, [Rule(str(i), "0", weight=transform) for i in (2, 3)])
-    tied = fxtie.transform(model, plan, **options)
-    x = torch.randn(3, 4)
-    assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(tied(x), fxtie.materialize(tied)(x))
-    with torch.no_grad(), fxtie.derive_once(tied):
-        assert torch.equal(tied(x), fxtie.materialize(tied)(x))
-
-
 def test_unpacking():
     def forward(self, x):
         first, second = self.b(self.a(x)).chunk(2, -1)
@@ -590,151 +459,7 @@ def test_other_iteration_is_kept(take):
     assert [kept.reason for kept in report.kept] == ["iterates over a traced value"]
 
 
-def test_data_parallel_is_refused():
-    with pytest.raises(fxtie.FxtieError, match="DistributedDataParallel"):
-        fxtie.transform(Two(), RULE)._replicate_for_data_parallel()
-
-
-def test_a_kept_forward_compiles():
-    def forward(self, x):
-        with torch.no_grad():
-            shift = self.a(x)
-        return self.b(x) + shift
-
-    tied = fxtie.transform(model_with(forward), RULE)
-    assert fxtie.report(tied).kept
-    x = torch.randn(3, 4)
-    torch._dynamo.reset()
-    compiled = torch.compile(tied, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), tied(x))
-
-
-# -- changes after the capture -----------------------------------------------------------------
-
-
-class Switched(nn.Module):
-    gain = 1.0
-
-    def __init__(self):
-        super().__init__()
-        self.two, self.doubled = Two(), False
-
-    def forward(self, x):
-        x = self.two(x) * self.gain
-        return x * 2 if self.doubled else x
-
-
-def set_attribute(model):
-    model.doubled = True
-
-
-def set_class_attribute(model):
-    model.gain = 3.0
-
-
-def set_inner_module(model):
-    model.two = Two()
-
-
-def hook_inner_module(model):
-    model.two.register_forward_hook(lambda module, args, output: output + 1)
-
-
-@pytest.mark.parametrize(
-    "change", [set_attribute, set_class_attribute, set_inner_module, hook_inner_module]
-)
-@pytest.mark.parametrize("copied", [False, True])
-def test_a_change_that_a_graph_cannot_follow(change, copied):
-    model, x = Switched(), torch.randn(3, 4)
-    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
-    if copied:
-        tied = copy.deepcopy(tied)
-    before = tied(x)
-    torch.manual_seed(0)
-    change(tied)
-    torch.manual_seed(0)
-    change(model)
-    if change is not set_inner_module:
-        model.two.b.weight.data = model.two.a.weight.detach().square()
-        model.two.b.bias.data = model.two.a.bias.detach()
-    with pytest.warns(fxtie.Outdated, match="Its own forward runs"):
-        after = tied(x)
-    assert not torch.equal(after, before)
-    torch.testing.assert_close(tied(x), model(x))  # and warns no more
-    calls, _ = fxtie.report(tied).missed[""]
-    assert calls == 2
-    again = pickle.loads(pickle.dumps(tied)) if change is set_attribute else copy.deepcopy(tied)
-    torch.testing.assert_close(again(x), tied(x))
-
-
-def test_changes_that_a_graph_follows():
-    tied = fxtie.transform(Switched(), Rule("two.b", "two.a", weight=torch.square))
-    x = torch.randn(3, 4)
-    before = tied(x)
-    tied.note = "something new"
-    tied.doubled = False
-    tied.train().eval()
-    tied.two.a.weight = nn.Parameter(torch.randn(4, 4))
-    assert not torch.equal(tied(x), before)
-    assert not fxtie.report(tied).missed
-    a = tied.two.a
-    torch.testing.assert_close(tied(x), F.linear(a(x), a.weight.square(), a.bias))
-    assert not fxtie.report(tied).kept
-
-
 # -- arguments that the trace took something for granted of ------------------------------------
-
-
-@pytest.mark.parametrize("default", [{}, {"x": None}])
-def test_a_single_argument_is_checked(default):
-    """Code tells None, True and strings apart by `is`, which a trace of a tensor cannot see."""
-
-    def with_default(self, x=None):
-        if x is None:
-            x = torch.ones(2, 4)
-        return self.b(self.a(x))
-
-    def without(self, x):
-        if x is None:
-            x = torch.ones(2, 4)
-        return self.b(self.a(torch.zeros(2, 4) if x is True else x))
-
-    model = model_with(with_default if default else without)
-    tied = fxtie.transform(model, RULE)
-    # `x is True` is no question that a graph of a tensor can answer.
-    assert isinstance(tied, torch.fx.GraphModule) == bool(default)
-    plain = fxtie.materialize(tied)
-    for x in (None, torch.randn(2, 4), *(() if default else (True,))):
-        assert torch.equal(tied(x), plain(x))
-    assert not torch.equal(tied(None), tied(torch.zeros(2, 4)))
-
-
-def test_a_transform_that_cannot_be_copied():
-    """Such as an op of `torch.library`, whose handle holds compiled objects."""
-    lock = threading.Lock()
-
-    class Halved:
-        def __init__(self):
-            self.lock = lock
-
-        def __call__(self, weight):
-            return weight / 2
-
-    check(Two(), rule=Rule("b", "a", weight=Halved()))
-    tied = copy.deepcopy(fxtie.transform(Two(), Rule("b", "a", weight=Halved())))
-    assert torch.equal(tied.b.weight, tied.a.weight / 2)
-
-
-def test_a_model_that_has_changed_can_be_tied_again():
-    model, x = Switched(), torch.randn(3, 4)
-    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
-    tied.doubled = True
-    with pytest.warns(fxtie.Outdated, match="Switched: doubled is True, was False when"):
-        tied(x)
-    assert fxtie.report(tied).missed == {"": (1, "doubled is True, was False")}
-    again = fxtie.transform(tied, Rule("two.a", "two.a", weight=torch.neg))
-    assert not fxtie.report(again).kept
-    assert torch.equal(again(x), fxtie.materialize(again)(x))
 
 
 class Scaled(Two):
