@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import fxtie
-from fxtie.looking import layout, page
+from fxtie.looking import layout
+from fxtie.looking.diff_page import diff_page
 
 pytest.importorskip("graphviz")
 pytestmark = pytest.mark.skipif(not shutil.which("dot"), reason="needs dot: apt install graphviz")
@@ -153,6 +154,4 @@ def test_missing_programs_are_told(monkeypatch):
 
 def test_nothing_to_draw():
     net, _ = small()
-    assert "no difference" in page.page_html(
-        fxtie.looking.diff_page.diff_page(fxtie.diff(net, net))
-    )
+    assert "no difference" in diff_page(fxtie.diff(net, net)).html()
