@@ -1,6 +1,5 @@
 """Pages in a real browser: headless Chromium, without a network."""
 
-import pathlib
 import shutil
 
 import pytest
@@ -151,10 +150,20 @@ def test_names_of_a_model_do_nothing(show):
         assert page.locator("img").count() == 0
 
 
-def test_a_thousand_nodes(show, tmp_path):
+def test_a_thousand_nodes(show):
+    """Each has a box: all of the graph after, and of the one before those of changed layers."""
     net, _, tied = blocks(130)
     diff = fxtie.diff(net, tied)
-    assert sum(len(r.before) + len(r.after) for r in diff.regions) > 1000
-    page = show(diff)
-    page.screenshot(path=tmp_path / "page.png")
-    assert pathlib.Path(tmp_path / "page.png").stat().st_size > 10_000
+    (region,) = diff.regions
+    assert len(region.before) + len(region.after) > 1000
+    changed = {layer.name for layer in diff.layers}
+    drawn = len(region.after) + sum(node.layer in changed for node in region.before)
+    derived = sum(bool(node.tie) for node in region.after)
+    page = show(diff)  # which sees to it that no script complains
+    assert page.text_content("header .summary") == diff.summary()
+    assert page.locator(".section .box:not(.stub)").count() == drawn
+    assert page.locator(".section .box.derived").count() == derived > 0
+    assert 0 < page.locator(".map .box").count() <= 40, "more can't be taken in"
+    page.click("#unfold")
+    heights = "all => all.map(one => one.getBoundingClientRect().height)"
+    assert all(page.locator(".section .box").evaluate_all(heights)), "a box that can't be seen"
