@@ -9,6 +9,8 @@ torch.set_num_threads(1)  # the tests run side by side
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 import_torchvision()
 
+collect_ignore = ["helpers"]  # test files import these; pytest would import each a second time
+
 
 @pytest.fixture(autouse=True)
 def _seed():

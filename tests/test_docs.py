@@ -41,7 +41,7 @@ def test_examples_print_what_they_say(page):
 
 
 class Case(NamedTuple):
-    """As in test_transforms.py."""
+    """As in tests/helpers/transform_cases.py."""
 
     transform: Any
     shapes: Any

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -43,6 +45,15 @@ def test_importing_a_module_by_its_path_gives_a_module(name):
         found = getattr(found, part)
     assert isinstance(found, types.ModuleType)
     assert found.__name__ == name
+
+
+def test_importing_does_not_import_the_compiler():
+    code = (
+        "import sys, torch, fxtie; from torch import nn\n"
+        "net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", [n for n in fxtie.__all__ if n not in ("transforms",)])

@@ -1,0 +1,516 @@
+"""Forwards that a tracer gets wrong without a word, unless it looks out for them.
+
+Each is compared with the oracle; the model that was tied must go on working, its caches included.
+"""
+
+import collections
+import dataclasses
+import enum
+import functools
+import math
+import operator
+import random
+import threading
+import types
+from math import sqrt
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from two_linears import RULE, Two, check, model_with
+
+import fxtie
+from fxtie import Rule
+
+# -- state outside of the call -----------------------------------------------------------------
+
+
+def test_a_cache_gets_the_tensors_that_belong_there():
+    cache = {}
+
+    def positions(n):
+        if n not in cache:
+            cache[n] = torch.arange(n).float()
+        return cache[n]
+
+    def forward(self, x):
+        return self.b(self.a(x) + positions(4))
+
+    (kept,) = check(model_with(forward)).kept
+    assert kept.reason == "writes to a dict that it has not made"
+    assert type(cache[4]) is torch.Tensor
+
+
+def test_lru_caches_of_made_tensors():
+    @functools.lru_cache
+    def mask(n):
+        made = torch.zeros(n, n)
+        made[0] = 1
+        made.fill_diagonal_(2)
+        low, high = made.aminmax()
+        assert int(made.sum()) == 11
+        return made.T + high if bool(low == 0) else low
+
+    def forward(self, x):
+        return self.b(self.a(x) @ mask(4))
+
+    (kept,) = check(model_with(forward)).kept
+    assert "calls" in kept.reason and "mask" in kept.reason
+    assert type(mask(4)) is torch.Tensor
+
+
+def keep_in_object(self, x):
+    self.notes.last = (x, [x * 2])
+    return self.b(self.a(x))
+
+
+def keep_in_nested_list(self, x):
+    self.notes.all.append(x)
+    return self.b(self.a(x))
+
+
+def keep_in_lru_cache(self, x):
+    return self.b(self.a(x)) + _bias_of(self)
+
+
+@functools.lru_cache
+def _bias_of(model):
+    return model.a.bias * 2
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (keep_in_object, "sets an attribute: self.notes.last"),
+        (keep_in_nested_list, "writes to a list that it has not made"),
+        (keep_in_lru_cache, "calls _bias_of"),
+    ],
+)
+def test_traced_values_stay_nowhere(forward, reason):
+    notes = types.SimpleNamespace(all=[], last=None)
+    model = model_with(forward, notes=notes)
+    (kept,) = check(model).kept
+    assert kept.reason == reason
+    assert kept.file == forward.__code__.co_filename
+    assert all(type(value) is torch.Tensor for value in notes.all)
+    assert notes.last is None or type(notes.last[0]) is torch.Tensor
+    _bias_of.cache_clear()
+
+
+def test_a_failed_trace_leaves_nothing_behind():
+    notes = []
+
+    def forward(self, x):
+        notes.append(x)
+        return self.b(self.a(x)) if x.sum() > -1e9 else x
+
+    (kept,) = check(model_with(forward)).kept
+    assert kept.reason == "writes to a list that it has not made"
+    assert all(type(value) is torch.Tensor for value in notes)
+
+
+# -- questions that no proxy can answer --------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    PLAIN, DOUBLE = 1, 2
+
+
+def by_identity(self, x, mode):
+    return self.b(self.a(x)) * (2 if mode is True or mode is Mode.DOUBLE or mode == "double" else 1)
+
+
+@pytest.mark.parametrize("mode", [True, Mode.DOUBLE, "double", None])
+def test_flags_run_the_users_forward(mode):
+    check(model_with(by_identity), torch.randn(3, 4), mode)
+
+
+def test_looking_a_value_up_is_kept():
+    def forward(self, x, mode):
+        return self.b(self.a(x)) * {"double": 2}.get(mode, 1)
+
+    (kept,) = check(model_with(forward), torch.randn(3, 4), "double").kept
+    assert kept.reason == "looks up a traced value"
+
+
+def test_keywords_that_are_not_named():
+    def forward(self, x, *, scale=1.0, **others):
+        if (shift := others.get("shift")) is not None:
+            x = x + shift
+        return self.b(self.a(x)) * scale
+
+    x = torch.randn(3, 4)
+    assert not check(model_with(forward), x).kept
+    check(model_with(forward), x, shift=2.0)
+    check(model_with(forward), x, scale=3.0)
+
+
+def test_an_optional_key_of_a_dict_input_is_kept():
+    def forward(self, batch):
+        x, shift = batch["x"], batch.get("shift")
+        return self.b(self.a(x if shift is None else x + shift))
+
+    (kept,) = check(model_with(forward), {"x": torch.randn(3, 4)}).kept
+    assert kept.reason == "tests the identity of a traced value"
+
+
+def test_defaults_that_a_graph_cannot_hold():
+    def forward(self, x, seen=[]):  # noqa: B006 (on purpose)
+        seen.append(1)
+        return self.b(self.a(x))
+
+    (kept,) = check(model_with(forward)).kept
+    assert "default argument" in kept.reason
+
+
+def test_a_stop_that_the_code_catches():
+    def forward(self, x):
+        try:
+            with torch.no_grad():
+                shift = self.a.weight.sum()
+        except Exception:
+            shift = 0.0
+        return self.b(self.a(x)) + shift
+
+    (kept,) = check(model_with(forward)).kept
+    assert kept.reason == "has a statement that a graph can't hold: try:"
+
+
+# -- calls that lose something in a graph ------------------------------------------------------
+
+
+def test_compiled_code_that_a_graph_can_call():
+    """It asks whether its argument is a tensor before it has the call recorded."""
+
+    def forward(self, x):
+        hidden = self.a(x)
+        norm = torch.pow(torch.sum(torch.pow(hidden, 2), dim=-1, keepdim=True), 0.5)
+        return self.b(torch.add(torch.mul(2, hidden), 1) / norm)
+
+    assert not check(model_with(forward)).kept
+
+
+def test_compiled_code_gets_no_traced_value():
+    """It would take what says to be a tensor for one of its own, and crash."""
+    compiled = torch._C._functorch.maybe_get_level  # a plain C++ function of a tensor
+
+    def forward(self, x):
+        hidden = self.a(x)
+        return self.b(hidden) * (2 if compiled(hidden + 1) < 0 else 3)
+
+    (kept,) = check(model_with(forward)).kept
+    assert "maybe_get_level" in kept.reason
+
+    def transform(weight):
+        return weight * (2 if compiled(weight) < 0 else 3)
+
+    check(Two(), rule=Rule("b", "a", weight=transform))
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 5
+
+
+straight = Straight.apply
+
+
+def test_autograd_functions_keep_their_backward():
+    def forward(self, x):
+        return self.b(straight(self.a(x)))
+
+    (kept,) = check(model_with(forward)).kept
+    assert "autograd.function.Function.apply" in kept.reason
+    check(Two(), rule=Rule("b", "a", weight=straight))
+    check(Two(), rule=Rule("b", "a", weight=lambda w: Straight.apply(w) * 2))
+
+
+def test_checkpointed_forwards_against_the_oracle():
+    def forward(self, x):
+        return checkpoint(self.b, checkpoint(self.a, x, use_reentrant=False), use_reentrant=False)
+
+    (kept,) = check(model_with(forward)).kept
+    assert kept.name == ""
+
+
+def test_random_generators_of_python():
+    generator = random.Random(0)
+
+    def forward(self, x):
+        return self.b(self.a(x)) * generator.uniform(1, 2)
+
+    model = model_with(forward)
+    tied = fxtie.transform(model, RULE)
+    assert fxtie.report(tied).kept[0].reason == "reads a method_descriptor"
+    x = torch.randn(3, 4)
+    assert not torch.equal(tied(x), tied(x))
+
+
+def test_dtypes_are_asked_for_at_each_call():
+    def forward(self, x):
+        return self.b(self.a(x.to(self.a.weight.dtype)))
+
+    tied = fxtie.transform(model_with(forward), RULE).double()
+    assert tied(torch.randn(3, 4)).dtype == torch.float64
+
+
+# -- outputs and members -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Counted:
+    value: torch.Tensor
+    calls: int = dataclasses.field(default=1, init=False)
+
+
+class Items(list):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "captured"),
+    [
+        (lambda y: collections.defaultdict(list, y=y), False),
+        (Counted, False),
+        (lambda y: Items([y, 1]), False),
+        (lambda y: collections.OrderedDict(y=y), True),
+    ],
+)
+def test_outputs_of_a_class(make, captured):
+    def forward(self, x):
+        return make(self.b(self.a(x)))
+
+    assert (not check(model_with(forward)).kept) == captured
+
+
+def test_names_that_generated_code_cannot_have():
+    class Keyed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.items = nn.ModuleDict({"class": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+
+        def forward(self, x):
+            return self.items["b"](self.items["class"](x))
+
+    (kept,) = check(Keyed(), rule=Rule("items.b", "items.class", weight=torch.square)).kept
+    assert "names that generated code can't have" in kept.reason
+
+
+# -- other threads, other tools ----------------------------------------------------------------
+
+
+def test_other_threads_run_models_while_one_is_traced():
+    net, errors, done = Two(), [], threading.Event()
+    expected = net(torch.ones(1, 4))
+
+    def run():
+        while not done.is_set():
+            with torch.no_grad():
+                found = net(torch.ones(1, 4))
+            net.note = "written"
+            if type(found) is not torch.Tensor or not torch.equal(found, expected):
+                errors.append(found)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        check(Two())
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_two_threads_tie_at_once():
+    failures = []
+
+    def tie():
+        try:
+            assert not check(Two()).kept
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tie) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 4))])
+def test_parts_in_torchscript(make):
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.scripted(x * 2 if self.scripted.training else x)
+
+    model = model_with(forward, scripted=make(nn.Sequential(nn.Linear(4, 4))))
+    assert not check(model).kept
+    assert fxtie.plan(model, RULE).steps[0].saved == 16
+
+
+class OwnFlag(Two):
+    is_training = True
+
+    @property
+    def training(self):
+        return self.is_training
+
+    @training.setter
+    def training(self, value):
+        self.__dict__["is_training"] = value
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return x * 2 if self.training else x
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_flag_of_its_own_keeps_a_forward(inner):
+    model = nn.Sequential(OwnFlag(), nn.Linear(4, 4)) if inner else OwnFlag()
+    prefix = "0." if inner else ""
+    report = check(model, rule=Rule(f"{prefix}b", f"{prefix}a", weight=torch.square))
+    assert [kept.reason for kept in report.kept] == ["has a `training` flag of its own"]
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"])
+def test_augmented_assignment_changes_its_left_side(name):
+    augmented = getattr(operator, f"i{name}")
+
+    def forward(self, x):
+        x = self.b(self.a(x)).detach()
+        y, n = x, x.shape[0]
+        y = augmented(y, 2)
+        n += 1
+        return x.flip(0) * self.a.weight[0] * n + y
+
+    assert not check(model_with(forward)).kept
+
+
+def test_items_are_set():
+    def forward(self, x):
+        x = self.b(self.a(x)) * 1
+        y = x
+        x[:, 0] = 0
+        x[1:, 1:] += y[:-1, :-1] * 2
+        return y * self.a.weight[0]
+
+    assert not check(model_with(forward)).kept
+
+
+def test_attributes_are_changed_or_set():
+    def forward(self, x):
+        x = self.b(self.a(x)) * 1
+        turned = x.T
+        turned += 1
+        return x * self.a.weight[0].sum()
+
+    assert not check(model_with(forward)).kept
+
+    def setting(self, x):
+        x = self.b(self.a(x)) * 1
+        x.data *= 2
+        return x * self.a.weight[0].sum()
+
+    (kept,) = check(model_with(setting)).kept
+    assert kept.reason == "sets an attribute: x.data *= 2"
+
+
+def test_tensors_made_inside_that_take_traced_values():
+    def forward(self, x):
+        table = torch.full((3, 4), -1.0)
+        F.relu(table[0], inplace=True)
+        table[1:] = self.b(self.a(x))[1:]
+        return table * self.a.weight[0]
+
+    assert not check(model_with(forward)).kept
+
+    def reading(self, x):
+        table = torch.zeros(3, 4)
+        first = table[0]
+        table[0] = self.b(self.a(x))[0]
+        return self.a(x) * float(first.detach().sum())
+
+    assert check(model_with(reading)).kept
+
+
+def test_unpacking():
+    def forward(self, x):
+        first, second = self.b(self.a(x)).chunk(2, -1)
+        (high, at), _ = first.max(dim=-1), second
+        return high + at * second.sum(-1)
+
+    assert not check(model_with(forward)).kept
+
+
+def starred(x):
+    return [*x]
+
+
+def starred_arguments(x):
+    return (lambda a, *b: b)(*x)
+
+
+@pytest.mark.parametrize("take", [list, starred, starred_arguments])
+def test_other_iteration_is_kept(take):
+    report = check(model_with(lambda self, x: torch.stack(list(take(self.b(self.a(x)))))))
+    assert [kept.reason for kept in report.kept] == ["iterates over a traced value"]
+
+
+# -- arguments that the trace took something for granted of ------------------------------------
+
+
+class Scaled(Two):
+    """Asks `math` by way of the module and by a name of its own."""
+
+    def forward(self, x):
+        x = self.b(self.a(x)) / math.sqrt(x.shape[-1])
+        return x * sqrt(x.shape[0]) + math.prod([x.shape[0], 2]) + math.sqrt(4)
+
+
+def test_math_is_recorded():
+    before = dict(vars(math))
+    assert check(Scaled()).regions == 1
+    assert vars(math) == before
+    tied = fxtie.transform(Scaled(), RULE)
+    assert [node.target for node in tied.graph.nodes].count(math.sqrt) == 2
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(tied(x), tied._fxtie_class.forward(tied, x))
+
+
+SHIFT = torch.linspace(0, 1, 4)
+
+
+class Shifted(Two):
+    def __init__(self, stops):
+        super().__init__()
+        self.stops = stops
+        self._tensor_constant1 = torch.full((4,), 0.5)
+
+    def forward(self, x):
+        x = self.b(self.a(x)) + SHIFT
+        if self.stops and x.sum() > 1e9:
+            x = x / 2
+        return x + self._tensor_constant1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_constants_from_outside(stops):
+    """They get names of their own, and leave nothing behind where the trace stops."""
+    net = Shifted(stops)
+    before = set(vars(net))
+    check(net)
+    tied = fxtie.transform(net, RULE)
+    assert set(vars(net)) == before
+    constants = {name for name in vars(tied) if name.startswith("_tensor_constant")} - before
+    assert len(constants) == (0 if stops else 1)

@@ -1,0 +1,169 @@
+"""Pages in a real browser: headless Chromium, without a network."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import fxtie
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+pytest.importorskip("graphviz")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and shutil.which("dot")), reason="needs apt install chromium graphviz"
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Opens something's page, and sees at the end that the browser had nothing to complain of."""
+    complaints, contexts = [], []
+
+    def show(thing, **options):
+        path = tmp_path / "page.html"
+        thing.html(path)
+        context = browser.new_context(
+            offline=True, viewport={"width": 1400, "height": 900}, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(self.act(self.up(x)))
+
+
+def blocks(n):
+    net = nn.Sequential(*(Block() for _ in range(n)))
+    rules = [fxtie.Rule("*.up", "0.up", weight=torch.neg), fxtie.Rule("*.down", "0.down")]
+    return net, rules, fxtie.transform(net, rules)
+
+
+def is_open(section):
+    return section.evaluate("element => element.open")
+
+
+def test_layers_fold_and_unfold(show):
+    net, _, tied = blocks(3)
+    page = show(fxtie.diff(net, tied))
+    section = page.locator('[id="layer::1.up"]')
+    assert is_open(section)
+    assert section.locator("svg").first.is_visible()
+    section.locator("summary").click()
+    assert not is_open(section)
+    assert not section.locator("svg").first.is_visible()
+    page.click("#unfold")
+    assert all(is_open(s) for s in page.locator(".section").all())
+    page.click("#fold")
+    assert not any(is_open(s) for s in page.locator(".section").all())
+
+
+def test_search_hides_the_rest_and_marks_hits(show):
+    net, _, tied = blocks(4)
+    page = show(fxtie.diff(net, tied))
+    total = page.locator(".section").count()
+    page.fill("#search", "3.DOWN")
+    visible = [s for s in page.locator(".section").all() if s.is_visible()]
+    assert 0 < len(visible) < total
+    assert all("3.down" in s.text_content().lower() and is_open(s) for s in visible)
+    assert page.locator(".box.hit").count() > 0
+    assert page.text_content("#found") == f"{len(visible)} of {total}"
+    page.fill("#search", "")
+    assert all(s.is_visible() for s in page.locator(".section").all())
+    assert page.locator(".box.hit").count() == 0
+    page.fill("#search", "no such layer")
+    assert not any(s.is_visible() for s in page.locator(".section").all())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_follows_the_system_and_a_click(show, scheme):
+    net, rules, _ = blocks(2)
+    page = show(fxtie.plan(net, rules), color_scheme=scheme)
+
+    def brightness():
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
+
+    first = brightness()
+    assert (first > 600) == (scheme == "light")
+    page.click("#theme")
+    second = brightness()
+    assert (second > 600) != (scheme == "light")
+    page.click("#theme")
+    assert brightness() == first
+
+
+def test_links_lead_to_layers(show):
+    net, _, tied = blocks(3)
+    page = show(fxtie.diff(net, tied))
+    page.click("#fold")
+    page.locator(".map a", has_text="2.down").first.click()
+    assert is_open(page.locator('[id="layer::2.down"]'))
+
+
+def test_boxes_tell_more_when_pointed_at(show):
+    net, _, tied = blocks(2)
+    page = show(fxtie.diff(net, tied, torch.randn(5, 8)))
+    tips = page.locator(".box.derived title").all_text_contents()
+    assert any("shape: (16, 8)" in tip and "dtype: float32" in tip for tip in tips)
+    removed = page.locator(".box.removed title").all_text_contents()
+    assert any("parameters: 144" in tip and "test_browser.py" in tip for tip in removed)
+
+
+def test_names_of_a_model_do_nothing(show):
+    evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    net = nn.Sequential()
+    net.add_module("first", nn.Linear(4, 4))
+    net.add_module(evil.replace(".", ""), nn.Linear(4, 4))
+    rules = fxtie.Tie(f"{evil}.weight", "first.weight", torch.neg)
+    tied = fxtie.transform(net, rules)
+    for thing in (fxtie.plan(net, rules), fxtie.report(tied), fxtie.diff(net, tied)):
+        page = show(thing)
+        assert evil in page.content() or "onerror=alert(1)" in page.inner_text("body")
+        assert page.locator("img").count() == 0
+
+
+def test_a_thousand_nodes(show):
+    """Each has a box: all of the graph after, and of the one before those of changed layers."""
+    net, _, tied = blocks(130)
+    diff = fxtie.diff(net, tied)
+    (region,) = diff.regions
+    assert len(region.before) + len(region.after) > 1000
+    changed = {layer.name for layer in diff.layers}
+    drawn = len(region.after) + sum(node.layer in changed for node in region.before)
+    derived = sum(bool(node.tie) for node in region.after)
+    page = show(diff)  # which sees to it that no script complains
+    assert page.text_content("header .summary") == diff.summary()
+    assert page.locator(".section .box:not(.stub)").count() == drawn
+    assert page.locator(".section .box.derived").count() == derived > 0
+    assert 0 < page.locator(".map .box").count() <= 40, "more can't be taken in"
+    page.click("#unfold")
+    heights = "all => all.map(one => one.getBoundingClientRect().height)"
+    assert all(page.locator(".section .box").evaluate_all(heights)), "a box that can't be seen"

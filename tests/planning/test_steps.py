@@ -1,0 +1,35 @@
+"""Steps of a plan: their order, and that no data is touched."""
+
+import torch
+from chain_net import chain_net
+from torch import nn
+
+import fxtie
+from fxtie import Rule
+
+
+def test_order_follows_dependencies():
+    net = chain_net(4)
+    plan = fxtie.plan(net, [Rule(str(i), str(i - 1), torch.neg, None) for i in (3, 1, 2)])
+    assert [tie.target for tie in plan.ties] == ["1.weight", "2.weight", "3.weight"]
+
+
+def test_long_chains_need_no_recursion():
+    net = chain_net(3000)
+    rules = [Rule(f"{i}.weight", f"{i - 1}.weight", torch.neg) for i in range(2999, 0, -1)]
+    plan = fxtie.plan(net, rules)
+    assert [tie.target for tie in plan.ties] == [f"{i}.weight" for i in range(1, 3000)]
+
+
+def test_self_derived_tensors_stay_stored():
+    plan = fxtie.plan(chain_net(), Rule("**", "{0}", weight=lambda w: w - w.mean()))
+    assert all(tie.is_self_derived for tie in plan.ties)
+    assert plan.parameters_after == plan.parameters
+    assert len(plan.ties) == 4  # a bias as itself is no tie
+
+
+def test_planning_touches_no_data():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(100_000, 100_000), nn.Linear(100_000, 100_000))
+    plan = fxtie.plan(net, Rule("1", "0", weight=torch.square))
+    assert plan.parameters_after == 100_000 * 100_001

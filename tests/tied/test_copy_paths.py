@@ -1,0 +1,99 @@
+"""What is copied of a model, and what both share."""
+
+import collections
+import copy
+import functools
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tied_forms import TwoConvs
+from torch import nn
+from two_linears import RULE, Two, model_with
+
+import fxtie
+from fxtie import Rule
+
+
+def test_a_source_can_be_replaced_without_the_original():
+    """Sources have modules of their own: a new tensor in one reaches its targets, and no other."""
+    net = TwoConvs()
+    before = net.conv_1.weight
+    tied = fxtie.transform(net, Rule("conv_2", "conv_1", torch.square))
+    assert type(tied.conv_1) is not nn.Conv2d and isinstance(tied.conv_1, nn.Conv2d)
+    tied.conv_1.weight = nn.Parameter(torch.ones_like(before))
+    assert net.conv_1.weight is before
+    assert torch.equal(tied.conv_2.weight, torch.ones_like(before))
+
+
+class Wrapper(nn.Module):
+    """Has the attributes of what it wraps, as adapters often do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def test_a_wrapped_source_is_copied_as_a_whole():
+    net = nn.Sequential(Wrapper(nn.Linear(4, 4)), nn.Linear(4, 4))
+    tied = fxtie.transform(net, Rule("1.weight", "0.inner.weight", torch.sin))
+    x = torch.randn(2, 4)
+    for other in (copy.deepcopy(tied), copy.copy(tied)):
+        assert list(other.state_dict()) == list(tied.state_dict())
+        assert torch.equal(other(x), tied(x))
+
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda model: collections.deque([model.b]),
+        lambda model: Pair(model.b, 1),
+        lambda model: weakref.ref(model.b),
+        lambda model: lambda x: model.b(x),
+        lambda model: functools.partial(model.b),
+        lambda model: {"inner": [model.b]},
+    ],
+)
+def test_modules_held_in_other_ways(hold):
+    def forward(self, x):
+        held = self.held
+        while not callable(held):
+            held = held["inner"] if isinstance(held, dict) else held[0]
+        if isinstance(held, weakref.ref):
+            held = held()
+        return held(self.a(x))
+
+    model = model_with(forward)
+    model.held = hold(model)
+    tied, x = fxtie.transform(model, RULE), torch.randn(3, 4)
+    # A deep copy, as `check` makes, would not follow a weak reference or a closure.
+    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
+    torch.testing.assert_close(tied(x), expected, rtol=0, atol=0)
+
+
+def test_members_past_a_setattr_that_refuses():
+    class Frozen(Two):
+        def __setattr__(self, name, value):
+            if self.__dict__.get("frozen"):
+                raise TypeError(f"frozen: {name}")
+            super().__setattr__(name, value)
+
+    model = Frozen()
+    model.frozen = True
+    tied = fxtie.transform(model, RULE)
+    x = torch.randn(3, 4)
+    expected = F.linear(model.a(x), model.a.weight.square(), model.a.bias)
+    torch.testing.assert_close(tied(x), expected)

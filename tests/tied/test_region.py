@@ -1,0 +1,214 @@
+"""Captured forwards: modes, copies, pickles, and changes that a graph follows or does not."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tied_forms import FORMS, Frozen, TwoConvs
+from torch import nn
+from two_linears import RULE, Two, model_with
+
+import fxtie
+from fxtie import Rule
+
+
+def test_one_graph_where_both_modes_agree():
+    tied = fxtie.transform(TwoConvs(), Rule("conv_2", "conv_1"))
+    assert tied.train().graph is tied.eval().graph
+    tied = fxtie.transform(Frozen(), Rule("norms.1", "norms.0"))
+    assert tied.train().graph is not tied.eval().graph
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("train", [False, True])
+def test_copies_and_pickles(form, train):
+    net, rules, shape = FORMS[form]()
+    tied = fxtie.transform(net, rules).train(train)
+    x = torch.randn(shape)
+    file = io.BytesIO()
+    torch.save(tied, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for other in (copy.deepcopy(tied), loaded, copy.deepcopy(loaded)):
+        torch.manual_seed(0)
+        expected = copy.deepcopy(tied)(x)
+        torch.manual_seed(0)
+        assert torch.equal(other(x), expected)
+        assert list(other.state_dict()) == list(tied.state_dict())
+        with torch.no_grad():
+            for p in other.parameters():
+                p.mul_(2)  # independent of the first
+        torch.manual_seed(0)
+        assert not torch.equal(other(x), expected)
+        assert isinstance(other, type(net)) and fxtie.report(other).ties > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dtype_device_and_assignment(form):
+    net, rules, shape = FORMS[form]()
+    tied = fxtie.transform(net, rules).eval()
+    state = copy.deepcopy(tied.state_dict())
+    x = torch.randn(shape)
+    expected = tied(x)
+    double = copy.deepcopy(tied).double()
+    torch.testing.assert_close(double(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
+    empty = copy.deepcopy(tied).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(state)
+    assert torch.equal(empty(x), expected)
+    meta = copy.deepcopy(tied).to("meta")
+    meta.load_state_dict(state, assign=True)
+    assert torch.equal(meta(x), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiles(form):
+    net, rules, shape = FORMS[form]()
+    tied = fxtie.transform(net, rules, compile={"backend": "aot_eager"}).eval()
+    x = torch.randn(shape)
+    torch.testing.assert_close(tied(x), tied._orig_mod(x))
+
+
+class Pooled(Two):
+    def forward(self, x):
+        return F.max_pool1d(self.b(self.a(x)), 2)
+
+
+def test_pickling_a_graph_with_functions_that_another_made():
+    """`F.max_pool1d` has no name under which pickle finds it by itself."""
+    tied = fxtie.transform(Pooled(), Rule("b", "a", weight=torch.square))
+    assert not fxtie.report(tied).kept
+    file = io.BytesIO()
+    torch.save(tied, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), tied(x))
+    assert not fxtie.report(again).missed, "the graph is used"
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(fxtie.FxtieError, match="DistributedDataParallel"):
+        fxtie.transform(Two(), RULE)._replicate_for_data_parallel()
+
+
+def test_a_kept_forward_compiles():
+    def forward(self, x):
+        with torch.no_grad():
+            shift = self.a(x)
+        return self.b(x) + shift
+
+    tied = fxtie.transform(model_with(forward), RULE)
+    assert fxtie.report(tied).kept
+    x = torch.randn(3, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(tied, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), tied(x))
+
+
+class Switched(nn.Module):
+    gain = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.two, self.doubled = Two(), False
+
+    def forward(self, x):
+        x = self.two(x) * self.gain
+        return x * 2 if self.doubled else x
+
+
+def set_attribute(model):
+    model.doubled = True
+
+
+def set_class_attribute(model):
+    model.gain = 3.0
+
+
+def set_inner_module(model):
+    model.two = Two()
+
+
+def hook_inner_module(model):
+    model.two.register_forward_hook(lambda module, args, output: output + 1)
+
+
+@pytest.mark.parametrize(
+    "change", [set_attribute, set_class_attribute, set_inner_module, hook_inner_module]
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_change_that_a_graph_cannot_follow(change, copied):
+    model, x = Switched(), torch.randn(3, 4)
+    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
+    if copied:
+        tied = copy.deepcopy(tied)
+    before = tied(x)
+    torch.manual_seed(0)
+    change(tied)
+    torch.manual_seed(0)
+    change(model)
+    if change is not set_inner_module:
+        model.two.b.weight.data = model.two.a.weight.detach().square()
+        model.two.b.bias.data = model.two.a.bias.detach()
+    with pytest.warns(fxtie.Outdated, match="Its own forward runs"):
+        after = tied(x)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(tied(x), model(x))  # and warns no more
+    calls, _ = fxtie.report(tied).missed[""]
+    assert calls == 2
+    again = pickle.loads(pickle.dumps(tied)) if change is set_attribute else copy.deepcopy(tied)
+    torch.testing.assert_close(again(x), tied(x))
+
+
+def test_changes_that_a_graph_follows():
+    tied = fxtie.transform(Switched(), Rule("two.b", "two.a", weight=torch.square))
+    x = torch.randn(3, 4)
+    before = tied(x)
+    tied.note = "something new"
+    tied.doubled = False
+    tied.train().eval()
+    tied.two.a.weight = nn.Parameter(torch.randn(4, 4))
+    assert not torch.equal(tied(x), before)
+    assert not fxtie.report(tied).missed
+    a = tied.two.a
+    torch.testing.assert_close(tied(x), F.linear(a(x), a.weight.square(), a.bias))
+    assert not fxtie.report(tied).kept
+
+
+@pytest.mark.parametrize("default", [{}, {"x": None}])
+def test_a_single_argument_is_checked(default):
+    """Code tells None, True and strings apart by `is`, which a trace of a tensor cannot see."""
+
+    def with_default(self, x=None):
+        if x is None:
+            x = torch.ones(2, 4)
+        return self.b(self.a(x))
+
+    def without(self, x):
+        if x is None:
+            x = torch.ones(2, 4)
+        return self.b(self.a(torch.zeros(2, 4) if x is True else x))
+
+    model = model_with(with_default if default else without)
+    tied = fxtie.transform(model, RULE)
+    # `x is True` is no question that a graph of a tensor can answer.
+    assert isinstance(tied, torch.fx.GraphModule) == bool(default)
+    plain = fxtie.materialize(tied)
+    for x in (None, torch.randn(2, 4), *(() if default else (True,))):
+        assert torch.equal(tied(x), plain(x))
+    assert not torch.equal(tied(None), tied(torch.zeros(2, 4)))
+
+
+def test_a_model_that_has_changed_can_be_tied_again():
+    model, x = Switched(), torch.randn(3, 4)
+    tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
+    tied.doubled = True
+    with pytest.warns(fxtie.Outdated, match="Switched: doubled is True, was False when"):
+        tied(x)
+    assert fxtie.report(tied).missed == {"": (1, "doubled is True, was False")}
+    again = fxtie.transform(tied, Rule("two.a", "two.a", weight=torch.neg))
+    assert not fxtie.report(again).kept
+    assert torch.equal(again(x), fxtie.materialize(again)(x))
