@@ -39,7 +39,7 @@ from fxtie.runtime.tied import (
     deriving,
     rename_derived,
 )
-from fxtie.tracing.module_tracer import trace_module
+from fxtie.tracing.module_tracer import ModuleTracer
 from fxtie.tracing.stops import Stop
 
 
@@ -302,10 +302,10 @@ class _Capture:
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
         borrowed: dict[str, Any] = {}
-        train = trace_module(module, True, self.on_path, borrowed)
+        train = ModuleTracer(module, True, self.on_path, borrowed)
         evaluate = train
         if train.switches:
-            evaluate = trace_module(module, False, self.on_path, borrowed)
+            evaluate = ModuleTracer(module, False, self.on_path, borrowed)
         if is_one := same_graph(train.graph, evaluate.graph):
             train.facts += evaluate.facts
         variants = {True: train.variant, False: evaluate.variant}
@@ -365,7 +365,7 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         module, region = copies[model].get_submodule(name), result.get_submodule(name)
         assert isinstance(region, Region)
         try:
-            tracer = trace_module(module, region.training, opened | {module}, {})
+            tracer = ModuleTracer(module, region.training, opened | {module}, {})
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph

@@ -11,7 +11,7 @@ these lists, and has no source code to look into, stops the trace before it runs
 | `math.sqrt` and its like | recorded for traced arguments, run for others |
 | questions about torch's state: `torch.is_grad_enabled` | run, and the answer becomes a guard |
 | builtins, methods of Python's own containers and strings | see `callables.py` |
-| Python functions | looked into (`evaluator.py`) |
+| Python functions | looked into (`rewriting.py`) |
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ that can't be traced is rolled back to such a call, and reported as kept.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import itertools
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -24,9 +26,7 @@ from fxtie.report import Kept
 from fxtie.runtime.copied import user_class
 from fxtie.runtime.guards import ATOMS, MISSING, Guards
 from fxtie.runtime.region import Variant
-from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
 from fxtie.tracing.evaluator import Evaluator
-from fxtie.tracing.frames import Frame
 from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.inference import aliases, is_tensor
 from fxtie.tracing.reach import Reach
@@ -36,28 +36,18 @@ from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 
 
-def trace_module(
-    module: nn.Module, training: bool, opened: Set[nn.Module], borrowed: dict[str, Any]
-) -> ModuleTracer:
-    """Trace `module` in one mode.
+class ModuleTracer(Evaluator):
+    """The trace of the forward of one region in one mode.
 
     Args:
-        module: the root of the region.
+        root: the root of the region.
         training: what every `training` flag is taken to be.
         opened: modules to trace through.
         borrowed: filled with what the graph reads from outside of the region, modules and
             tensors, by the attribute of the root under which it refers to them.
 
     Raises:
-        Stop: with the reason, if the module's own forward can't be traced.
-    """
-    tracer = ModuleTracer(module, training, opened, borrowed)
-    tracer.trace()
-    return tracer
-
-
-class ModuleTracer(Evaluator):
-    """The tracer of one region in one mode.
+        Stop: with the reason, if it can't be traced.
 
     Attributes:
         switches: modules whose `training` flag was asked for.
@@ -99,9 +89,9 @@ class ModuleTracer(Evaluator):
         self._placed: dict[nn.Module, None] = {}  # whose place is guarded
         self._reach = Reach()
         self._opaque: list[tuple[nn.Module, Any, Any]] = []  # calls of code that is not looked into
+        self._trace()
 
-    def trace(self) -> None:
-        """Trace the root's forward."""
+    def _trace(self) -> None:
         cls = user_class(self.root)
         forward = self.lookup(cls.__mro__, "forward")
         self.guard("of_class", self.root, cls, "the root")
@@ -162,31 +152,22 @@ class ModuleTracer(Evaluator):
 
     # -- what is known of traced values ---------------------------------------------------------
 
-    def known_type(self, value: Traced) -> type | None:
-        """`torch.Tensor`, if a value is surely one."""
-
-        def assume(argument: fx.Node) -> bool:
-            self._assumed[str(argument.target)] = torch.Tensor
-            return True
-
-        return torch.Tensor if self._is_tensor(value, assume) else None
-
     def is_none(self, value: Traced) -> bool | None:
         if value.node.op == "placeholder":
             self._assumed.setdefault(str(value.node.target), object)
             return False
-        if value.node.op == "get_attr" or self.is_tensor_now(value):
+        if value.node.op == "get_attr" or self.is_tensor(value):
             self.reads.must_be_tensor(value.node)
             return False
         return None
 
-    def is_tensor_now(self, value: Traced) -> bool:
-        return self._is_tensor(value, self._assumes_tensor)
+    def is_tensor(self, value: Traced, *, assume: bool = False) -> bool:
+        def assumed(argument: fx.Node) -> bool:
+            name = str(argument.target)
+            if assume:
+                self._assumed[name] = torch.Tensor
+            return self._assumed.get(name) is torch.Tensor
 
-    def _assumes_tensor(self, argument: fx.Node) -> bool:
-        return self._assumed.get(str(argument.target)) is torch.Tensor
-
-    def _is_tensor(self, value: Traced, assume: Callable[[fx.Node], bool]) -> bool:
         def layer(name: str) -> nn.Module:
             """A module that does what its class does."""
             module = self.root.get_submodule(name)
@@ -196,7 +177,7 @@ class ModuleTracer(Evaluator):
             self._guard_entry(module, "__dict__", "forward", MISSING)
             return module
 
-        return is_tensor(value.node, layer, assume)
+        return is_tensor(value.node, layer, assumed)
 
     def shape(self, value: Traced) -> torch.Size:
         for owner, attr, shape in self.reads.slots(value.node):
@@ -228,14 +209,12 @@ class ModuleTracer(Evaluator):
         name = self._path(module)
         if module in self.opened and name not in self.kept:
             attempt = _Attempt(self)
-            stack, self._stack = self._stack, self._stack_inside(module)
             try:
-                return self._inline(module, args, kwargs)
+                with self._inside(module):
+                    return self._inline(module, args, kwargs)
             except Stop as stop:
                 attempt.undo()
                 self.kept[name] = Kept.because(name, module, stop)
-            finally:
-                self._stack = stack
         return self._call_leaf(module, name, args, kwargs)
 
     def _inline(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -256,11 +235,8 @@ class ModuleTracer(Evaluator):
         return result
 
     def _call_leaf(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Traced:
-        stack, self._stack = self._stack, self._stack_inside(module)
-        try:
+        with self._inside(module):
             result = self.record("call_module", name, args, kwargs)
-        finally:
-            self._stack = stack
         is_known = _is_known(module)
         if not is_known:
             self.escape(*args, *kwargs.values())
@@ -270,13 +246,18 @@ class ModuleTracer(Evaluator):
         self.reads.forget(within, buffers_only=is_known)
         return result
 
-    def _stack_inside(self, module: nn.Module) -> dict[str, tuple[str, type]]:
-        """What nodes of a call of `module` note of where they are."""
-        path = self.paths[module]
+    @contextlib.contextmanager
+    def _inside(self, module: nn.Module) -> Iterator[None]:
+        """Nodes note that they are made in a call of `module`."""
+        path, outer = self.paths[module], self._stack
         calls = self._calls[path] = self._calls.get(path, 0) + 1
         self._entered.append(path)
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
-        return {**self._stack, key: (path, user_class(module))}
+        self._stack = {**outer, key: (path, user_class(module))}
+        try:
+            yield
+        finally:
+            self._stack = outer
 
     def may_have_changed(self, holder: Any) -> None:
         if not self._opaque:
@@ -301,11 +282,11 @@ class ModuleTracer(Evaluator):
         self.opened = set(module.modules())
         try:
             self._inline(module, args, kwargs)
-            proved = not self._opaque and self.kept == attempt.kept
+            proved = not self._opaque and self.kept == attempt.copies["kept"]
         except Stop:
             proved = False
         self.opened, self._opaque = opened, opaque
-        facts = self.facts[attempt.facts :] if proved else []
+        facts = self.facts[attempt.lengths["facts"] :] if proved else []
         try:
             attempt.undo()
         finally:
@@ -427,34 +408,30 @@ class ModuleTracer(Evaluator):
                     self.reads.forget(self.paths.keys(), buffers_only=False)
         return value
 
-    def check_value(self, test: Any, frame: Frame) -> Any:
+    def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
         """A rank check of torch's own layers stands ahead of a function that checks for itself."""
-        if not frame.is_of_torch:
-            return super().check_value(test, frame)
+        if not self.running[-1].is_of_torch:
+            return super().check(test, expected, message)
         attempt = _Attempt(self)
         try:
-            value = super().check_value(test, frame)
+            value = next(test)
         except Stop:
             value = None
         if type(value) is bool:
-            return value
-        attempt.undo()
-        return MISSING
+            super().check(iter([value]), expected, message)
+        else:
+            attempt.undo()
 
 
 class _Attempt:
     """The state of a trace, to go back to."""
 
     def __init__(self, tracer: ModuleTracer) -> None:
-        self.tracer = tracer
+        self.tracer, self.made, self.writes = tracer, tracer.made, len(tracer.writes)
         self.last = next(iter(reversed(tracer.graph.nodes)), None)
         # Lengths of what grows with the model: copies would make the trace quadratic.
-        self.facts, self.inlined = len(tracer.facts), len(tracer.inlined)
-        self.placed, self.entered = len(tracer._placed), len(tracer._entered)
-        self.writes, self.made = len(tracer.writes), tracer.made
-        self.kept = dict(tracer.kept)
-        self.assumed, self.opaque = dict(tracer._assumed), list(tracer._opaque)
-        self.escaped = dict(tracer._escaped)
+        self.lengths = {name: len(getattr(tracer, name)) for name in _GROWING}
+        self.copies = {name: copy.copy(getattr(tracer, name)) for name in _COPIED}
 
     def undo(self) -> None:
         """Take back everything since."""
@@ -465,19 +442,21 @@ class _Attempt:
             tracer.graph.erase_node(node)
             erased.add(node)
         tracer.reads.take_back(erased)
-        del tracer.facts[self.facts :]
-        while len(tracer._placed) > self.placed:
-            tracer._placed.popitem()
-        while len(tracer._entered) > self.entered:
-            tracer._calls[tracer._entered.pop()] -= 1
+        for path in tracer._entered[self.lengths["_entered"] :]:
+            tracer._calls[path] -= 1
+        for name, length in self.lengths.items():
+            grown = getattr(tracer, name)
+            while len(grown) > length:
+                grown.popitem() if isinstance(grown, dict) else grown.pop()
+        for name, value in self.copies.items():
+            setattr(tracer, name, copy.copy(value))
         tracer.looked_up = {}  # whose facts may be gone
-        while len(tracer.inlined) > self.inlined:
-            tracer.inlined.popitem()
-        tracer.kept = dict(self.kept)
-        tracer._assumed, tracer._opaque = dict(self.assumed), list(self.opaque)
-        tracer._escaped = dict(self.escaped)
         if any(number < self.made for number in tracer.writes[self.writes :]):
             raise Stop("hands a container to a part that can't be captured and writes to it")
+
+
+_GROWING = ("facts", "inlined", "_placed", "_entered")
+_COPIED = ("kept", "_assumed", "_opaque", "_escaped")
 
 
 def has_global_hooks() -> bool:

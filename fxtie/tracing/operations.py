@@ -13,26 +13,24 @@ import functools
 import operator
 import types
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import is_tensor_method_or_property
 
 from fxtie.runtime.guards import ATOMS, MISSING, Namespace
-from fxtie.tracing.frames import Closure, Super
+from fxtie.tracing.callables import CALLABLES, METHODS
 from fxtie.tracing.gate import MATH, QUESTIONS, is_in, is_opaque, is_recorded
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE, Recorder
+from fxtie.tracing.rewriting import Scope
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced, is_traced
 
 
 class Operations(Recorder):
-    """Python's operations. `callables` and `methods` are the tables of `callables.py`."""
-
-    callables: ClassVar[dict[Any, Callable[..., Any]]] = {}
-    methods: ClassVar[dict[type, frozenset[str]]] = {}
+    """Python's operations."""
 
     def run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The result of a Python function, by its source code."""
@@ -44,8 +42,6 @@ class Operations(Recorder):
         """Call anything, if that may be part of a trace."""
         kwargs = kwargs or {}
         kind = type(function)
-        if kind is Closure:
-            return self.run(function, args, kwargs)
         if kind is Method:
             return self.call_traced(function, args, kwargs)
         if kind is Traced:
@@ -58,8 +54,8 @@ class Operations(Recorder):
             given = map(self.taken, function.args)
             self.look(function.keywords, "keywords of a partial")
             return self.call(function.func, (*given, *args), {**function.keywords, **kwargs})
-        if is_in(function, self.callables):
-            return self.callables[function](self, *args, **kwargs)
+        if is_in(function, CALLABLES):
+            return CALLABLES[function](self, *args, **kwargs)
         if is_recorded(function):
             if is_tensor_method_or_property(function):
                 return self.record("call_method", function.__name__, args, kwargs)
@@ -90,9 +86,8 @@ class Operations(Recorder):
         """An object of a class whose making is known to do nothing else."""
         if issubclass(cls, tuple) and hasattr(cls, "_fields") and _is_plain_tuple(cls):
             return cls(*args, **kwargs)
-        if cls in (nn.ModuleList, nn.Sequential):  # a slice of one
-            return self.fresh(cls(*args, **kwargs))
-        if _is_plain_dataclass(cls):
+        # Of the modules, a slice of one.
+        if cls in (nn.ModuleList, nn.Sequential) or _is_plain_dataclass(cls):
             return self.fresh(cls(*args, **kwargs))
         raise Stop(f"makes a {cls.__qualname__}")
 
@@ -107,7 +102,7 @@ class Operations(Recorder):
                 return len(shape) if name == "dim" else shape.numel()
         result = self.record("call_method", name, (value, *args), kwargs)
         made = [*filter(self.is_fresh, (*args, *kwargs.values()))]
-        if made and not self.is_tensor_now(value):  # else torch's own method, which keeps nothing
+        if made and not self.is_tensor(value):  # else torch's own method, which keeps nothing
             self.escape(*made)
         return result
 
@@ -116,7 +111,7 @@ class Operations(Recorder):
     ) -> Any:
         """Call a method of a container, a string or a number."""
         kind = type(owner)
-        if name not in self.methods.get(kind, ()):
+        if name not in METHODS.get(kind, ()):
             is_method = kind.__module__ == "builtins" and owner is not None
             where = f"{kind.__name__}." if is_method and kind is not types.ModuleType else ""
             raise Stop(f"calls {where}{name}")
@@ -131,16 +126,13 @@ class Operations(Recorder):
             args = list(map(self.plain, args))
             kwargs = {key: self.plain(value) for key, value in kwargs.items()}
         if name in ("extend", "update", "join"):
-            args = [self._listed(arg) for arg in args]
+            args = [a if isinstance(a, dict | str) else [*self.iterate(a)] for a in args]
         elif name in ("index", "count") and is_traced(args, owner):
             raise Stop("compares a traced value")
         result = getattr(owner, name)(*args, **kwargs)
-        if type(result) in CONTAINERS and name in ("copy", "split", "rsplit", "splitlines"):
+        if type(result) in CONTAINERS and name in ("copy", "split"):
             self.fresh(result)
         return result if self.is_fresh(owner) else self.taken(result)
-
-    def _listed(self, value: Any) -> Any:
-        return value if isinstance(value, dict | str) else list(self.iterate(value))
 
     # -- questions about values -----------------------------------------------------------------
 
@@ -236,13 +228,11 @@ class Operations(Recorder):
         if isinstance(container, nn.Module):
             found = self.truth(self.call(self.attribute(container, "__contains__"), (item,)))
         else:
-            if isinstance(container, dict | set | frozenset | str):
-                if not isinstance(container, str):
-                    self.look(container, "a container")
-                self.plain(item)
+            if isinstance(container, dict | set | frozenset):
+                self.look(container, "a container")
             else:
-                self.plain(container), self.plain(item)
-            found = item in container
+                self.plain(container)
+            found = self.plain(item) in container
         return found is (op is ast.In)
 
     def binary(self, function: Callable[..., Any], a: Any, b: Any) -> Any:
@@ -265,16 +255,19 @@ class Operations(Recorder):
             result = function(self.plain(a), self.plain(b))
         return self.fresh(result) if type(result) in CONTAINERS else result
 
+    def unary(self, function: Callable[..., Any], value: Any) -> Any:
+        if type(value) is Traced:
+            return self.record("call_function", function, (value,))
+        return function(self.plain(value))
+
     # -- attributes -----------------------------------------------------------------------------
 
     def attribute(self, owner: Any, name: str, default: Any = MISSING) -> Any:
         """`owner.name`, or `default`."""
         found = self._attribute(owner, name)
-        if found is MISSING:
-            if default is MISSING:
-                raise Stop(f"reads .{name}, which a {type(owner).__name__} has not")
-            return default
-        return found
+        if found is MISSING and default is MISSING:
+            raise Stop(f"reads .{name}, which a {type(owner).__name__} has not")
+        return default if found is MISSING else found
 
     def _attribute(self, owner: Any, name: str) -> Any:
         kind = type(owner)
@@ -285,8 +278,10 @@ class Operations(Recorder):
                 shape = self.shape(owner)
                 return shape if name == "shape" else len(shape)
             return self.record("call_function", getattr, (owner, name))
-        if kind is Super:
-            return self._bound(self.lookup(owner.classes, name), owner.instance)
+        if kind is super:
+            classes = owner.__self_class__.__mro__
+            after = classes[classes.index(owner.__thisclass__) + 1 :]
+            return self._bound(self.lookup(after, name), owner.__self__)
         if name == "__class__":
             return class_of(owner)
         if isinstance(owner, nn.Module):
@@ -299,8 +294,11 @@ class Operations(Recorder):
             return getattr(owner, name)
         if kind in _CONSTANT:
             return getattr(owner, name, MISSING)
-        is_title = name in ("__name__", "__qualname__", "__module__")
-        if name in self.methods.get(kind, ()) or (kind is types.FunctionType and is_title):
+        if name in METHODS.get(kind, ()):
+            return getattr(owner, name)
+        if kind is types.FunctionType and name in ("__name__", "__qualname__", "__module__"):
+            if isinstance(owner.__globals__, Scope):
+                raise Stop(f"reads .{name} of a function that it has made")
             return getattr(owner, name)
         return self._object_attribute(owner, name)
 
@@ -459,5 +457,4 @@ def _is_plain_dataclass(cls: type) -> bool:
 
 _WRITING = frozenset(
     {"append", "extend", "insert", "pop", "reverse", "clear", "update", "setdefault", "add"}
-    | {"popitem", "remove", "discard", "sort", "appendleft", "popleft"}
 )
