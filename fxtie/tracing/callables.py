@@ -64,10 +64,6 @@ def _getattr(e: Operations, owner: Any, name: str, default: Any = MISSING) -> An
     return e.attribute(owner, name, default)
 
 
-def _hasattr(e: Operations, owner: Any, name: str) -> bool:
-    return _getattr(e, owner, name, _NOTHING) is not _NOTHING
-
-
 _NOTHING = object()
 
 
@@ -84,11 +80,10 @@ def _on_constants(function: Callable[..., Any]) -> Handler:
 
 def _collected(kind: Callable[..., Any]) -> Handler:
     """A container made of the items of another."""
+    is_set = kind in (set, frozenset)
 
     def call(e: Operations, *args: Any) -> Any:
-        result = kind(*(e.iterate(arg) for arg in args))
-        if kind in (set, frozenset):
-            e.plain(tuple(result))
+        result = kind(*(map(e.plain, e.iterate(a)) if is_set else e.iterate(a) for a in args))
         return e.fresh(result) if type(result) in CONTAINERS else result
 
     return call
@@ -178,7 +173,7 @@ def _comparison(op: type[ast.cmpop]) -> Handler:
 CALLABLES: dict[Any, Handler] = {
     isinstance: _isinstance,
     getattr: _getattr,
-    hasattr: _hasattr,
+    hasattr: lambda e, owner, name: _getattr(e, owner, name, _NOTHING) is not _NOTHING,
     len: lambda e, value: e.length(value),
     bool: lambda e, value=False: e.truth(value),
     callable: lambda e, value: callable(value) if type(value) is not Traced else e.truth(value),

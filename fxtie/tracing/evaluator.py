@@ -32,6 +32,8 @@ from fxtie.tracing.traced import Method, Traced
 class Evaluator(Operations):
     """Evaluates functions."""
 
+    slice = builtins.slice  # as other operations, which are methods
+
     # -- functions ------------------------------------------------------------------------------
 
     def run(self, function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -48,7 +50,8 @@ class Evaluator(Operations):
             given = {name: self.taken(value) for name, value in kwargs.items()}
             return function(*map(self.taken, args), **given)
         except Exception as error:  # of the user's code, which comes up when it really runs
-            stop = error if isinstance(error, Stop) else _raising(error)
+            kind, text = type(error).__name__, str(error).strip().partition("\n")[0]
+            stop = error if isinstance(error, Stop) else Stop(f"raises {kind}: {text}")
             place = user_place(reversed([*traceback.walk_tb(error.__traceback__)]))
             if not stop.file and place is not None and not place[0].is_of_torch:
                 stop.file, stop.line = place[0].function.__code__.co_filename, place[1]
@@ -64,19 +67,18 @@ class Evaluator(Operations):
 
     # -- names ----------------------------------------------------------------------------------
 
-    def variable(self, name: str, function: types.FunctionType) -> Any:
+    def variable(self, name: str, scope: Scope) -> Any:
         """A variable that a function has from outside."""
         if name.startswith("__") and not name.endswith("__"):
             raise Stop(f"uses the private name {name}")
-        names = function.__code__.co_freevars
-        if name in names:
-            cell = (function.__closure__ or ())[names.index(name)]
+        if name in scope.cells:
+            cell = scope.cells[name]
             value = cell.cell_contents
             self.may_have_changed(cell)
             self.guard("cell", cell, name, value)
             self.found_outside(value)
             return self.taken(value)
-        found = self.global_variable(function.__globals__, name)
+        found = self.global_variable(scope.function.__globals__, name)
         if found is not MISSING:
             return found
         if name == "__class__" or not hasattr(builtins, name):
@@ -89,19 +91,18 @@ class Evaluator(Operations):
             raise Stop(f"imports {name}")
         return sys.modules[found]
 
-    def imported_from(self, module: str, name: str, function: types.FunctionType) -> Any:
-        module = importlib.util.resolve_name(module, function.__globals__.get("__package__"))
+    def imported_from(self, module: str, name: str, scope: Scope) -> Any:
+        package = scope.function.__globals__.get("__package__")
+        module = importlib.util.resolve_name(module, package)
         return self.attribute(self.imported(module, module), name)
 
-    def super_of(self, found: Any, function: types.FunctionType, instance: Any) -> Any:
+    def super_of(self, found: Any, scope: Scope, instance: Any) -> Any:
         """`super()`"""
         if found is not super:
             return self.call(found)
-        names = function.__code__.co_freevars
-        if "__class__" not in names:
+        if "__class__" not in scope.cells:
             raise Stop("calls super() outside of a method")
-        cell = (function.__closure__ or ())[names.index("__class__")]
-        return super(cell.cell_contents, instance)
+        return super(scope.cells["__class__"].cell_contents, instance)
 
     # -- operations -----------------------------------------------------------------------------
 
@@ -149,10 +150,6 @@ class Evaluator(Operations):
             items[star:end] = [self.fresh(items[star:end])]
         return items
 
-    def slice(self, *parts: Any) -> Any:
-        """`start:stop:step`"""
-        return slice(*parts)
-
     def mapping(self, value: Any) -> Any:
         """What `**value` passes on."""
         if type(value) is not dict:
@@ -198,8 +195,3 @@ class Evaluator(Operations):
         if function is not torch._assert:
             return self.call(function, next(args))
         next(checks)
-
-
-def _raising(error: Exception) -> Stop:
-    text = str(error).strip().partition("\n")[0]
-    return Stop(f"raises {type(error).__name__}: {text}")

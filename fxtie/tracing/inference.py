@@ -15,18 +15,9 @@ from fxtie.runtime.copied import user_class
 LAYERS = frozenset(
     layer
     for module in (
-        nn.modules.activation,
-        nn.modules.batchnorm,
-        nn.modules.conv,
-        nn.modules.dropout,
-        nn.modules.flatten,
-        nn.modules.instancenorm,
-        nn.modules.linear,
-        nn.modules.normalization,
-        nn.modules.padding,
-        nn.modules.pixelshuffle,
-        nn.modules.sparse,
-        nn.modules.upsampling,
+        *(nn.modules.activation, nn.modules.batchnorm, nn.modules.conv, nn.modules.dropout),
+        *(nn.modules.flatten, nn.modules.instancenorm, nn.modules.linear, nn.modules.normalization),
+        *(nn.modules.padding, nn.modules.pixelshuffle, nn.modules.sparse, nn.modules.upsampling),
     )
     for layer in vars(module).values()
     if isinstance(layer, type) and issubclass(layer, nn.Module)

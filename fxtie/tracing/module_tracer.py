@@ -100,17 +100,13 @@ class ModuleTracer(Evaluator):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
         result = self.call(forward, (self.root, *args), kwargs)
-        self.create_node("output", "output", (self.returned(result),))
-        self.guard("answer", has_global_hooks, (), False)
-
-    def returned(self, result: Any) -> Any:
-        """What the forward returns, as an argument of the output node."""
         found = [id(container) for container in containers_in(result)]
         if len(set(found)) < len(found) or self._escaped.keys() & set(found):
             raise Stop("returns a container that is elsewhere as well")
         self.escape(result)
         self._escaped.clear()
-        return self.argument(result)
+        self.create_node("output", "output", (self.argument(result),))
+        self.guard("answer", has_global_hooks, (), False)
 
     @property
     def variant(self) -> Variant:
@@ -308,7 +304,7 @@ class ModuleTracer(Evaluator):
         if derived is not None:
             return self.reads.derive(derived)
         found = self.lookup(cls.__mro__, name)
-        if self.is_data_descriptor(found):
+        if hasattr(type(found), "__set__"):  # a data descriptor comes first
             return self._bound(found, module)
         label = join(label, name)
         if name in members:
@@ -461,13 +457,7 @@ _COPIED = ("kept", "_assumed", "_opaque", "_escaped")
 
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules: those inside of a graph would not call them."""
-    return any(
-        vars(torch.nn.modules.module)[name]
-        for name in (
-            *("_global_backward_pre_hooks", "_global_backward_hooks"),
-            *("_global_forward_pre_hooks", "_global_forward_hooks"),
-        )
-    )
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _is_known(module: nn.Module) -> bool:

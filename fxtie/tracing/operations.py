@@ -32,9 +32,7 @@ from fxtie.tracing.traced import Method, Traced, is_traced
 class Operations(Recorder):
     """Python's operations."""
 
-    def run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The result of a Python function, by its source code."""
-        raise NotImplementedError
+    run: Callable[..., Any]  # a Python function, by its source code
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -84,7 +82,7 @@ class Operations(Recorder):
 
     def construct(self, cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An object of a class whose making is known to do nothing else."""
-        if issubclass(cls, tuple) and hasattr(cls, "_fields") and _is_plain_tuple(cls):
+        if hasattr(cls, "_fields") and cls.__mro__[1:3] == (tuple, object):
             return cls(*args, **kwargs)
         # Of the modules, a slice of one.
         if cls in (nn.ModuleList, nn.Sequential) or _is_plain_dataclass(cls):
@@ -296,9 +294,9 @@ class Operations(Recorder):
             return getattr(owner, name, MISSING)
         if name in METHODS.get(kind, ()):
             return getattr(owner, name)
+        if kind is types.FunctionType and isinstance(owner.__globals__, Scope):
+            raise Stop(f"reads .{name} of a function that it has made")
         if kind is types.FunctionType and name in ("__name__", "__qualname__", "__module__"):
-            if isinstance(owner.__globals__, Scope):
-                raise Stop(f"reads .{name} of a function that it has made")
             return getattr(owner, name)
         return self._object_attribute(owner, name)
 
@@ -311,7 +309,7 @@ class Operations(Recorder):
         if isinstance(owner, enum.Enum) and name in ("name", "value"):
             return getattr(owner, name)
         found = self.lookup(cls.__mro__, name)
-        if not self.is_data_descriptor(found):
+        if not hasattr(type(found), "__set__"):  # a data descriptor comes first
             value = vars(owner).get(name, MISSING)
             if not self.is_fresh(owner) and not is_frozen(owner):
                 self.may_have_changed(owner)
@@ -319,11 +317,6 @@ class Operations(Recorder):
             if value is not MISSING:
                 return self.taken(value, owner)
         return self._bound(found, owner)
-
-    @staticmethod
-    def is_data_descriptor(found: Any) -> bool:
-        """Whether what a class has comes before what its instances have."""
-        return found is not MISSING and hasattr(type(found), "__set__")
 
     def _bound(self, found: Any, owner: Any) -> Any:
         """What a class has under a name, as an attribute of an instance."""
@@ -372,23 +365,16 @@ class Operations(Recorder):
         ):
             if not isinstance(value, FIXED):
                 self.may_have_changed(namespace)
-            self.guard("variable", self.namespace(namespace, module), name, value)
+            known = self._namespaces.setdefault(id(namespace), Namespace(namespace, module))
+            self.guard("variable", known, name, value)
             self.found_outside(value)
         return value if value is MISSING else self.taken(value)
 
-    def namespace(self, variables: dict[str, Any], name: str) -> Namespace:
-        """The variables of a Python module, as guards know them."""
-        if id(variables) not in self._namespaces:
-            self._namespaces[id(variables)] = Namespace(variables, name)
-        return self._namespaces[id(variables)]
-
     def lookup(self, classes: tuple[type, ...], name: str) -> Any:
         """What the first of some classes has under a name; `MISSING` if none has."""
-        if (classes, name) not in self.looked_up:
-            self.looked_up[classes, name] = self._look_up(classes, name)
-        return self.looked_up[classes, name]
-
-    def _look_up(self, classes: tuple[type, ...], name: str) -> Any:
+        if (classes, name) in self.looked_up:
+            return self.looked_up[classes, name]
+        found = MISSING
         for base in classes:
             found = vars(base).get(name, MISSING)
             if base.__flags__ & _MAY_CHANGE and not base.__module__.startswith(("torch.", "enum")):
@@ -397,8 +383,9 @@ class Operations(Recorder):
                 if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
                     self.may_have_changed(base)
                     self.found_outside(found)
-                return found
-        return MISSING
+                break
+        self.looked_up[classes, name] = found
+        return found
 
 
 FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
@@ -436,10 +423,6 @@ def _is_one_of_its_kind(value: Any) -> bool:
     return isinstance(value, enum.Enum | type | types.FunctionType | types.ModuleType) or (
         isinstance(value, nn.Module) and type(value).__eq__ is object.__eq__
     )
-
-
-def _is_plain_tuple(cls: type) -> bool:
-    return cls.__mro__[1:3] == (tuple, object)
 
 
 def _is_plain_dataclass(cls: type) -> bool:

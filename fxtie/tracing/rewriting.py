@@ -1,8 +1,8 @@
 """Python functions -> code that does the same, and asks the gate for each operation.
 
-In: the syntax tree of a function. Out: its code with a call of the gate in place of each operation
-on a value. Python itself does the rest: control flow, local variables, arguments. A construct that
-has no `visit_` method here becomes a call that stops the trace.
+In: a function. Out: one whose code has a call of the gate in place of each operation on a value.
+Python itself does the rest: control flow, local variables, arguments. A construct that has no
+`visit_` method here becomes a call that stops the trace.
 """
 
 from __future__ import annotations
@@ -50,20 +50,22 @@ class Scope(dict[str, Any]):
     Attributes:
         gate: the trace.
         function: the function as it was written.
+        cells: its variables from enclosing functions.
         package: the name of the package that it belongs to.
         is_of_torch: whether it is one of torch's layers.
     """
 
     def __init__(self, gate: Evaluator, function: FunctionType) -> None:
         module = str(function.__globals__.get("__name__", ""))
-        own = {".gate": gate, ".function": function, ".ast": ast, ".operator": operator}
-        super().__init__(own, __builtins__={})
+        super().__init__({".gate": gate, ".scope": self, ".ast": ast, ".operator": operator})
         self.gate, self.function = gate, function
+        cells = function.__closure__ or ()
+        self.cells = dict(zip(function.__code__.co_freevars, cells, strict=True))
         self.package = module.partition(".")[0]
         self.is_of_torch = module.startswith("torch.nn.modules")
 
     def __missing__(self, name: str) -> Any:
-        return self.gate.variable(name, self.function)
+        return self.gate.variable(name, self)
 
 
 def user_place(frames: Iterable[tuple[FrameType, int]]) -> tuple[Scope, int] | None:
@@ -82,7 +84,7 @@ def user_place(frames: Iterable[tuple[FrameType, int]]) -> tuple[Scope, int] | N
     return found
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _code(node: FunctionNode, file: str) -> CodeType:
     own = _copied(node)
     own.args.defaults, own.args.kw_defaults = [], [None] * len(own.args.kwonlyargs)
@@ -122,10 +124,10 @@ class Rewriter(ast.NodeTransformer):
             new = ast.IfExp(ast.Constant(True), _cannot_hold("an expression", node), node)
         else:
             new = self.generic_visit(node)
-        new = new if isinstance(new, ast.AST) else [*new]
-        for part in new if isinstance(new, list) else [new]:
+        parts = [new] if isinstance(new, ast.AST) else [*new]
+        for part in parts:
             ast.copy_location(part, node)
-        return new
+        return new if isinstance(new, ast.AST) else parts
 
     # -- what Python does by itself, with operations inside of it -------------------------------
 
@@ -231,7 +233,7 @@ class Rewriter(ast.NodeTransformer):
     def visit_ImportFrom(self, s: ast.ImportFrom) -> Any:
         module = "." * s.level + (s.module or "")
         for alias in s.names:
-            value = _gate("imported_from", module, alias.name, _name(".function"))
+            value = _gate("imported_from", module, alias.name, _name(".scope"))
             yield ast.Assign([_stored(alias.asname or alias.name)], value)
 
     # -- tests and loops ------------------------------------------------------------------------
@@ -316,7 +318,7 @@ class Rewriter(ast.NodeTransformer):
         else:
             function = self.visit(e.func)
         if name == "super" and not (e.args or e.keywords):
-            return _gate("super_of", function, _name(".function"), self.instance)
+            return _gate("super_of", function, _name(".scope"), self.instance)
         if name == "_assert" and len(e.args) == 2:
             checks = ast.Tuple([*self.checks(_copied(e.args[0]), True)], ast.Load())
             args = ast.Tuple([*map(self.visit, e.args)], ast.Load())

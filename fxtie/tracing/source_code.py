@@ -85,4 +85,4 @@ def _starts_at(code: CodeType, node: FunctionNode) -> bool:
         return False
     body = node.body
     span = body.lineno, body.end_lineno, body.col_offset, body.end_col_offset
-    return any(position == span for position in code.co_positions())
+    return span in code.co_positions()

@@ -62,7 +62,7 @@ def functions(n, *args, by=2, **others):
 
 
 def strings(n):
-    return f"{n!r:>{n}} {n=} {'a' * n}", f"{(n, [n])}"
+    return f"{n!r:>{n}} {n=} {'a' * n}", f"{(n, [n])}", 1 if __builtins__ else 2
 
 
 class Base:
@@ -104,6 +104,7 @@ STOPS = {
     "an argument twice": "return (lambda a: a)(n, **{'a': n})",
     "a check that fails": "if (m := n) == 3: raise ValueError(m)",
     "super outside of a method": "return super().f",
+    "an attribute of a function that it makes": "return (lambda: n).__name__",
 }
 
 
