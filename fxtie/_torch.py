@@ -6,10 +6,12 @@ breaks what needs it and not `import fxtie`. tests/test_torch_names.py says whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch._ops import OpOverload as OpOverload  # an ATen op in a graph
 from torch._ops import OpOverloadPacket as OpOverloadPacket  # its overloads
 from torch._subclasses.fake_tensor import (  # tensors without data; torch.export's are of these
@@ -25,6 +27,9 @@ from torch.utils import _pytree as pytree  # nested containers; there is no publ
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # sees each op
 
 __all__ = [
+    "OPERATOR_NAMESPACES",
+    "QUESTIONS",
+    "TENSOR_METHODS",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeCopyMode",
@@ -37,14 +42,18 @@ __all__ = [
     "empty_fake",
     "forward_from_source",
     "get_frame_callback",
+    "has_global_hooks",
     "has_storage",
     "in_functorch",
+    "in_place_functions",
     "is_exporting",
     "is_jit_traced",
     "is_jit_tracing",
+    "is_wrapped",
     "negative_view",
     "pytree",
     "queue_callback",
+    "schemas_of",
     "skip_code",
     "storage_id",
     "surroundings",
@@ -163,3 +172,42 @@ def forward_from_source(source: str, namespace: dict[str, Any]) -> Callable[...,
     from torch.fx.graph_module import _forward_from_src
 
     return _forward_from_src(source, namespace)
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules: those in a graph would not call them."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def is_wrapped(function: Callable[..., Any]) -> bool:
+    """Whether `torch.fx.wrap` has declared a function to be one operation."""
+    name, variables = function.__name__, function.__globals__
+    declared = (id(variables), name) in torch.fx._symbolic_trace._wrapped_fns_to_patch
+    return declared and variables.get(name) is function
+
+
+def in_place_functions() -> set[Any]:
+    """`torch.relu_` and its like, which `torch.overrides` does not list."""
+    functions = torch._C._VariableFunctions
+    names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
+    return {getattr(functions, name) for name in names}
+
+
+def schemas_of(name: str) -> Sequence[Any]:
+    """The schemas of an ATen operator's overloads: what it returns, what it aliases."""
+    found: Sequence[Any] = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return found
+
+
+OPERATOR_NAMESPACES = (torch._ops._Ops, torch._ops._OpNamespace)
+"""Types of `torch.ops` and `torch.ops.aten`, whose attributes are operators."""
+
+TENSOR_METHODS = torch._C.TensorBase
+"""The class that most methods of tensors belong to."""
+
+QUESTIONS = tuple(
+    getattr(torch._C, name)
+    for name in ("_is_tracing", "_get_cudnn_enabled")
+    if hasattr(torch._C, name)
+)
+"""What torch's own layers ask about the state of the process."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie.capturing.module_tracer import ModuleTracer, trace_module
+from fxtie.capturing.module_tracer import ModuleTracer
 from fxtie.capturing.report import Kept, Report
 from fxtie.errors import FxtieError, PlanError
 from fxtie.planning.names import Names, Slot, join
@@ -212,10 +212,10 @@ class Capture:
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
         borrowed: dict[str, Any] = {}
-        train = trace_module(module, True, self.on_path, borrowed)
+        train = ModuleTracer(module, True, self.on_path, borrowed)
         evaluate = train
         if train.switches:
-            evaluate = trace_module(module, False, self.on_path, borrowed)
+            evaluate = ModuleTracer(module, False, self.on_path, borrowed)
         self.become_region(module, train, evaluate, borrowed)
         for inner in {**train.inlined, **evaluate.inlined}:
             if not isinstance(inner, PathCopy):
@@ -284,7 +284,7 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         module, region = copies[model].get_submodule(name), result.get_submodule(name)
         assert isinstance(region, Region)
         try:
-            tracer = trace_module(module, region.training, opened | {module}, {})
+            tracer = ModuleTracer(module, region.training, opened | {module}, {})
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtie._torch import TENSOR_METHODS, OpOverload, OpOverloadPacket
+
 # The declared types of these two know only nodes and constants.
 map_arg: Any = fx.node.map_arg
 map_aggregate: Any = fx.node.map_aggregate
@@ -135,7 +137,7 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
         return []
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         arguments = target._schema.arguments
         written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
         given = {**dict(zip([a.name for a in arguments], node.args)), **node.kwargs}  # noqa: B905
@@ -214,9 +216,9 @@ def repeats(node: fx.Node) -> bool:
 
 @functools.cache
 def _is_repeatable(function: Any) -> bool:
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         function = function.overloadpacket
-    if isinstance(function, torch._ops.OpOverloadPacket):
+    if isinstance(function, OpOverloadPacket):
         is_aten = function._qualified_op_name.startswith("aten::")
         return is_aten and not _is_random(function.__name__)
     module = getattr(function, "__module__", None) or ""
@@ -225,16 +227,16 @@ def _is_repeatable(function: Any) -> bool:
     if isinstance(function, FunctionType):
         return module in _FUNCTIONAL and not _uses_random(function)
     owner = getattr(function, "__objclass__", None)
-    is_of_torch = owner is torch._C.TensorBase or module.partition(".")[0] == "torch"
+    is_of_torch = owner is TENSOR_METHODS or module.partition(".")[0] == "torch"
     name = getattr(function, "__name__", "")
     return is_of_torch and bool(_overloads(name)) and not _is_random(name)
 
 
 @functools.cache
-def _overloads(name: str) -> tuple[torch._ops.OpOverload[..., Any], ...]:
+def _overloads(name: str) -> tuple[OpOverload[..., Any], ...]:
     """The aten ops of a name; none where torch has none."""
     packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return ()
     names = packet.overloads()  # type: ignore[no-untyped-call]
     return tuple(getattr(packet, overload) for overload in names)
@@ -280,8 +282,8 @@ _HASHABLE = (
     BuiltinFunctionType,
     MethodDescriptorType,
     type,
-    torch._ops.OpOverload,
-    torch._ops.OpOverloadPacket,
+    OpOverload,
+    OpOverloadPacket,
 )
 # Not the rest of torch: `torch.distributed` has functions that wait for other processes.
 _FUNCTIONAL = frozenset({"torch.functional", "torch.nn.functional", "torch._tensor", "torch"})

@@ -128,7 +128,7 @@ class Guards:
 
     def cell(self, cell: CellType, key: str, value: Any) -> None:
         """A variable of an enclosing function is `value`."""
-        self._check((id(cell),), _cell_contents, (cell,), value, key)
+        self._check((id(cell),), cell_contents, (cell,), value, key)
 
     def shape(self, holder: nn.Module, attr: str, value: torch.Size, label: str) -> None:
         """A stored tensor has this shape."""
@@ -345,7 +345,8 @@ def _namespace(name: str) -> Namespace:
     return Namespace({} if module is None else vars(module), name)
 
 
-def _cell_contents(cell: CellType) -> Any:
+def cell_contents(cell: CellType) -> Any:
+    """The value of a variable of an enclosing function; `MISSING` if it is not bound."""
     try:
         return cell.cell_contents
     except ValueError:

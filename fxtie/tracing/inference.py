@@ -6,27 +6,18 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import fx, nn
 
+from fxtie._torch import schemas_of
 from fxtie.tracing.user_class import user_class
 
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
 LAYERS = frozenset(
     layer
     for module in (
-        nn.modules.activation,
-        nn.modules.batchnorm,
-        nn.modules.conv,
-        nn.modules.dropout,
-        nn.modules.flatten,
-        nn.modules.instancenorm,
-        nn.modules.linear,
-        nn.modules.normalization,
-        nn.modules.padding,
-        nn.modules.pixelshuffle,
-        nn.modules.sparse,
-        nn.modules.upsampling,
+        *(nn.modules.activation, nn.modules.batchnorm, nn.modules.conv, nn.modules.dropout),
+        *(nn.modules.flatten, nn.modules.instancenorm, nn.modules.linear, nn.modules.normalization),
+        *(nn.modules.padding, nn.modules.pixelshuffle, nn.modules.sparse, nn.modules.upsampling),
     )
     for layer in vars(module).values()
     if isinstance(layer, type) and issubclass(layer, nn.Module)
@@ -75,7 +66,7 @@ def is_tensor(
 @functools.lru_cache(maxsize=1024)
 def _op_gives_tensor(name: str) -> bool:
     """Whether every overload of an aten operator returns one tensor."""
-    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    schemas = schemas_of(name)
     return bool(schemas) and all(
         len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" for schema in schemas
     )
@@ -84,7 +75,7 @@ def _op_gives_tensor(name: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _op_gives_new_tensor(name: str) -> bool:
     """Whether no overload of an aten operator returns one of its arguments, or a view of one."""
-    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    schemas = schemas_of(name)
     returns = [
         value
         for schema in schemas

@@ -1,0 +1,44 @@
+"""The state of a trace, to go back to where a part of it stops."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from fxtie.tracing.stops import Stop
+
+
+class Attempt:
+    """The state of a trace, to go back to."""
+
+    def __init__(self, tracer: Any) -> None:
+        self.tracer, self.made, self.writes = tracer, tracer.made, len(tracer.writes)
+        self.last = next(iter(reversed(tracer.graph.nodes)), None)
+        # Lengths of what grows with the model: copies would make the trace quadratic.
+        self.lengths = {name: len(getattr(tracer, name)) for name in _GROWING}
+        self.copies = {name: copy.copy(getattr(tracer, name)) for name in _COPIED}
+
+    def undo(self) -> None:
+        """Take back everything since."""
+        tracer, erased = self.tracer, set()
+        for node in reversed(tracer.graph.nodes):
+            if node is self.last:
+                break
+            tracer.graph.erase_node(node)
+            erased.add(node)
+        tracer.reads.take_back(erased)
+        for path in tracer._entered[self.lengths["_entered"] :]:
+            tracer._calls[path] -= 1
+        for name, length in self.lengths.items():
+            grown = getattr(tracer, name)
+            while len(grown) > length:
+                grown.popitem() if isinstance(grown, dict) else grown.pop()
+        for name, value in self.copies.items():
+            setattr(tracer, name, copy.copy(value))
+        tracer.looked_up = {}  # whose facts may be gone
+        if any(number < self.made for number in tracer.writes[self.writes :]):
+            raise Stop("hands a container to a part that can't be captured and writes to it")
+
+
+_GROWING = ("facts", "inlined", "_placed", "_entered")
+_COPIED = ("kept", "_assumed", "_opaque", "_escaped")
