@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.compiler import is_dynamo_compiling
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
@@ -253,13 +254,14 @@ class Region(TiedModule, fx.GraphModule):
             if module.training is not training:
                 return None
         variant = self._fxtie_variants[training]
-        names = self._fxtie_arguments
-        # torch 2.9 compiles no `strict=False`.
-        arguments = {**dict(zip(names, args)), **kwargs}  # noqa: B905
-        fits = self._fxtie_signature.fits(len(args), kwargs.keys(), exactly=variant.by_position)
-        if not fits or not variant.accepts(arguments):
+        if not self._fxtie_signature.fits(len(args), kwargs, exactly=variant.by_position):
             return None
-        is_compiling = torch.compiler.is_dynamo_compiling()  # of an edited graph, or an export
+        if variant.defaults or variant.assumed:
+            # torch 2.9 compiles no `strict=False`.
+            arguments = dict(zip(self._fxtie_arguments, args))  # noqa: B905
+            if not variant.accepts({**arguments, **kwargs}):
+                return None
+        is_compiling = is_dynamo_compiling()  # of an edited graph, or an export
         if not is_compiling and (broken := variant.guards.broken()) is not None:
             self._fxtie_miss(*broken)
             return None
@@ -352,16 +354,16 @@ class _Signature:
         if self.required & self.by_keyword:
             self.counts = range(0)
 
-    def fits(self, count: int, names: Set[str], *, exactly: bool) -> bool:
-        """Whether a call with so many positional arguments and these names is one.
+    def fits(self, count: int, keywords: Mapping[str, Any], *, exactly: bool) -> bool:
+        """Whether a call with so many positional arguments and these keywords is one.
 
         Args:
             exactly: whether it must pass required arguments only, by position if it can: a
                 decorator may tell the ways of passing them apart.
         """
-        if not (names or exactly):
+        if not (keywords or exactly):
             return count in self.counts
-        by_position = self.positional[:count]
+        by_position, names = self.positional[:count], keywords.keys()
         if count > len(self.positional) or not names <= self.by_name:
             return False
         if exactly and not (self.required.issuperset(by_position) and names <= self.by_keyword):
@@ -404,7 +406,7 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(user_cls.forward)  # for its signature
     def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
         if (
-            torch.compiler.is_dynamo_compiling()
+            is_dynamo_compiling()
             and not self._fxtie_is_edited
             # Not is_exporting(), which is true in all compiled code in torch 2.11.
             and not (torch.compiler._is_exporting_flag and self._fxtie_holds())
