@@ -34,7 +34,7 @@ class UntraceableTarget(nn.Linear):
         return y if y.sum() > 0 else -2 * y
 
 
-def test_an_untraceable_target_is_called_with_its_derived_tensors():
+def test_an_untraceable_target_is_kept_and_reads_derived_attributes():
     net = nn.Sequential(nn.Linear(6, 6), UntraceableTarget(6, 6), nn.Linear(6, 6))
     rules = [Rule("1", "0", torch.neg), Rule("2", "1", torch.neg)]
     tied = check(net, rules, torch.randn(4, 6))
@@ -66,8 +66,6 @@ class UsesContext(nn.Module):
         elif self.context == "writes":
             self.last = x
             x = self.inner(x)
-        else:
-            x = self.inner(x)
         return self.outer(x.float())
 
 
@@ -79,14 +77,7 @@ def test_what_a_graph_cannot_say_is_kept(context):
     net = nn.Sequential(nn.Linear(6, 6), UsesContext(context))
     x = torch.randn(4, 6)
     rules = [Rule("1.inner", "0", torch.neg), Rule("1.outer", "0", transforms.flip(0))]
-    if context == "checkpoint":  # the oracle's own recomputation would not see its swapped tensors
-        tied = fxtie.transform(net, rules)
-        plain = nn.Sequential(net[0], UsesContext("nothing"))
-        plain.load_state_dict(net.state_dict())
-        ties = fxtie.plan(plain, rules).ties
-        assert_tied_equals_oracle(plain, tied, ties, (x,), train=True)
-    else:
-        tied = check(net, rules, x)
+    tied = check(net, rules, x)
     # Whether gradients are enabled is a question whose answer a guard can check.
     assert [k.name for k in fxtie.report(tied).kept] == ["1"] * (context != "is_grad_enabled")
     assert "last" not in vars(net[1])
@@ -152,8 +143,6 @@ def test_training_flags_of_parts_are_honoured(frozen):
 
 
 def test_members_that_clash_with_graph_module():
-    net = nn.ModuleDict({"a": nn.Linear(6, 6), "code": nn.Linear(6, 6)})
-
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,6 +151,5 @@ def test_members_that_clash_with_graph_module():
         def forward(self, x):
             return self.code(self.graph(x))
 
-    del net
     tied = check(Net(), Rule("code", "graph", torch.neg), torch.randn(4, 6))
     assert "code, graph" in fxtie.report(tied).kept[0].reason

@@ -10,6 +10,7 @@ from two_linears import Two
 
 import fxtie
 from fxtie import Rule, transforms
+from fxtie.planning.lowering import Opaque
 from fxtie.transforms import scale
 
 
@@ -40,7 +41,10 @@ def test_an_opaque_transform_is_called():
 
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied = check(net, Rule("1", "0", branching), torch.randn(4, 6))
-    assert any("branching" in str(n.name) or n.name == "_1_weight" for n in tied.graph.nodes)
+    (node,) = (node for node in tied.graph.nodes if node.meta.get("tie") == "1.weight")
+    assert isinstance(node.target, Opaque) and node.target.function is branching
+    assert [argument.target for argument in node.args] == ["0.weight"]
+    assert "branching(" in tied.code
 
 
 def test_transforms_that_make_random_numbers_make_them_at_each_call():
