@@ -165,7 +165,9 @@ CASES = {
         crop(center=True, shape=(3, 2)), ((8, 5),), lambda x: np_crop(x, (3, 2), True), True
     ),
     "pad": Case(pad(shape=(5, 6, 3, 4)), (W,), lambda x: np_pad(x, (5, 6, 3, 4)), True),
-    "pad-value": Case(pad(2.5, shape=(4, 3)), ((2, 3),), lambda x: np_pad(x, (4, 3), 2.5), True),
+    "pad-value": Case(
+        pad(value=2.5, shape=(4, 3)), ((2, 3),), lambda x: np_pad(x, (4, 3), 2.5), True
+    ),
     "chain": Case(
         chain(mean(), square, rot90(1)),
         ((2, 3), (2, 3)),
@@ -319,7 +321,9 @@ def fits(transform: Any, have: tuple[int, ...], want: tuple[int, ...]) -> bool:
 @settings(deadline=None)
 @given(
     pair=pairs,
-    transform=st.sampled_from([tile(), crop(), crop(center=True), pad(1.5), *map(resize, MODES)]),
+    transform=st.sampled_from(
+        [tile(), crop(), crop(center=True), pad(value=1.5), *map(resize, MODES)]
+    ),
 )
 def test_every_pair_of_shapes_fits_or_says_why_not(
     pair: tuple[tuple[int, ...], tuple[int, ...]], transform: Any
@@ -350,7 +354,7 @@ def test_tile_and_pad_agree_with_numpy(pair: tuple[tuple[int, ...], tuple[int, .
         tile(shape=want)(source), torch.from_numpy(np_tile(source.numpy(), want)).double()
     )
     if fits(pad(), have, want):
-        padded = pad(-1.0, shape=want)(source)
+        padded = pad(value=-1.0, shape=want)(source)
         assert torch.equal(padded, torch.from_numpy(np_pad(source.numpy(), want, -1.0)))
 
 
@@ -388,7 +392,7 @@ def test_every_target_of_a_learned_transform_fits_or_says_why_not(
         (lambda: standardize()(torch.ones(8)), r"\(8,\)"),
         (lambda: scale(torch.ones(1)), "number"),
         (lambda: scale(math.nan), "finite"),
-        (lambda: pad(math.inf), "finite"),
+        (lambda: pad(value=math.inf), "finite"),
         (lambda: rot90(0.5), "integers"),
         (lambda: flip(), "dimensions"),
         (lambda: slice(0, 3, 3), "start < stop"),
@@ -397,7 +401,7 @@ def test_every_target_of_a_learned_transform_fits_or_says_why_not(
         (lambda: mean()(), "one or more"),
         (lambda: sum()(), "one or more"),
         (lambda: chain(), "same"),
-        (lambda: chain(tile), "callables"),
+        (lambda: chain(tile), r"Call it: tile\(\)"),
         (lambda: chain(tile(), square, pad()), r"tile\(\) and pad\(\)"),
         (lambda: LowRank(0), "positive"),
         (lambda: Mix(0), "positive"),
@@ -459,7 +463,7 @@ def test_chain_of_modules_is_a_module_with_their_parameters() -> None:
     assert next(fitted.parameters()) is mix.weights
     assert list(f.for_target(torch.empty(4, 3)).parameters())[1] is not fitted.transforms[3].A
     a, b = torch.randn(2, 3), torch.randn(2, 3)
-    once = ((a + b) / 2) ** 2
+    once = mix(a, b) ** 2
     torch.testing.assert_close(fitted(a, b), torch.cat([once, once]))
 
 
@@ -551,10 +555,9 @@ def test_learned_values() -> None:
 
 
 def test_learned_transforms_start_at_the_source() -> None:
-    w, v = torch.randn(4, 3), torch.randn(4, 3)
+    w = torch.randn(4, 3)
     assert torch.equal(LowRank(2).for_target(w)(w), w)
     assert torch.equal(ChannelScale().for_target(w)(w), w)
-    torch.testing.assert_close(Mix(2).for_target(w)(w, v), (w + v) / 2)
 
 
 def test_reset_parameters_goes_back_to_the_start_in_place() -> None:
@@ -705,7 +708,7 @@ def test_copies_are_equal(case: Case) -> None:
 
 def test_different_transforms_differ() -> None:
     distinct = {case.transform for case in CASES.values()}
-    distinct |= {crop(), crop(center=True), pad(), pad(1), tile(), rot90(1), chain(square)}
+    distinct |= {crop(), crop(center=True), pad(), pad(value=1), tile(), rot90(1), chain(square)}
     listed = list(distinct)
     for a, b in itertools.combinations(listed, 2):
         assert a != b
@@ -713,7 +716,7 @@ def test_different_transforms_differ() -> None:
 
 
 def test_equal_after_fitting_to_equal_shapes() -> None:
-    for f in (tile(), crop(), pad(2), resize("area"), chain(neg, tile())):
+    for f in (tile(), crop(), pad(value=2), resize("area"), chain(neg, tile())):
         a, b = f.for_target(torch.empty(2, 3)), f.for_target(torch.ones(2, 3))
         assert a == b and hash(a) == hash(b)
         assert a != f.for_target(torch.empty(3, 2))
@@ -743,7 +746,6 @@ def test_frozen() -> None:
         "standardize()",
         "transpose()",
         "mean()",
-        "stop_gradient()",
         "chain(square, scale(0.5), tile())",
         "chain(Mix(2), abs, LowRank(4), ChannelScale(), ChannelScale(dim=1))",
     ],
@@ -768,7 +770,7 @@ simple = st.one_of(
 shaped = st.one_of(
     st.builds(tile, shape=maybe_shape),
     st.builds(crop, center=st.booleans(), shape=maybe_shape),
-    st.builds(pad, numbers, shape=maybe_shape),
+    st.builds(pad, value=numbers, shape=maybe_shape),
     st.builds(resize, st.sampled_from(MODES), shape=maybe_shape),
 )
 chains = st.tuples(st.lists(simple, min_size=1), st.lists(shaped, max_size=1)).map(
