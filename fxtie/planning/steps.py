@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxtie._torch import DataDependentOutputException
+from fxtie._torch import DataDependentOutputException, FakeTensor
 from fxtie.errors import PlanError
 from fxtie.planning.lowering import Lowered, Opaque, lower
 from fxtie.planning.names import Slot, SlotKey
@@ -19,7 +19,7 @@ from fxtie.planning.resolve import Resolved, Resolver
 from fxtie.planning.spec import Spec, fake_mode
 from fxtie.rules.rule import Tie
 from fxtie.transforms import Transform
-from fxtie.transforms.protocol import transform_name
+from fxtie.transforms.protocol import fitted_to, transform_name
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,20 @@ class Planner:
 
     def bind(self, tie: Tie, spec: Spec) -> Tie:
         """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
-        # Much faster than isinstance with a Protocol, and once for each tie.
-        adapt = getattr(tie.transform, "for_target", None)
-        return tie if adapt is None else replace(tie, transform=adapt(spec.fake(self.mode)))
+        if not hasattr(tie.transform, "for_target"):
+            return tie
+        slot = self.names.find(tie.target)
+        assert isinstance(slot, Slot)
+        value = slot.tensor.detach()
+        has_data = not (value.is_meta or isinstance(value, FakeTensor))
+        fitted = fitted_to(
+            tie.transform,
+            spec.fake(self.mode),
+            name=tie.target,
+            sources=len(tie.sources),
+            value=value if has_data else None,
+        )
+        return replace(tie, transform=fitted)
 
     def examined(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """The transform lowered, and a fault if it has one; tried out once for equal cases."""

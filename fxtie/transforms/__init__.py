@@ -21,8 +21,12 @@ shape of a source need proxies whose `.shape` is known, as fxtie's are.
 from fxtie.transforms.chaining import chain
 from fxtie.transforms.elementwise import abs as abs
 from fxtie.transforms.elementwise import neg, same, scale, square, standardize, stop_gradient
+from fxtie.transforms.factors import kronecker
 from fxtie.transforms.fitting import crop, pad, resize, tile
-from fxtie.transforms.learned import ChannelScale, LowRank, Mix
+from fxtie.transforms.groups import orbit
+from fxtie.transforms.learned import ChannelScale, LowRank, weight_norm
+from fxtie.transforms.merging import interpolate, learn, task_vector
+from fxtie.transforms.mixing import Mix, basis
 from fxtie.transforms.moving import flip, mean, repeat_interleave, rot90, transpose
 from fxtie.transforms.moving import slice as slice
 from fxtie.transforms.moving import sum as sum
@@ -36,12 +40,17 @@ __all__ = [
     "LowRank",
     "Mix",
     "Transform",
+    "basis",
     "chain",
     "crop",
     "fake_quant",
     "flip",
+    "interpolate",
+    "kronecker",
+    "learn",
     "mean",
     "neg",
+    "orbit",
     "pad",
     "repeat_interleave",
     "resize",
@@ -51,7 +60,9 @@ __all__ = [
     "square",
     "standardize",
     "stop_gradient",
+    "task_vector",
     "ternary",
     "tile",
     "transpose",
+    "weight_norm",
 ]
