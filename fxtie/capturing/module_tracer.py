@@ -25,7 +25,7 @@ from fxtie.capturing.reach import Reach
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import has_hooks, join
-from fxtie.tied.region import Variant
+from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place
 from fxtie.tracing.guards import ATOMS, MISSING, Guards

@@ -18,7 +18,7 @@ from fxtie._torch import OPERATOR_NAMESPACES, OpOverloadPacket
 from fxtie.tracing.gate import METHODS
 from fxtie.tracing.guards import MISSING, Namespace
 from fxtie.tracing.recorder import Recorder
-from fxtie.tracing.rewriting import Scope
+from fxtie.tracing.scope import Scope
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 

@@ -24,7 +24,8 @@ from fxtie.tracing.calls import Calls
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operators import unpack
 from fxtie.tracing.recorder import CONTAINERS
-from fxtie.tracing.rewriting import Scope, rewritten, user_place
+from fxtie.tracing.rewriting import rewritten
+from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced
 

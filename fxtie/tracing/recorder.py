@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
-from fxtie.tracing.rewriting import Scope, user_place
+from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.stops import Stop, location
 from fxtie.tracing.traced import Traced, is_traced
 
