@@ -204,7 +204,7 @@ class Resolver:
             return self.add_by(rule, transform, one, "", sources)
         missing = [s for s in sources if isinstance(s, str) and s not in self.names.modules]
         if missing:
-            self.faults += [f"{rule}: {self.no_module(s, one)}" for s in missing]
+            self.faults += [f"{rule}: {self.no_module(rule, s, one)}" for s in missing]
             return 0
         tied = []
         for name in one.tensors:
@@ -291,11 +291,12 @@ class Resolver:
             return "all that it matches stays stored (" + "; ".join(sorted(map(str, whys))) + ")."
         return "every tensor would be derived from itself as it is."
 
-    def no_module(self, name: str, one: _Matched) -> str:
+    def no_module(self, rule: Rule, name: str, one: _Matched) -> str:
         hint = closest(name, self.names.modules)
         if name in self.names.tensors:
             hint = " It is a tensor: then the target is a tensor's name too."
-        return f"there is no source module {name!r}, of which {one.targets[0]!r} is to be.{hint}"
+        match = "" if name in rule.names else f" for {one.targets[0]!r}"
+        return f"there is no source module {name!r}{match}.{hint}"
 
     # -- ties: each target once, each name there ------------------------------------------------
 

@@ -46,9 +46,13 @@ def _shape(names: Names, name: str) -> str:
 
 def exception(first: Rule | Tie, second: Rule | Tie) -> str:
     """How to write that one of two rules is an exception to the other."""
-    general, special = (first, second) if _is_general(first) else (second, first)
-    if first is second or not _is_general(general):
+    if first is second:
         return ""
+    pairs = ((first, second), (second, first))
+    found = [(general, special) for general, special in pairs if _covers(general, special)]
+    if not found:
+        return ""
+    general, special = found[0]
     names = special.targets if isinstance(special, Tie) else tuple(map(str, special.targets))
     exclude = repr(names[0] if len(names) == 1 else list(names))
     return (
@@ -56,5 +60,8 @@ def exception(first: Rule | Tie, second: Rule | Tie) -> str:
     )
 
 
-def _is_general(rule: Rule | Tie) -> bool:
-    return isinstance(rule, Rule) and not rule.target.is_literal
+def _covers(rule: Rule | Tie, other: Rule | Tie) -> bool:
+    """Whether a rule is for more than another one: a pattern, or a module around its target."""
+    if isinstance(rule, Tie):
+        return False
+    return not rule.target.is_literal or str(other.target).startswith(f"{rule.target}.")
