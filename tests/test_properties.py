@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from oracle import assert_tied_equals_oracle
+from oracle import Vacuous, assert_tied_equals_oracle
 from torch import fx, nn
 
 import fxtie
@@ -154,6 +154,9 @@ def fault(model, ties, train, x):
             tied.graph.lint()
         report = fxtie.report(tied)
         assert report.ties == len(ties)
+    except Vacuous:  # a saturated tanh: outputs are equal, and there is no gradient to compare
+        event("vacuous")
+        return None
     except Exception:
         return traceback.format_exc()
     event(f"kept: {len(report.kept)}")
