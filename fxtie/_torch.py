@@ -7,7 +7,7 @@ breaks what needs it and not `import fxtie`. tests/test_torch_names.py says whic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +53,6 @@ __all__ = [
     "negative_view",
     "pytree",
     "queue_callback",
-    "schemas_of",
     "skip_code",
     "storage_id",
     "surroundings",
@@ -191,12 +190,6 @@ def in_place_functions() -> set[Any]:
     functions = torch._C._VariableFunctions
     names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
     return {getattr(functions, name) for name in names}
-
-
-def schemas_of(name: str) -> Sequence[Any]:
-    """The schemas of an ATen operator's overloads: what it returns, what it aliases."""
-    found: Sequence[Any] = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    return found
 
 
 OPERATOR_NAMESPACES = (torch._ops._Ops, torch._ops._OpNamespace)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fxtie.looking.diff import GraphDiff
 from fxtie.looking.diff_text import alike
-from fxtie.looking.layers import LayerDiff, RegionDiff
+from fxtie.looking.layers import LayerDiff, RegionDiff, by_layer
 from fxtie.looking.layout import Arrow, Box, Picture
 from fxtie.looking.nodes import NodeInfo
 from fxtie.looking.page import Page, Section
@@ -67,7 +67,7 @@ class _Region:
         }
 
     def sections(self) -> Iterator[Section]:
-        old, new = _by_layer(self.region.before), _by_layer(self.region.after)
+        old, new = by_layer(self.region.before), by_layer(self.region.after)
         for run in self.runs:
             if run[0].changed:
                 (layer,) = run
@@ -162,13 +162,6 @@ def _tip(node: NodeInfo) -> str:
         ("source", node.source),
     )
     return "\n".join(f"{name}: {value}" for name, value in rows if value)
-
-
-def _by_layer(nodes: Iterable[NodeInfo]) -> dict[str, list[NodeInfo]]:
-    layers: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        layers.setdefault(node.layer, []).append(node)
-    return layers
 
 
 # --- Overview ---------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ a node's meta, its fake mode, and the constructor of `ExportedProgram`, which ru
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch.export.graph_signature import (
 
 from fxtie._torch import FakeTensor, FakeTensorMode, pytree, storage_id
 from fxtie.planning.spec import Spec, fake_mode
+from fxtie.words import free_name
 
 
 class Editor:
@@ -216,12 +215,6 @@ def names_by_tensor(program: ExportedProgram) -> list[set[str]]:
         place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         names.setdefault(place, set()).add(name)
     return list(names.values())
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, or one like it that is not taken."""
-    numbered = (f"{name}_{i}" for i in itertools.count(2))
-    return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
 def _fake_mode_of(program: ExportedProgram) -> FakeTensorMode:

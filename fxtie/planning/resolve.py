@@ -21,6 +21,7 @@ from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Each, Rule, Tie
 from fxtie.transforms import same
 from fxtie.transforms.parts import Part
+from fxtie.words import free_name
 
 
 class Resolved(NamedTuple):
@@ -361,9 +362,7 @@ class Resolver:
         for known, other in self.modules.items():
             if other is module:
                 return known
-        unique, n = name, 2
-        while unique in self.modules or unique in self.taken:
-            unique, n = f"{name}_{n}", n + 1
+        unique = free_name(name, {*self.modules, *self.taken})
         self.modules[unique] = module
         return unique
 

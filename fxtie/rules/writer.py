@@ -24,6 +24,7 @@ from fxtie.rules.reader import BANK_DTYPES, Faults, SharedNames, free_in, transf
 from fxtie.rules.rule import Each, OneSource, Rule, Tie
 from fxtie.transforms import FitsTarget, Transform, same
 from fxtie.transforms.registry import to_spec
+from fxtie.words import free_name
 
 
 def write_rules(
@@ -101,10 +102,8 @@ class _Writer:
             self.name(module, "shared")
 
     def name(self, module: nn.Module, name: str) -> None:
-        unique, n = name, 2
-        while unique in self.names.values():
-            unique, n = f"{name}_{n}", n + 1
-        self.names.setdefault(module, unique)  # one that has a name keeps it
+        if module not in self.names:
+            self.names[module] = free_name(name, self.names.values())
 
     def shape_of(self, module: nn.Module) -> list[int] | None:
         """The shape of the target that a learnable transform is fitted to, if it is."""
