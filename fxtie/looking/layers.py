@@ -1,7 +1,7 @@
 """Two matched graphs of one module -> what changed in each of its layers, as lines.
 
-In: both graphs' nodes as `NodeInfo`s, and which is which. Out: `RegionDiff`, with a `LayerDiff` of
-`Line`s per layer. Made by `diff.py`; `text.py` and `diff_page.py` show it.
+In: the nodes of both graphs as `NodeInfo`s, and which of them match. Out: `RegionDiff`, with a
+`LayerDiff` of `Line`s per layer.
 """
 
 from __future__ import annotations

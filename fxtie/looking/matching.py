@@ -1,7 +1,6 @@
-"""Nodes of two graphs, matched by where they come from and not by where they stand.
+"""Match the nodes of two graphs by where they come from, not by their position.
 
-In: two `torch.fx.Graph`s. Out: `Matching`: which node of one is which of the other, and to which
-layer each belongs.
+In: two `torch.fx.Graph`s. Out: `Matching`: the pairs of nodes, and the layer of each node.
 
 Three steps. Every node is put into a layer. Within a layer, nodes that do the same are matched in
 order. What is left in the same place on both sides (`call_module conv_2` here, `F.conv2d` there)
@@ -55,7 +54,7 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
         region: the dotted name of the module that both are of.
     """
     matching = Matching()
-    # Where one of them has lost its provenance, that of the other is of no use.
+    # Provenance is of use only if both graphs have it.
     by_stack = all(any(map(_stack, graph.nodes)) for graph in (before, after))
     for graph in (before, after):
         for node in graph.nodes:

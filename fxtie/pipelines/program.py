@@ -3,8 +3,8 @@
 In: an `ExportedProgram`. Out: another, whose tensors that stay are the same objects; the first is
 not changed.
 
-What torch keeps of a program outside of its public API is used here and nowhere else: the `val` of
-a node's meta, its fake mode, and the constructor of `ExportedProgram`, which runs the verifier.
+This file alone uses what is not public in programs: the `val` of a node's meta, its fake mode, and
+the constructor of `ExportedProgram`, which runs the verifier.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fxtie.words import free_name
 
 
 class Editor:
-    """A program in the making.
+    """A copy of a program, to be edited.
 
     Args:
         program: what to start from.
@@ -199,7 +199,7 @@ def updated(program: ExportedProgram) -> set[str]:
     """The parameters and buffers that a program writes to, by all of their names."""
     if program.dialect == "TRAINING":  # writes in place; the functional form tells what it writes
         program = program.run_decompositions({})
-    kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has but the first
+    kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has the first only
     outputs = program.graph_signature.output_specs
     found = {spec.target for spec in outputs if spec.kind.name in kinds}
     return {name for names in names_by_tensor(program) if names & found for name in names}

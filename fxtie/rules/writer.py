@@ -1,9 +1,9 @@
-"""Rules -> plain data: the reverse of `rule_reader.py`.
+"""Rules -> plain data: the reverse of `reader.py`.
 
 In: rules. Out: a dict of JSON's own types.
 
-Banks have names in it, and so have learnable transforms that are used twice. What the data can't
-bring back is refused here, not when they are read.
+The data gives names to banks, and to learnable transforms that are used twice. What it can't
+represent is refused here, not on reading.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Writer:
             self.fault(str(error), f"{what!r}: ")
 
     def fault(self, text: str, what: str = "") -> None:
-        """Note a fault; one that many ties of one rule have is told of the first."""
+        """Note a fault. A fault that many ties of one rule have is noted for the first only."""
         if text not in self.told:
             self.faults.found.append(((), what + text))
         self.told.add(text)
