@@ -122,7 +122,7 @@ class TensorReads:
         return any(node in self._origins for node in nodes)
 
     def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
-        """Read anew from here on what tensors of these modules may be in: they may have changed.
+        """Read the tensors of these modules anew from here on: they may have changed.
 
         Args:
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
