@@ -22,6 +22,7 @@ from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
 from fxtie.transforms.parts import Part
+from fxtie.words import free_name
 
 
 class TensorReads:
@@ -182,9 +183,9 @@ class TensorReads:
 
     def _borrow(self, module: nn.Module, name: str) -> str:
         """The attribute by which the region refers to a module outside of it."""
-        attribute = "_borrowed_" + name.replace(".", "_")
-        while self.borrowed.setdefault(attribute, module) is not module:
-            attribute += "_"
+        taken = {known for known, other in self.borrowed.items() if other is not module}
+        attribute = free_name("_borrowed_" + name.replace(".", "_"), taken)
+        self.borrowed[attribute] = module
         return attribute
 
     def _part(self, run: Any, part: Part, derived: Derived, sources: list[fx.Node]) -> fx.Node:

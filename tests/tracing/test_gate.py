@@ -14,7 +14,7 @@ from forwards import RULES, Program
 from torch import nn
 
 import fxtie
-from fxtie.tracing import callables, gate, operations, operators
+from fxtie.tracing import callables, calls, gate, operators
 from fxtie.tracing.rewriting import Rewriter
 
 
@@ -264,7 +264,7 @@ def test_factories(monkeypatch, row):
 @pytest.mark.parametrize("row", sorted(gate.QUESTIONS, key=title), ids=title)
 def test_questions(monkeypatch, row):
     assert not root_is_kept(QUESTIONS[row])
-    monkeypatch.setattr(operations, "QUESTIONS", gate.QUESTIONS - {row})
+    monkeypatch.setattr(calls, "QUESTIONS", gate.QUESTIONS - {row})
     assert root_is_kept(QUESTIONS[row])
 
 
@@ -281,7 +281,7 @@ def test_math(monkeypatch, row):
     number = 0 if row is math.atanh else 1
     statement = f"x = x * len(str(math.{row.__name__}({number})))"
     assert not root_is_kept(statement)
-    monkeypatch.setattr(operations, "MATH", gate.MATH - {row})
+    monkeypatch.setattr(calls, "MATH", gate.MATH - {row})
     assert root_is_kept(statement)
 
 
