@@ -7,7 +7,7 @@ breaks what needs it and not `import fxtie`. tests/test_torch_names.py says whic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +53,6 @@ __all__ = [
     "negative_view",
     "pytree",
     "queue_callback",
-    "schemas_of",
     "skip_code",
     "storage_id",
     "surroundings",
@@ -76,7 +75,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "_backward_hooks": "a derived tensor would lose them",
     },
 }
-"""Private attributes that are used where the object is at hand, by an expression that makes it."""
+"""Private attributes, with the reason, by an expression that makes an object with them."""
 
 
 def has_storage(tensor: torch.Tensor) -> bool:
@@ -121,7 +120,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 def surroundings() -> tuple[Any, ...]:
-    """What a remembered value must not get out of.
+    """What is active around a call; a remembered value is used only while it stays the same.
 
     Hooks on saved tensors (checkpoints), a backward, transforms of `torch.func`, dispatch modes.
     """
@@ -144,7 +143,7 @@ def is_jit_tracing() -> bool:
 
 
 def is_jit_traced() -> bool:
-    """The same where Dynamo looks on, which takes this for a constant."""
+    """`is_jit_tracing` for code that Dynamo compiles: it takes this call for a constant."""
     return torch._C._get_tracing_state() is not None
 
 
@@ -154,7 +153,7 @@ def is_exporting() -> bool:
 
 
 def get_frame_callback() -> Any:
-    """What Dynamo does with frames now: None where nothing is being compiled."""
+    """Dynamo's callback for new frames: None where nothing is being compiled."""
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
     return get_eval_frame_callback()
@@ -175,7 +174,7 @@ def forward_from_source(source: str, namespace: dict[str, Any]) -> Callable[...,
 
 
 def has_global_hooks() -> bool:
-    """Whether hooks are registered for all modules: those in a graph would not call them."""
+    """Whether hooks are registered for all modules: a graph would not call them."""
     return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
@@ -191,12 +190,6 @@ def in_place_functions() -> set[Any]:
     functions = torch._C._VariableFunctions
     names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
     return {getattr(functions, name) for name in names}
-
-
-def schemas_of(name: str) -> Sequence[Any]:
-    """The schemas of an ATen operator's overloads: what it returns, what it aliases."""
-    found: Sequence[Any] = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    return found
 
 
 OPERATOR_NAMESPACES = (torch._ops._Ops, torch._ops._OpNamespace)

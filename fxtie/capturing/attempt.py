@@ -1,4 +1,4 @@
-"""The state of a trace, to go back to where a part of it stops."""
+"""Undo the part of a trace that has stopped."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fxtie.tracing.stops import Stop
 
 
 class Attempt:
-    """The state of a trace, to go back to."""
+    """A state of a trace that `undo` restores."""
 
     def __init__(self, tracer: Any) -> None:
         self.tracer, self.made, self.writes = tracer, tracer.made, len(tracer.writes)
         self.last = next(iter(reversed(tracer.graph.nodes)), None)
-        # Lengths of what grows with the model: copies would make the trace quadratic.
+        # Lengths only: copies of what grows with the model would make the trace quadratic.
         self.lengths = {name: len(getattr(tracer, name)) for name in _GROWING}
         self.copies = {name: copy.copy(getattr(tracer, name)) for name in _COPIED}
 
     def undo(self) -> None:
-        """Take back everything since."""
+        """Remove all that was recorded since."""
         tracer, erased = self.tracer, set()
         for node in reversed(tracer.graph.nodes):
             if node is self.last:
@@ -35,7 +35,7 @@ class Attempt:
                 grown.popitem() if isinstance(grown, dict) else grown.pop()
         for name, value in self.copies.items():
             setattr(tracer, name, copy.copy(value))
-        tracer.looked_up = {}  # whose facts may be gone
+        tracer.looked_up = {}  # its facts may have been removed
         if any(number < self.made for number in tracer.writes[self.writes :]):
             raise Stop("hands a container to a part that can't be captured and writes to it")
 

@@ -6,7 +6,6 @@ read once; a derived tensor, derived once.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
+from fxtie.words import free_name
 
 
 class ModuleAttributes(Evaluator):
@@ -143,8 +143,6 @@ class ModuleAttributes(Evaluator):
             raise Stop("uses a parameter that is not part of it")
         name = next((n for n, known in self.borrowed.items() if known is tensor), None)
         if name is None:
-            names = (f"_tensor_constant{i}" for i in itertools.count())
-            taken = {*self.borrowed, *self.root.__dict__}
-            name = next(name for name in names if name not in taken)
+            name = free_name("_tensor_constant", {*self.borrowed, *self.root.__dict__})
             self.borrowed[name] = tensor
         return self.reads.read(self.root, name, name, tensor, name)

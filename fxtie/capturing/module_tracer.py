@@ -1,6 +1,6 @@
 """A module's forward -> a graph, with derived tensors lowered as they are read.
 
-In: a path copy (`runtime/copying.py`) whose targets are derived attributes, and the modules to
+In: a path copy (`tied/path_copy.py`) whose targets are derived attributes, and the modules to
 open. Out: a graph, and the guards under which it is what the forward computes.
 
 Only modules on the way to a target are opened; all others stay one opaque call. An opened module
@@ -231,7 +231,7 @@ class ModuleTracer(ModuleAttributes):
 
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:
-        """Nodes note that they are made in a call of `module`."""
+        """A block whose nodes belong to a call of `module`."""
         path, outer = self.paths[module], self._stack
         calls = self._calls[path] = self._calls.get(path, 0) + 1
         self._entered.append(path)
@@ -298,7 +298,7 @@ class ModuleTracer(ModuleAttributes):
         return value
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
-        """A rank check of torch's own layers stands ahead of a function that checks for itself."""
+        """As usual, but without rank checks of torch's layers: torch's functions check as well."""
         if not self.running[-1].is_of_torch:
             return super().check(test, expected, message)
         attempt = Attempt(self)

@@ -15,13 +15,13 @@ from fxtie.tracing.traced import Traced
 
 
 class Reach:
-    """What calls of modules refer to, each looked at once."""
+    """The objects that calls of modules can reach, computed once per module."""
 
     def __init__(self) -> None:
         self._found: dict[int, frozenset[int] | None] = {}
 
     def includes(self, module: nn.Module, arguments: Any, holder: Any) -> bool:
-        """Whether the code of a module that is called may get at an object."""
+        """Whether the code of a called module can reach an object."""
         is_global = isinstance(holder, type | types.CellType) or (
             isinstance(holder, dict) and "__builtins__" in holder
         )

@@ -22,6 +22,7 @@ from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
 from fxtie.transforms.parts import Part
+from fxtie.words import free_name
 
 
 class TensorReads:
@@ -122,7 +123,7 @@ class TensorReads:
         return any(node in self._origins for node in nodes)
 
     def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
-        """Read anew from here on what tensors of these modules may be in: they may have changed.
+        """Read the tensors of these modules anew from here on: they may have changed.
 
         Args:
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
@@ -182,9 +183,9 @@ class TensorReads:
 
     def _borrow(self, module: nn.Module, name: str) -> str:
         """The attribute by which the region refers to a module outside of it."""
-        attribute = "_borrowed_" + name.replace(".", "_")
-        while self.borrowed.setdefault(attribute, module) is not module:
-            attribute += "_"
+        taken = {known for known, other in self.borrowed.items() if other is not module}
+        attribute = free_name("_borrowed_" + name.replace(".", "_"), taken)
+        self.borrowed[attribute] = module
         return attribute
 
     def _part(self, run: Any, part: Part, derived: Derived, sources: list[fx.Node]) -> fx.Node:

@@ -21,10 +21,11 @@ from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Each, Rule, Tie
 from fxtie.transforms import same
 from fxtie.transforms.parts import Part
+from fxtie.words import free_name
 
 
 class Resolved(NamedTuple):
-    """A tie whose names are there.
+    """A tie whose names exist.
 
     Attributes:
         tie: the fact.
@@ -147,7 +148,7 @@ class Resolver:
             if inner is not None and not self.excluded_inside(rule, name, inner):
                 tensors[inner].append(name.removeprefix(f"{inner}."))
         found = {name: (match, tuple(tensors[name])) for name, match in matched.items()}
-        # A pattern passes by what has no tensor of its own left, and a name is told of.
+        # A pattern skips modules that have no tensors left; a plain name is a fault there.
         modules = {name: one for name, one in found.items() if pattern.is_literal or one[1]}
         if modules:
             return modules
@@ -245,7 +246,7 @@ class Resolver:
             try:
                 groups, named = one.match.groups, one.match.named or {}
                 transform = transform.make(**named) if named else transform.make(*groups)
-            # What makes transforms is the user's code: whatever it raises is told.
+            # The user's code: whatever it raises is a fault.
             except Exception as error:
                 self.faults.append(
                     f"{rule}: {transform!r} raises for {targets[0]!r}, at {one.match.groups}: "
@@ -362,9 +363,7 @@ class Resolver:
         for known, other in self.modules.items():
             if other is module:
                 return known
-        unique, n = name, 2
-        while unique in self.modules or unique in self.taken:
-            unique, n = f"{name}_{n}", n + 1
+        unique = free_name(name, {*self.modules, *self.taken})
         self.modules[unique] = module
         return unique
 

@@ -148,7 +148,7 @@ class Planner:
             try:
                 tie = self.bind(tie, spec)
                 lowered, fault = self.examined(tie.transform, sources, spec)
-            # A transform is the user's code: whatever it raises is told, with its traceback.
+            # The user's code: whatever it raises is a fault, with its traceback.
             except Exception as error:
                 self.cause = self.cause or error
                 shapes = ", ".join(str(tuple(s.shape)) for s in sources) or "no tensor"
@@ -233,7 +233,7 @@ class Planner:
         try:
             lowered, result = lower(transform, fakes, self.mode)
         except DataDependentOutputException as error:
-            # It branches on values, which fakes have not: its shape shows when it runs.
+            # It branches on values, which fake tensors lack: its shape is known when it runs.
             lowered, result = Opaque(transform, str(error)), None
         fault = None
         if any(fake._version for fake in fakes):

@@ -1,7 +1,7 @@
-"""The gate, as rewritten functions ask it.
+"""The gate that rewritten functions call for each operation.
 
 In: a function, and values, some of them traced. Out: its result, with the nodes and guards that it
-takes. The function is rewritten (`rewriting.py`) and run by Python: each of its operations is a
+needs. The function is rewritten (`rewriting.py`) and run by Python: each of its operations is a
 call of a method here, or of one that these build on.
 """
 
@@ -33,7 +33,7 @@ from fxtie.tracing.traced import Method, Traced
 class Evaluator(Calls):
     """Evaluates functions."""
 
-    slice = builtins.slice  # as other operations, which are methods
+    slice = builtins.slice  # the gate has it, as it has other operations
 
     # -- functions ------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class Evaluator(Calls):
         try:
             given = {name: self.taken(value) for name, value in kwargs.items()}
             return function(*map(self.taken, args), **given)
-        except Exception as error:  # of the user's code, which comes up when it really runs
+        except Exception as error:  # the user's code raises it when it really runs
             kind, text = type(error).__name__, str(error).strip().partition("\n")[0]
             stop = error if isinstance(error, Stop) else Stop(f"raises {kind}: {text}")
             place = user_place(reversed([*traceback.walk_tb(error.__traceback__)]))

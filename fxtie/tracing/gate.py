@@ -34,7 +34,10 @@ FACTORIES = frozenset(
     | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros}
     | {torch.finfo, torch.iinfo}
 )
-"""Functions that make tensors, or facts, of numbers."""
+"""Functions that make tensors, or facts, of numbers.
+
+Schemas do not tell: `torch.tensor` has none, and `torch.from_file` has one of the same form.
+"""
 
 MATH = frozenset(
     value for name, value in vars(math).items() if callable(value) and not name.startswith("_")

@@ -21,7 +21,7 @@ from torch import nn
 from fxtie.tracing.user_class import user_class
 
 MISSING: Any = type("Missing", (), {"__reduce__": lambda self: "MISSING"})()
-"""What is read of something that is not there."""
+"""The value of something that is not there."""
 
 ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...)}
@@ -277,7 +277,7 @@ def _get(mapping: Any, key: Any) -> Any:
 
 
 class _Check:
-    """Something that is read anew, and what it must be."""
+    """Something to read anew, and the value that it must have."""
 
     def __init__(
         self,

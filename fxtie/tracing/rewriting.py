@@ -57,14 +57,14 @@ def _code(node: FunctionNode, file: str) -> CodeType:
 
 
 def _rewriting(rewrite: Callable[[Any], Any]) -> Any:
-    """Rewrites a construct, once those inside of it are rewritten."""
+    """Rewrites a construct after those inside of it."""
     return lambda rewriter, node: rewrite(rewriter.generic_visit(node))
 
 
 class Rewriter(ast.NodeTransformer):
     """Rewrites one function: an expression as another one, a statement as several.
 
-    The names that it makes up have a dot, as no name of the user's has: `Scope` has them.
+    Names that it adds have a dot, so that they are none of the user's. `Scope` holds them.
     """
 
     def __init__(self, file: str) -> None:

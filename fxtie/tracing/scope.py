@@ -1,4 +1,4 @@
-"""What rewritten code runs in: global variables, which the gate is asked for.
+"""The global variables of rewritten code, which come from the gate.
 
 In: a function and the gate. Out: its globals; the place in the user's code that runs.
 """
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 
 class Gate(Protocol):
-    """What runs rewritten code. `evaluator.py` has the operations that the code asks for."""
+    """What `Scope` needs of the gate (`evaluator.py`)."""
 
     def taken(self, value: Any) -> Any:
         """A value from outside of the trace."""
@@ -23,7 +23,7 @@ class Gate(Protocol):
 
 
 class Scope(dict[str, Any]):
-    """The global variables of a rewritten function: the gate, which is asked for all others.
+    """The global variables of a rewritten function: it asks the gate for each.
 
     Attributes:
         gate: the trace.
@@ -47,7 +47,7 @@ class Scope(dict[str, Any]):
 
 
 def user_place(frames: Iterable[tuple[FrameType, int]]) -> tuple[Scope, int] | None:
-    """The scope and the line of the user's own code that runs, else of the code of torch's layers.
+    """Scope and line of the innermost code of the user's that runs, else of torch's layers.
 
     Args:
         frames: frames of Python's with their lines, from the innermost outwards.

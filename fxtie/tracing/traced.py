@@ -1,6 +1,6 @@
 """Values that are known only when the graph runs.
 
-They answer nothing: whatever asks one for more than its place in the graph stops the trace.
+They answer no question: asking one for its truth, length or text stops the trace.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _refuse(value: Traced, *_: Any) -> NoReturn:
     raise Stop(f"uses a traced value where its value must be known ({value.node.name})")
 
 
-# The gate records what a graph can hold. This is for what reaches Python itself.
+# The gate records operations that a graph can hold. Python itself runs into these.
 for _name in (
     *("bool", "len", "iter", "contains", "getitem", "hash", "repr", "str", "format", "bytes"),
     *("int", "float", "complex", "index", "round", "eq", "ne", "lt", "gt", "le", "ge"),

@@ -1,4 +1,4 @@
-"""Transforms by name: what lets a rule file be data and not code.
+"""Transforms by name, so that rule files are data and not code.
 
 In: a transform, or its JSON description (a *spec*). Out: the other of the two. Reading a spec looks
 names up in a table and calls what was entered there: nothing is imported, evaluated or unpickled.
