@@ -3,8 +3,8 @@
 In: a model. Out: `Candidate`s: layers that could be derived alike, each from a layer named with it.
 Nothing here reads a value.
 
-There are four ways in which layers go together, and one function for each. What all of them rest on
-is the *role* of a layer: its name without the indices. `blocks.0.fc` and `blocks.1.fc` have one
+There are four ways in which layers go together, and one function for each. All of them rest on
+the *role* of a layer: its name without the indices. `blocks.0.fc` and `blocks.1.fc` have one
 role, `blocks.*.fc`. Layers of one role, type and shape are a *class*.
 """
 
@@ -24,6 +24,7 @@ from torch import nn
 from fxtie import transforms as T
 from fxtie.planning.names import Names, Slot
 from fxtie.tracing.user_class import user_class
+from fxtie.words import role as without_numbers
 
 _MOST_COPIES = 8  # of a source in a target: more of them leave too little to learn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,10 +65,15 @@ class Layer:
         return ".".join(map("".join, parents))
 
     @property
-    def part(self) -> str:
-        """The word that the name begins with: `encoder`, or `layer` of `layer1.0.conv1`."""
-        word, index = split_name(self.name)[0]
-        return word or index
+    def leaf(self) -> str:
+        """What it is called in its parent."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def coder(self) -> str:
+        """`enc` or `dec` if it is in a part of such a name; else empty."""
+        found = re.search(r"(?:^|[._])(enc|dec)", self.name)
+        return found[1] if found else ""
 
 
 Link: TypeAlias = tuple[Layer, Layer]
@@ -79,14 +85,18 @@ class Candidate:
     """Layers that could be derived alike.
 
     Attributes:
-        kind: "repeated", "alike", "transposed" or "tiled", see `suggest.Suggestion`.
+        kind: "repeated", "alike", "transposed", "tiled" or a scheme, see `suggestions.Suggestion`.
         links: each target, with its source. All targets have one role.
         transforms: by attribute of the targets; attributes that are not in it stay their own.
+        is_whole: whether they are blocks with all that is in them.
+        spelled: of blocks the pattern of the targets and that of their sources, if there is one.
     """
 
     kind: str
     links: tuple[Link, ...]
     transforms: dict[str, T.Transform]
+    is_whole: bool = False
+    spelled: tuple[str, str] | None = None
 
     @property
     def saved(self) -> int:
@@ -113,15 +123,15 @@ def split_name(name: str) -> list[tuple[str, str]]:
 
 def find_candidates(names: Names) -> list[Candidate]:
     """All candidates of a model. One tensor may be a target of several."""
-    layers = list(_layers(names))
+    layers = list(find_layers(names))
     classes: dict[object, list[Layer]] = {}
     for layer in layers:
         classes.setdefault((layer.role, layer.form), []).append(layer)
-    ways = (_repeated(classes.values()), _alike(layers), _leading_back(layers), _tiled(classes))
+    ways = (_repeated(classes.values()), _alike(layers), leading_back(layers), _tiled(classes))
     return list(itertools.chain.from_iterable(ways))
 
 
-def _layers(names: Names) -> Iterator[Layer]:
+def find_layers(names: Names) -> Iterator[Layer]:
     """The layers that may be derived and read: plain parameters that nothing else holds."""
     first_name = {module: name for name, module in reversed(names.modules.items())}
     holders = Counter(
@@ -151,28 +161,31 @@ def _repeated(classes: Iterable[Sequence[Layer]]) -> Iterator[Candidate]:
 
 
 def _alike(layers: Iterable[Layer]) -> Iterator[Candidate]:
-    """Layers of one block (or of none) that have one form, as the first of them."""
+    """Layers of no block that differ in the number of their name only: `conv_1`, `conv_2`.
+
+    Other names tell that layers have other roles, as a query's and a key's.
+    """
     first: dict[object, Layer] = {}
     links = []
     for layer in layers:
-        source = first.setdefault((layer.form, layer.block), layer)
-        if source.role != layer.role:  # else they are repeated
+        source = first.setdefault((layer.form, without_numbers(layer.name)), layer)
+        if not layer.block and source.role != layer.role:  # else they are repeated
             links.append((layer, source))
     for group in _by_roles(links):
         yield Candidate("alike", group, _all_same(group[0][1]))
 
 
-def _leading_back(layers: Iterable[Layer]) -> Iterator[Candidate]:
+def leading_back(layers: Iterable[Layer]) -> Iterator[Candidate]:
     """A layer from n to m values, and a later one from m to n, as brackets pair.
 
-    First within blocks, so that the two layers of each find each other. Then between parts of the
-    model that have other names: decoders mirror their encoders.
+    First those that have nothing but a number for a name, then those whose names or types tell that
+    one is the other's mirror.
     """
     flows = {layer: flow for layer in layers if (flow := _Flow.of(layer)) is not None}
-    pairs = list(_pairs(flows, lambda one, other: one.block == other.block))
+    pairs = list(_pairs(flows, _are_numbered))
     for layer in itertools.chain.from_iterable(link for link, _ in pairs):
         del flows[layer]
-    pairs += _pairs(flows, lambda one, other: one.part != other.part)
+    pairs += _pairs(flows, _mirrors)
     for group in _by_roles(link for link, is_transposed in pairs if not is_transposed):
         # The two layouts differ by a transposition already.
         yield Candidate("transposed", group, {"weight": T.same})
@@ -184,6 +197,24 @@ def _leading_back(layers: Iterable[Layer]) -> Iterator[Candidate]:
         yield Candidate("transposed", group, {"weight": transform})
 
 
+def _are_numbered(source: Layer, target: Layer) -> bool:
+    """Whether nothing but numbers tells two layers apart, in no part called encoder or decoder."""
+    return (source.block, source.role) == (target.block, target.role) and not source.coder
+
+
+def _mirrors(source: Layer, target: Layer) -> bool:
+    """Whether names or types tell that the target leads back from where the source led."""
+    kinds = {_CONVS: 0, _TRANSPOSED: 0, (nn.Embedding,): 0, (nn.Linear,): 0}
+    for kind in kinds:
+        kinds[kind] = sum(isinstance(layer.module, kind) for layer in (source, target))
+    is_adjoint = kinds[_CONVS] == kinds[_TRANSPOSED] == 1
+    is_head = kinds[(nn.Embedding,)] == kinds[(nn.Linear,)] == 1
+    is_decoder = (source.coder, target.coder) == ("enc", "dec")
+    if source.block or target.block:
+        return is_decoder and (is_adjoint or source.leaf == target.leaf)
+    return is_decoder or is_adjoint or is_head
+
+
 def _pairs(
     flows: dict[Layer, _Flow], fit: Callable[[Layer, Layer], bool]
 ) -> Iterator[tuple[Link, bool]]:
@@ -193,7 +224,7 @@ def _pairs(
     """
     free: dict[_Flow, list[Layer]] = {}
     for layer, flow in flows.items():
-        for is_transposed, wanted in flow.ways_back():
+        for is_transposed, wanted in flow.ways_back(fit is _mirrors and not layer.block):
             sources = free.get(wanted, [])
             source = next((s for s in reversed(sources) if fit(s, layer)), None)
             if source is not None:
@@ -214,11 +245,14 @@ def _tiled(classes: dict[Any, list[Layer]]) -> Iterator[Candidate]:
     links = []
     for family in families.values():
         for target in family:
-            sources = [source for source in family if 1 < _copies(source, target) <= _MOST_COPIES]
+            sources = [
+                source
+                for source in family
+                if (source.leaf == target.leaf or source.role == target.role)
+                and 1 < _copies(source, target) <= _MOST_COPIES
+            ]
             if sources:
-                leaf = target.name.rpartition(".")[2]
-                alike = [source for source in sources if source.name.rpartition(".")[2] == leaf]
-                largest = max(alike or sources, key=lambda s: s.tensors["weight"].numel())
+                largest = max(sources, key=lambda s: s.tensors["weight"].numel())
                 links.append((target, largest))
     for group in _by_roles(links, lambda layer: layer.role):
         yield Candidate("tiled", group, {"weight": T.tile()})
@@ -288,9 +322,13 @@ class _Flow:
             return None  # a subclass with a layout of its own
         return cls((kernel, weight.dtype, weight.device), groups, ends, out_first)
 
-    def ways_back(self) -> Iterator[tuple[bool, _Flow]]:
-        """What this one can mirror, and whether the weight has to be transposed for that."""
+    def ways_back(self, squares: bool) -> Iterator[tuple[bool, _Flow]]:
+        """What this one can mirror, and whether the weight has to be transposed for that.
+
+        Args:
+            squares: whether a layer from n to n values may be the mirror of one of its kind.
+        """
         back = self.ends[::-1]
         yield False, replace(self, ends=back, out_first=not self.out_first)
-        if back != self.ends and self.groups == 1:
+        if (squares or back != self.ends) and self.groups == 1:
             yield True, replace(self, ends=back)

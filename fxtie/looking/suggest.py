@@ -1,196 +1,185 @@
 """A model without rules -> rules that it could have.
 
-In: a model. Out: `Suggestions`: which layers could be derived from others, what each saves, how
-alike the weights are now, and the rules that say so. `candidates.py` finds the layers,
+In: a model, and maybe the name of a scheme or a number of parameters to get down to. Out:
+`Suggestions`: which layers could be derived from others, what each saves, how alike the weights are
+now, and the rules that say so. `candidates.py` finds layers, `schemes.py` whole blocks,
 `spelling.py` writes the rules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, overload
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import FxtieError
-from fxtie.looking.candidates import Candidate, Layer, find_candidates
+from fxtie.looking.candidates import Candidate, Layer, Link, find_candidates
+from fxtie.looking.schemes import scheme_candidates
 from fxtie.looking.spelling import Speller, pattern_of
+from fxtie.looking.suggestions import Closeness, Suggestion, Suggestions
 from fxtie.planning.names import Names
 from fxtie.rules.rule import Rule
-from fxtie.rules.writer import write_rules
-from fxtie.shown import Printed
 from fxtie.transforms import FitsTarget, Transform, same
-from fxtie.words import count, parameter_change
+from fxtie.words import human_count
+
+__all__ = ["Suggestion", "Suggestions", "suggest"]
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """How far weights are from what they would be derived as.
-
-    Attributes:
-        distance: `|derived - own| / |own|`.
-        scale: the factor of the derived weights that brings them closest.
-        scaled_distance: the distance that is left then: 1 for unrelated weights.
-    """
-
-    distance: float
-    scale: float
-    scaled_distance: float
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Layers that could be derived alike.
-
-    Attributes:
-        kind: "repeated": as the same layer of the first block. "alike": as another layer of the
-            same type and shape, of the same block if there are blocks. "transposed": as a layer
-            that maps the other way, such as an encoder's. "tiled": as copies of a smaller layer.
-        rules: what says so; for `transform`, `plan` and the others.
-        targets: names of the layers that would be derived.
-        sources: names of the layers that they would be derived from, one for each.
-        block: the repeated part of the model that the targets belong to, as a pattern; empty if
-            they belong to none.
-        saved: number of parameters that go.
-        chosen: whether it is one of those that go together, all at once.
-        closeness: how alike the weights are; None if they have no values (on the meta device).
-    """
-
-    kind: str
-    rules: tuple[Rule, ...]
-    targets: tuple[str, ...] = field(repr=False)
-    sources: tuple[str, ...] = field(repr=False)
-    block: str
-    saved: int
-    chosen: bool
-    closeness: Closeness | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON. `rules` are as in rule files."""
-        closeness = None
-        if self.closeness is not None:
-            values = vars(self.closeness).items()
-            closeness = {key: value if math.isfinite(value) else None for key, value in values}
-        return {
-            "kind": self.kind,
-            "block": self.block,
-            "targets": list(self.targets),
-            "sources": list(self.sources),
-            "saved": self.saved,
-            "chosen": self.chosen,
-            "closeness": closeness,
-            "rules": write_rules(self.rules)["rule"],
-        }
-
-
-@dataclass(frozen=True)
-class Suggestions(Printed, Sequence[Suggestion]):
-    """What could be tied, what saves most first. `print` shows a table, block by block.
-
-    Attributes:
-        groups: every suggestion. One layer may be a target of several: the one that saves most of
-            these is chosen, tiles only if there is no other.
-        parameters: number of parameters of the model, each counted once.
-    """
-
-    groups: tuple[Suggestion, ...]
-    parameters: int
-
-    @property
-    def rules(self) -> list[Rule]:
-        """The rules of all that go together, ready for `transform`."""
-        return [rule for group in self if group.chosen for rule in group.rules]
-
-    @property
-    def saved(self) -> int:
-        """Number of parameters that go with `rules`."""
-        return sum(group.saved for group in self if group.chosen)
-
-    @overload
-    def __getitem__(self, index: int) -> Suggestion: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Suggestion, ...]: ...
-    def __getitem__(self, index: int | slice) -> Suggestion | tuple[Suggestion, ...]:
-        return self.groups[index]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def summary(self) -> str:
-        """What all of it would save, as one line."""
-        if not self.groups:
-            return "no two layers go together: nothing to suggest"
-        change = parameter_change(self.parameters, self.parameters - self.saved)
-        return f"{count(len(self.rules), 'rule')} together: {change}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON.
-
-        Keys: `parameters` (`before`, and `after` all that go together), `suggestions` (a list with
-        the attributes of each; `rules` are as in rule files).
-        """
-        return {
-            "parameters": {"before": self.parameters, "after": self.parameters - self.saved},
-            "suggestions": [group.to_dict() for group in self],
-        }
-
-
-def suggest(model: nn.Module) -> Suggestions:
+def suggest(
+    model: nn.Module, scheme: str | None = None, budget: float | None = None
+) -> Suggestions:
     """Which layers of a model could be tied, and what that would save.
 
-    Layers go together if they are the same layer of repeated blocks, if they have the same type and
-    shape within one block, if one maps back what the other maps (transposed weights), or if the
-    shape of one divides that of another of such a name (tiles).
+    Without a scheme, layers go together if they are the same layer of repeated blocks, if they have
+    the same type, shape and name but for its number (`conv_1`, `conv_2`), if one maps back what the
+    other maps (heads and embeddings, decoders and encoders), or if the shape of one divides that of
+    another of such a name (tiles). Layers with different roles in one block, such as query and key
+    or gate and up, never do: their names tell.
 
     Args:
         model: any module. It is only looked at. On the meta device nothing tells how alike the
             weights are.
+        scheme: a way of sharing from the literature, as one rule where one rule can say it:
+
+            * `"repeat"`: every repeated block is the first (ALBERT, arXiv:1909.11942).
+            * `"adjacent"`: every second block is the one before (MobileLLM, arXiv:2402.14905).
+            * `"cycle 3"`: block `i` is block `i % 3` (Relaxed Recursive Transformers,
+              arXiv:2410.20672).
+            * `"embeddings"`: the head's weight is the input embedding's (arXiv:1608.05859).
+            * `"autoencoder"`: the decoder's weights are the encoder's, transposed for Linear and as
+              they are for Conv to ConvTranspose.
+        budget: the most parameters that the tied model may have: a number, or a fraction of the
+            model's (0.5). Ties are picked until it fits: the closest weights first, or what saves
+            most where there are no values or all weights are unrelated, as before training.
 
     Returns:
-        The suggestions, and the rules for all that go together. What is good for the model's
-        accuracy is not known here: choose, transform, and train or `fit`.
+        The suggestions, and the rules for all that go together. It goes into `plan` and `transform`
+        as it is. What is good for the model's accuracy is not known here: choose, transform, and
+        train or `fit`.
 
     Raises:
-        FxtieError: if it is no module.
+        FxtieError: if it is no module, if the model has nothing that the scheme is about, or if no
+            choice of ties meets the budget.
 
     Example:
         >>> import fxtie
         >>> block = lambda: nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
         >>> net = nn.Sequential(block(), block(), block()).to("meta")
-        >>> found = fxtie.suggest(net)
-        >>> print(found)
-        layers      n  as    kind          saved
-        --------  ---  ----  ----------  -------
+        >>> print(fxtie.suggest(net))
+        layers      n  as    kind        saved
+        --------  ---  ----  --------  -------
         *
-        .2          3  .0    transposed      768
-        .0          2  0     repeated        576
-        (.2)        2  0     repeated        528
-        (layers): left out of the rules, since another row has them
-        2 rules together: parameters 1.7k -> 312 (18.8%)
-        >>> found[0].rules
-        (Rule('*.2', '{0}.0', weight=transpose(), bias=None),)
-        >>> tied = fxtie.transform(net, found.rules)
+        .0          2  0     repeated      576
+        .2          2  0     repeated      528
+        2 rules together: parameters 1.7k -> 552 (33.3%)
+        >>> found = fxtie.suggest(net, "repeat")
+        >>> found.rules
+        [Rule('*', '0')]
+        >>> tied = fxtie.transform(net, found)
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
         raise FxtieError(f"The model is a torch.nn.Module, not {type(model).__name__}: {model!r}.")
+    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
+    limit = None if budget is None else _limit(budget, parameters)
     names = Names(model)
     speller = Speller(names)
+    if scheme is None:
+        candidates = find_candidates(names)
+    else:
+        candidates = scheme_candidates(names, speller, scheme)
+    if limit is not None:
+        candidates = _within(limit, candidates, parameters)
     # No choice of candidates makes a cycle: sources are earlier layers or, for tiles, smaller ones.
     taken: set[Layer] = set()
     groups = []
-    for candidate in sorted(find_candidates(names), key=_preference):
+    for candidate in sorted(candidates, key=_preference):
         targets = {target for target, _ in candidate.links}
         groups.append(_suggestion(candidate, speller, taken.isdisjoint(targets)))
         if groups[-1].chosen:
             taken |= targets
     groups.sort(key=lambda group: -group.saved)
-    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return Suggestions(tuple(groups), parameters)
+
+
+# -- budgets --------------------------------------------------------------------------------------
+
+
+def _limit(budget: float, parameters: int) -> int:
+    """A budget as a number of parameters."""
+    is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not is_number or not 0 < budget < math.inf:
+        raise FxtieError(
+            f"budget= is a number of parameters, or a fraction of the model's such as 0.5, not "
+            f"{budget!r}."
+        )
+    limit = int(budget * parameters if isinstance(budget, float) and budget <= 1 else budget)
+    if limit >= parameters:
+        raise FxtieError(
+            f"The model has {human_count(parameters)} parameters: it is within the budget of "
+            f"{human_count(limit)} as it is."
+        )
+    return limit
+
+
+def _within(limit: int, candidates: Iterable[Candidate], parameters: int) -> list[Candidate]:
+    """The candidates with only the links that are picked to get down to a number of parameters.
+
+    Raises:
+        FxtieError: if all of them together don't.
+    """
+    single = [
+        replace(candidate, links=(link,)) for candidate in candidates for link in candidate.links
+    ]
+    nearness = [_closeness(one) for one in single]
+    by_distance = all(nearness) and not all(near.is_unrelated for near in nearness if near)
+
+    def order(i: int) -> tuple[bool, float]:
+        near = nearness[i]
+        if near is None or not by_distance:
+            return single[i].kind == "tiled", -single[i].saved
+        return False, near.distance if math.isfinite(near.distance) else math.inf
+
+    left = parameters
+    picked: dict[Layer, Candidate] = {}
+    for i in sorted(range(len(single)), key=order):
+        target = single[i].links[0][0]
+        if left > limit and target not in picked and single[i].saved:
+            picked[target] = single[i]
+            left -= single[i].saved
+    if left > limit:
+        raise FxtieError(
+            f"No choice of ties gets down to {human_count(limit)} parameters: all that were found "
+            f"leave {human_count(left)} of {human_count(parameters)}."
+        )
+    return _joined(picked.values())
+
+
+def _joined(single: Iterable[Candidate]) -> list[Candidate]:
+    """Those of one candidate as one again, in the model's order."""
+    groups: dict[object, list[Link]] = {}
+    first: dict[object, Candidate] = {}
+    for one in single:
+        target, source = one.links[0]
+        key = one.kind, one.spelled, target.role, target.form, source.role, source.form
+        groups.setdefault(key, []).extend(one.links)
+        first.setdefault(key, one)
+    return [
+        replace(first[key], links=tuple(sorted(links, key=lambda link: _natural(link[0].name))))
+        for key, links in groups.items()
+    ]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `a.9` before `a.10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+# -- suggestions ----------------------------------------------------------------------------------
 
 
 def _preference(candidate: Candidate) -> tuple[bool, int]:
@@ -202,14 +191,25 @@ def _suggestion(candidate: Candidate, speller: Speller, chosen: bool) -> Suggest
     links = [(target.name, source.name) for target, source in candidate.links]
     return Suggestion(
         kind=candidate.kind,
-        rules=speller.rules(links, _arguments(candidate)),
+        rules=_rules(candidate, links, speller),
         targets=tuple(target for target, _ in links),
         sources=tuple(source for _, source in links),
-        block=_block(candidate),
+        block="" if candidate.spelled else _block(candidate),
         saved=candidate.saved,
         chosen=chosen,
         closeness=_closeness(candidate),
     )
+
+
+def _rules(
+    candidate: Candidate, links: Sequence[tuple[str, str]], speller: Speller
+) -> tuple[Rule, ...]:
+    if not candidate.is_whole:
+        return speller.rules(links, _arguments(candidate))
+    rule = None
+    if candidate.spelled and len(links) > 1:
+        rule = speller.rule(*candidate.spelled, links, most_excluded=len(links))
+    return (rule,) if rule else tuple(Rule(target, source) for target, source in links)
 
 
 def _block(candidate: Candidate) -> str:
@@ -221,20 +221,24 @@ def _block(candidate: Candidate) -> str:
 
 
 def _arguments(candidate: Candidate) -> dict[str, Transform | None]:
-    """The transforms as arguments of a rule: `same` is the default for weights and biases."""
+    """The transforms as arguments of a rule, whose default is `same`."""
     attrs = dict.fromkeys(attr for target, _ in candidate.links for attr in target.tensors)
     chosen = {attr: candidate.transforms.get(attr) for attr in attrs}
-    default = {attr: same if attr in ("weight", "bias") else None for attr in chosen}
-    return {attr: f for attr, f in chosen.items() if f is not default[attr]}
+    return {attr: f for attr, f in chosen.items() if f is not same}
 
 
 @torch.no_grad()
 def _closeness(candidate: Candidate) -> Closeness | None:
-    """Over all tensors of all links together."""
+    """Over all tensors of all links together; of blocks over matrices and kernels only.
+
+    Norms start at 1 in all blocks: they would make any two blocks look alike.
+    """
     sums = []
     for target, source in candidate.links:
         for attr, transform in candidate.transforms.items():
             own, read = target.tensors[attr], source.tensors[attr]
+            if candidate.is_whole and own.dim() < 2:
+                continue
             if own.is_meta or read.is_meta:
                 return None
             if isinstance(transform, FitsTarget):
@@ -244,6 +248,8 @@ def _closeness(candidate: Candidate) -> Closeness | None:
             gap = derived - value
             pairs = (gap, gap), (derived, derived), (value, value), (derived, value)
             sums.append(torch.stack([a.dot(b) for a, b in pairs]))
+    if not sums:
+        return None
     # One transfer for all of them, since a device answers late.
     distance, square, own_square, product = torch.stack(sums).double().sum(0).tolist()
     scale = _ratio(product, square)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 
@@ -252,7 +252,16 @@ class Rule:
         return f"Rule({', '.join(parts)})"
 
 
-Rules: TypeAlias = Rule | Tie | Iterable[Rule | Tie]
+class HasRules(Protocol):
+    """What has rules, such as what `suggest` returns."""
+
+    @property
+    def rules(self) -> Iterable[Rule | Tie]:
+        """The rules."""
+        ...
+
+
+Rules: TypeAlias = Rule | Tie | Iterable[Rule | Tie] | HasRules
 
 
 def _as_sources(source: Any) -> tuple[OneSource, ...]:
@@ -284,6 +293,7 @@ def _as_patterns(patterns: Any, target: Pattern) -> tuple[TargetPattern, ...]:
 
 def as_rules(rules: Rules) -> tuple[Rule | Tie, ...]:
     """One rule or several, as a tuple. Raises RuleError for anything that is neither."""
+    rules = getattr(rules, "rules", rules)
     if isinstance(rules, Rule | Tie):
         return (rules,)
     if isinstance(rules, str) or not isinstance(rules, Iterable):

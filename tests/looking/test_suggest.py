@@ -117,7 +117,6 @@ def test_what_is_suggested_can_be_carried_out(make, inputs):
 
 def test_blocks_are_one_rule_each():
     assert rules(Blocks()) == {
-        "transposed": ["Rule('blocks.*.fc2', 'blocks.{0}.fc1', weight=transpose(), bias=None)"],
         "repeated": [
             "Rule('blocks.*.fc1', 'blocks.0.fc1')",
             "Rule('blocks.*.fc2', 'blocks.0.fc2')",
@@ -180,7 +179,7 @@ def test_alike_layers_beside_each_other():
 def test_tensors_of_other_names():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 3)
     expected = (
-        "Rule('layers.*.self_attn', 'layers.0.self_attn', in_proj_weight=same, in_proj_bias=same)"
+        "Rule('layers.*.self_attn', 'layers.0.self_attn', exclude=['layers.*.self_attn.out_proj'])"
     )
     assert expected in rules(model)["repeated"]
 
@@ -364,7 +363,7 @@ def test_plain_data():
     data = json.loads(json.dumps(suggest(model).to_dict()))
     assert data["parameters"]["before"] == sum(p.numel() for p in model.parameters())
     first = data["suggestions"][0]
-    assert (first["kind"], first["chosen"], first["block"]) == ("transposed", True, "blocks.*")
+    assert (first["kind"], first["chosen"], first["block"]) == ("repeated", True, "blocks.*")
     (rule,), _ = read_rules({"rule": first["rules"]})
     assert repr(rule) == repr(suggest(model)[0].rules[0])
 
