@@ -23,9 +23,10 @@ def report_text(report: Report) -> str:
 
 @text.register
 def fit_text(fit: Fit) -> str:
-    """The errors of each target."""
+    """The errors of each target, and which are too large."""
     rows = [(name, f"{fit.before[name]:.2%}", f"{error:.2%}") for name, error in fit.after.items()]
-    return table(rows, ("target", "error before", "error after"), ("left", "right", "right"))
+    headers = ("target", "error before", "error after")
+    return f"{table(rows, headers, ('left', 'right', 'right'))}\n{fit.verdict()}"
 
 
 @text.register
