@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from fxtie.tracing.stops import Stop
@@ -16,7 +15,7 @@ class Attempt:
         self.last = next(iter(reversed(tracer.graph.nodes)), None)
         # Lengths only: copies of what grows with the model would make the trace quadratic.
         self.lengths = {name: len(getattr(tracer, name)) for name in _GROWING}
-        self.copies = {name: copy.copy(getattr(tracer, name)) for name in _COPIED}
+        self.copies = {name: getattr(tracer, name).copy() for name in _COPIED}
 
     def undo(self) -> None:
         """Remove all that was recorded since."""
@@ -34,7 +33,7 @@ class Attempt:
             while len(grown) > length:
                 grown.popitem() if isinstance(grown, dict) else grown.pop()
         for name, value in self.copies.items():
-            setattr(tracer, name, copy.copy(value))
+            setattr(tracer, name, value.copy())
         tracer.looked_up = {}  # its facts may have been removed
         if any(number < self.made for number in tracer.writes[self.writes :]):
             raise Stop("hands a container to a part that can't be captured and writes to it")
