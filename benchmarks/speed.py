@@ -30,7 +30,7 @@ from measure import Figure, Ratio  # noqa: E402
 from speed_figures import compiled, inference, memory, micro_batches, train  # noqa: E402
 from speed_jax import equinox  # noqa: E402
 from speed_models import Options  # noqa: E402
-from speed_pass import compile_time, growth, imports, passes  # noqa: E402
+from speed_pass import compile_time, growth, imports, passes, several_targets  # noqa: E402
 from speed_report import table, write_docs  # noqa: E402
 from speed_ways import ways  # noqa: E402
 
@@ -38,7 +38,7 @@ BENCHMARKS = {
     function.__name__: function
     for function in (
         *(train, inference, compiled, equinox, micro_batches, memory, ways),
-        *(passes, growth, compile_time, imports),
+        *(passes, growth, several_targets, compile_time, imports),
     )
 }
 

@@ -79,33 +79,72 @@ class Scales(nn.Module):
 
 
 def growth(options: Options) -> Figures:
-    """`transform` of ever more layers, all tied to the first."""
+    """`transform` of ever more layers tied to the first, and `plan` of rules with arithmetic."""
     least = 100 if options.quick else 1000
     sizes = [least, 2 * least, 5 * least, 10 * least]
-    cases: dict[str, tuple[Callable[[int], nn.Module], fxtie.Rule]] = {
-        "layers": (
-            lambda n: nn.Sequential(*(nn.Linear(2, 2) for _ in range(n))),
-            fxtie.Rule("*", "0", weight=torch.square),
-        ),
+
+    def layers(n: int) -> nn.Module:
+        return nn.Sequential(*(nn.Linear(2, 2) for _ in range(n)))
+
+    square = torch.square
+    cases: dict[str, tuple[Callable[..., object], Callable[[int], nn.Module], fxtie.Rule]] = {
+        "layers": (fxtie.transform, layers, fxtie.Rule("*", "0", weight=square)),
         "parameters read by the root": (
+            fxtie.transform,
             Scales,
-            fxtie.Rule("scales.*", "scales.0", weight=torch.square),
+            fxtie.Rule("scales.*", "scales.0", weight=square),
         ),
+        "layers by arithmetic": (fxtie.plan, layers, fxtie.Rule("*", "{0 // 2 * 2}", square)),
     }
-    for case, (build, rule) in cases.items():
+    for case, (use, build, rule) in cases.items():
         models = {str(n): build(n) for n in sizes}
-        calls = {n: lambda m=m, r=rule: fxtie.transform(m, r) for n, m in models.items()}
+        calls = {n: lambda u=use, m=m, r=rule: u(m, r) for n, m in models.items()}
         times = interleave(calls, options.seconds)
         label = f"{sizes[0]:,} to {sizes[-1]:,} {case}"
         ratio = times.ratio(str(sizes[-1]), str(sizes[0]))
-        yield Figure("growth of transform", label, "fxtie", "", ratio, 11.0)
+        yield Figure(f"growth of {use.__name__}", label, "fxtie", "", ratio, 11.0)
         longest = Ratio.of(times.rounds[str(sizes[-1])])
-        yield Figure("longest transform", label, "fxtie", "", longest, 60.0, unit="s")
+        yield Figure(f"longest {use.__name__}", label, "fxtie", "", longest, 60.0, unit="s")
         for n in sizes:
             took = Ratio.of(times.rounds[str(n)])
             yield Figure(BY_SIZE, f"{n:,} {case}", "fxtie", "", took, unit="s")
         slope = _slope({n: times.seconds(str(n)) for n in sizes})
         yield Figure("exponent of growth", label, "fxtie", "", Ratio.of([slope]))
+
+
+class Projections(nn.Module):
+    """Three projections, whose weights a network makes of one vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
+        self.vector = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(layer(x) for layer in self.layers)
+
+
+def several_targets(options: Options) -> Figures:
+    """One transform of three targets, against one for each of them that throws two results away."""
+    width = 64
+    make = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 3 * width * width))
+
+    def whole(vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return make(vector).view(3, width, width).unbind()
+
+    names = tuple(f"layers.{i}.weight" for i in range(3))
+    rules = {
+        "several targets": [fxtie.Tie(names, "vector", whole)],
+        "one by one": [
+            fxtie.Tie(n, "vector", lambda v, i=i: whole(v)[i]) for i, n in enumerate(names)
+        ],
+    }
+    x = torch.randn(8, width)
+    models = {name: fxtie.transform(Projections(width), one) for name, one in rules.items()}
+    calls = {name: lambda m=m: m(x).sum().backward() for name, m in models.items()}
+    ratio = interleave(calls, options.seconds).ratio("several targets", "one by one")
+    label = "a network of 3 weights, batch 8"
+    yield Figure("train step", label, "one transform of 3 targets", "3 transforms", ratio, 0.5)
 
 
 def _slope(seconds: Mapping[int, float]) -> float:

@@ -6,10 +6,12 @@ breaks what needs it and not `import fxtie`. tests/test_torch_names.py says whic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 from torch._ops import OpOverload as OpOverload  # an ATen op in a graph
 from torch._ops import OpOverloadPacket as OpOverloadPacket  # its overloads
 from torch._subclasses.fake_tensor import (  # tensors without data; torch.export's are of these
@@ -25,6 +27,9 @@ from torch.utils import _pytree as pytree  # nested containers; there is no publ
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # sees each op
 
 __all__ = [
+    "OPERATOR_NAMESPACES",
+    "QUESTIONS",
+    "TENSOR_METHODS",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeCopyMode",
@@ -37,11 +42,14 @@ __all__ = [
     "empty_fake",
     "forward_from_source",
     "get_frame_callback",
+    "has_global_hooks",
     "has_storage",
     "in_functorch",
+    "in_place_functions",
     "is_exporting",
     "is_jit_traced",
     "is_jit_tracing",
+    "is_wrapped",
     "negative_view",
     "pytree",
     "queue_callback",
@@ -67,7 +75,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "_backward_hooks": "a derived tensor would lose them",
     },
 }
-"""Private attributes that are used where the object is at hand, by an expression that makes it."""
+"""Private attributes, with the reason, by an expression that makes an object with them."""
 
 
 def has_storage(tensor: torch.Tensor) -> bool:
@@ -112,7 +120,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 def surroundings() -> tuple[Any, ...]:
-    """What a remembered value must not get out of.
+    """What is active around a call; a remembered value is used only while it stays the same.
 
     Hooks on saved tensors (checkpoints), a backward, transforms of `torch.func`, dispatch modes.
     """
@@ -135,7 +143,7 @@ def is_jit_tracing() -> bool:
 
 
 def is_jit_traced() -> bool:
-    """The same where Dynamo looks on, which takes this for a constant."""
+    """`is_jit_tracing` for code that Dynamo compiles: it takes this call for a constant."""
     return torch._C._get_tracing_state() is not None
 
 
@@ -145,7 +153,7 @@ def is_exporting() -> bool:
 
 
 def get_frame_callback() -> Any:
-    """What Dynamo does with frames now: None where nothing is being compiled."""
+    """Dynamo's callback for new frames: None where nothing is being compiled."""
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
     return get_eval_frame_callback()
@@ -163,3 +171,36 @@ def forward_from_source(source: str, namespace: dict[str, Any]) -> Callable[...,
     from torch.fx.graph_module import _forward_from_src
 
     return _forward_from_src(source, namespace)
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules: a graph would not call them."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def is_wrapped(function: Callable[..., Any]) -> bool:
+    """Whether `torch.fx.wrap` has declared a function to be one operation."""
+    name, variables = function.__name__, function.__globals__
+    declared = (id(variables), name) in torch.fx._symbolic_trace._wrapped_fns_to_patch
+    return declared and variables.get(name) is function
+
+
+def in_place_functions() -> set[Any]:
+    """`torch.relu_` and its like, which `torch.overrides` does not list."""
+    functions = torch._C._VariableFunctions
+    names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
+    return {getattr(functions, name) for name in names}
+
+
+OPERATOR_NAMESPACES = (torch._ops._Ops, torch._ops._OpNamespace)
+"""Types of `torch.ops` and `torch.ops.aten`, whose attributes are operators."""
+
+TENSOR_METHODS = torch._C.TensorBase
+"""The class that most methods of tensors belong to."""
+
+QUESTIONS = tuple(
+    getattr(torch._C, name)
+    for name in ("_is_tracing", "_get_cudnn_enabled")
+    if hasattr(torch._C, name)
+)
+"""What torch's own layers ask about the state of the process."""

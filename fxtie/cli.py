@@ -3,8 +3,8 @@
 In: arguments. Out: text or JSON on standard output, files where asked for, an exit code. Called as
 `fxtie` and as `python -m fxtie`.
 
-A model is built on the meta device: nothing here needs values, but for how alike weights are. So a
-model of any size is there at once.
+Models are built on the meta device, so that any size is quick. `suggest --values` alone needs
+values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ exit codes: 0, 1 if the rules don't fit the model, 2 for wrong usage
 
 
 class UsageError(Exception):
-    """Arguments that name nothing that can be used."""
+    """Arguments that can't be used, such as the name of something that is not there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads this, say `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:  # the end of the line: every error is told, in words or in full
+    except Exception as error:  # any: as one line, or with its traceback
         if arguments.debug:
             traceback.print_exception(error)
         else:
@@ -165,7 +165,7 @@ def _model_and_rules(arguments: argparse.Namespace) -> tuple[nn.Module, list[Rul
             return _model(arguments.model, found, arguments.kwargs), rules
 
         if not arguments.values:
-            # Some models need values to be built. If it is something else, the second try says so.
+            # A model may need values to be built. Any other error comes again in the second try.
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on weights that are not loaded
                 with torch.device("meta"):

@@ -26,7 +26,7 @@ class PlanError(FxtieError):
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         faults = [faults] if isinstance(faults, str) else faults
-        # A rule may have the same one for each of its targets.
+        # A rule may have the same fault for each of its targets.
         self.faults: tuple[str, ...] = tuple(dict.fromkeys(faults))
         if len(self.faults) == 1:
             super().__init__(self.faults[0])
@@ -39,15 +39,15 @@ class PlanError(FxtieError):
 
 
 class CaptureError(FxtieError):
-    """The forward could not be captured as asked for (`strict=True`)."""
+    """A forward could not be captured, and `strict=True` was given."""
 
 
 class FileError(FxtieError):
-    """A file that can't be written or loaded. What it was meant for is unchanged."""
+    """A file that can't be written or loaded. The model, or the old file, is unchanged."""
 
 
 class Outdated(UserWarning):
-    """A captured module has changed, so that it runs the forward that the user wrote."""
+    """A captured module has changed. It runs the user's forward from now on."""
 
 
 def closest(name: str, names: Iterable[str], n: int = 3) -> str:

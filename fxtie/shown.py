@@ -1,4 +1,4 @@
-"""What people look at: text for `print`, a page for a browser or a notebook.
+"""Text for `print`, and pages for a browser or a notebook.
 
 In: a plan, a report, a diff and their like. Out: their text and their page, by the two functions
 below. The files of `looking/` register how each class is shown; no other folder has to know.

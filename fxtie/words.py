@@ -5,8 +5,9 @@ In: counts, bytes, lists of names. Out: short text.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 _MOST_NAMES = 8
 
@@ -45,6 +46,12 @@ def role(name: str) -> str:
     """
     parents, dot, own = name.rpartition(".")
     return re.sub(r"\d+", "#", parents) + dot + re.sub(r"(?<![^_])\d+$", "#", own)
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """`name`, or the first of `name_2`, `name_3`, ... that is not taken."""
+    numbered = (f"{name}_{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
 def list_names(names: Sequence[str]) -> str:

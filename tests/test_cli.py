@@ -1,6 +1,7 @@
 """The command line: what it prints is what the library says, and errors are words."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -241,7 +242,9 @@ def test_python_m_fxtie(nets):
     done = run("plan", "nets:net", "--rules", "rules.toml")
     assert (done.returncode, done.stderr) == (0, "building\n")
     assert done.stdout.endswith("2 ties, parameters 40 -> 20 (50.0%)\n")
-    assert run("plan", "nets:net", "--rules", "no.toml").returncode == 2
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(sys, "argv", ["fxtie", "plan", "nets:net", "--rules", "no.toml"])
+        runpy.run_module("fxtie", run_name="__main__")
 
 
 def test_a_reader_that_leaves_is_no_error(nets):

@@ -1,10 +1,12 @@
 """Random small models and random rule sets against the oracle."""
 
+import traceback
+
 import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from oracle import assert_tied_equals_oracle
+from oracle import Vacuous, assert_tied_equals_oracle
 from torch import fx, nn
 
 import fxtie
@@ -140,6 +142,28 @@ def tied_models(draw):
     return model, draw(ties_of(model))
 
 
+def fault(model, ties, train, x):
+    """What is wrong with the model when it is tied, as text, or None."""
+    try:
+        names = list(model.state_dict())
+        plan = fxtie.plan(model, ties)
+        tied = fxtie.transform(model, plan)
+        assert list(model.state_dict()) == names
+        assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=train, tolerance=1e-7)
+        if isinstance(tied, fx.GraphModule):
+            tied.graph.lint()
+        report = fxtie.report(tied)
+        assert report.ties == len(ties)
+    except Vacuous:  # a saturated tanh: outputs are equal, and there is no gradient to compare
+        event("vacuous")
+        return None
+    except Exception:
+        return traceback.format_exc()
+    event(f"kept: {len(report.kept)}")
+    event(f"ties: {min(len(ties), 5)}")
+    return None
+
+
 @pytest.mark.timeout(900)  # shrinking a failure takes up to five minutes
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tied_models(), st.booleans(), st.integers(0, 3))
@@ -148,14 +172,7 @@ def test_random_models_and_rules_equal_the_oracle(case, train, seed):
     torch.manual_seed(seed)
     # In double: of a gradient through two batch norms nearly all digits cancel.
     model, x = model.double(), torch.randn(2, WIDTH, 5, 5, dtype=torch.double)
-    names = list(model.state_dict())
-    plan = fxtie.plan(model, ties)
-    tied = fxtie.transform(model, plan)
-    assert list(model.state_dict()) == names
-    assert_tied_equals_oracle(model, tied, plan.ties, (x,), train=train, tolerance=1e-7)
-    if isinstance(tied, fx.GraphModule):
-        tied.graph.lint()
-    report = fxtie.report(tied)
-    assert report.ties == len(ties)
-    event(f"kept: {len(report.kept)}")
-    event(f"ties: {min(len(ties), 5)}")
+    # Raised from one place: generated code has a file name of its own in each run, and Hypothesis
+    # would take each for another fault and shrink none.
+    found = fault(model, ties, train, x)
+    assert found is None, found

@@ -3,8 +3,8 @@
 In: a checked `Plan` and the model. Out: the tied model.
 
 First the model is copied along the paths to its targets and the targets' tensors become derived
-attributes: already a right, if plain, tied model. Then the root's forward is traced, opening only
-the modules on these paths, so that the derivations stand in the graph. A module whose forward can't
+attributes. This is a correct tied model already. Then the root's forward is traced, opening only
+the modules on these paths, so that the graph holds the derivations. A module whose forward can't
 be traced is *kept*: rolled back to one opaque call, and what is inside it is captured by itself.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie.capturing.module_tracer import ModuleTracer, trace_module
+from fxtie.capturing.module_tracer import ModuleTracer
 from fxtie.capturing.report import Kept, Report
 from fxtie.errors import FxtieError, PlanError
 from fxtie.planning.names import Names, Slot, join
@@ -108,8 +108,8 @@ class Capture:
         """Copies, by original, of what owns a target or a source, and of what leads to these."""
         read = [self.names.find(name) for tie in self.plan.ties for name in tie.sources]
         sources = {slot.owner for slot in read if isinstance(slot, Slot)}
-        # Passes that rewrite layers of torch's classes, as the folding of batch norms does, must
-        # not take one whose tensors are read elsewhere for such a layer.
+        # Passes that rewrite layers of torch's classes, such as batch norm folding, must skip those
+        # whose tensors are read elsewhere.
         of_torch = "torch.nn.modules."
         sources = {module for module in sources if type(module).__module__.startswith(of_torch)}
         parents = referrers(self.model)
@@ -162,7 +162,7 @@ class Capture:
     def derive(owner: nn.Module, attr: str, derived: Derived) -> None:
         """Replace a stored tensor of a path copy by a derived attribute."""
         members = owner.__dict__
-        # `materialize` puts the tensor back in its place.
+        # `materialize` restores this order.
         if "_fxtie_order" not in members:
             members["_fxtie_order"] = (tuple(owner._parameters), tuple(owner._buffers))
         members.setdefault("_fxtie_derived", {})[attr] = derived
@@ -170,7 +170,7 @@ class Capture:
             return
         dropped = (owner._parameters.pop(attr, None), owner._buffers.pop(attr, None))
         for name, value in members.items():
-            # Code that reads the tensor from a list of its own must not find the old one there.
+            # The model's code may keep the tensor in a list, and must not find the old one there.
             if type(value) is list and any(v is d for v in value for d in dropped if d is not None):
                 members[name] = [None if any(v is d for d in dropped) else v for v in value]
 
@@ -212,10 +212,10 @@ class Capture:
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
         borrowed: dict[str, Any] = {}
-        train = trace_module(module, True, self.on_path, borrowed)
+        train = ModuleTracer(module, True, self.on_path, borrowed)
         evaluate = train
         if train.switches:
-            evaluate = trace_module(module, False, self.on_path, borrowed)
+            evaluate = ModuleTracer(module, False, self.on_path, borrowed)
         self.become_region(module, train, evaluate, borrowed)
         for inner in {**train.inlined, **evaluate.inlined}:
             if not isinstance(inner, PathCopy):
@@ -250,7 +250,7 @@ class Capture:
             share_casts(graph)
         switches = (*{**train.switches, **evaluate.switches},)
         if is_one and len(switches) < 2:
-            switches = ()  # the same in both modes of the only module that was asked
+            switches = ()  # only one module has modes, and they agree
         arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
         if reserved := sorted(_RESERVED.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
@@ -284,7 +284,7 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
         module, region = copies[model].get_submodule(name), result.get_submodule(name)
         assert isinstance(region, Region)
         try:
-            tracer = trace_module(module, region.training, opened | {module}, {})
+            tracer = ModuleTracer(module, region.training, opened | {module}, {})
         except Stop as stop:
             raise FxtieError(f"{name or 'The root'} can't be captured untied: it {stop}.") from stop
         yield name, tracer.graph, region.graph

@@ -1,6 +1,6 @@
 """A module's forward -> a graph, with derived tensors lowered as they are read.
 
-In: a path copy (`runtime/copying.py`) whose targets are derived attributes, and the modules to
+In: a path copy (`tied/path_copy.py`) whose targets are derived attributes, and the modules to
 open. Out: a graph, and the guards under which it is what the forward computes.
 
 Only modules on the way to a target are opened; all others stay one opaque call. An opened module
@@ -9,55 +9,45 @@ that can't be traced is rolled back to such a call, and reported as kept.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import itertools
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fxtie import _torch
+from fxtie.capturing.attempt import Attempt
+from fxtie.capturing.module_attributes import ModuleAttributes
 from fxtie.capturing.reach import Reach
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import has_hooks, join
-from fxtie.tied.region import Variant
-from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
-from fxtie.tracing.evaluator import Evaluator
-from fxtie.tracing.frames import Frame
+from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place
 from fxtie.tracing.guards import ATOMS, MISSING, Guards
 from fxtie.tracing.inference import aliases, is_tensor
-from fxtie.tracing.recorder import CONTAINERS, containers_in
+from fxtie.tracing.recorder import containers_in
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
 
 
-def trace_module(
-    module: nn.Module, training: bool, opened: Set[nn.Module], borrowed: dict[str, Any]
-) -> ModuleTracer:
-    """Trace `module` in one mode.
+class ModuleTracer(ModuleAttributes):
+    """The trace of the forward of one region in one mode.
 
     Args:
-        module: the root of the region.
+        root: the root of the region.
         training: what every `training` flag is taken to be.
         opened: modules to trace through.
         borrowed: filled with what the graph reads from outside of the region, modules and
             tensors, by the attribute of the root under which it refers to them.
 
     Raises:
-        Stop: with the reason, if the module's own forward can't be traced.
-    """
-    tracer = ModuleTracer(module, training, opened, borrowed)
-    tracer.trace()
-    return tracer
-
-
-class ModuleTracer(Evaluator):
-    """The tracer of one region in one mode.
+        Stop: with the reason, if it can't be traced.
 
     Attributes:
         switches: modules whose `training` flag was asked for.
@@ -78,13 +68,13 @@ class ModuleTracer(Evaluator):
         self.root = root
         self.training = training
         self.opened = opened
-        self.switches: dict[nn.Module, None] = {}
+        self.switches = {}
         self.kept: dict[str, Kept] = {}
         self.inlined: dict[nn.Module, None] = {}
         self.borrowed = borrowed
-        self.reads = TensorReads(self, borrowed)
-        self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
-        self._tensors: dict[int, tuple[nn.Module, str, str]] = {}
+        self.paths = {module: name for name, module in root.named_modules()}
+        self.reads = TensorReads(self, self.paths, borrowed)
+        self._tensors = {}
         for kind in ("_parameters", "_buffers"):
             for owner in self.paths:
                 for attr, tensor in getattr(owner, kind).items():
@@ -96,12 +86,12 @@ class ModuleTracer(Evaluator):
         self._stack: dict[str, tuple[str, type]] = {}
         self._calls: dict[str, int] = {}
         self._entered: list[str] = []  # paths of modules, in the order of their calls
-        self._placed: dict[nn.Module, None] = {}  # whose place is guarded
+        self._placed = {}
         self._reach = Reach()
         self._opaque: list[tuple[nn.Module, Any, Any]] = []  # calls of code that is not looked into
+        self._trace()
 
-    def trace(self) -> None:
-        """Trace the root's forward."""
+    def _trace(self) -> None:
         cls = user_class(self.root)
         forward = self.lookup(cls.__mro__, "forward")
         self.guard("of_class", self.root, cls, "the root")
@@ -110,17 +100,13 @@ class ModuleTracer(Evaluator):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
         result = self.call(forward, (self.root, *args), kwargs)
-        self.create_node("output", "output", (self.returned(result),))
-        self.guard("answer", has_global_hooks, (), False)
-
-    def returned(self, result: Any) -> Any:
-        """What the forward returns, as an argument of the output node."""
         found = [id(container) for container in containers_in(result)]
         if len(set(found)) < len(found) or self._escaped.keys() & set(found):
             raise Stop("returns a container that is elsewhere as well")
         self.escape(result)
         self._escaped.clear()
-        return self.argument(result)
+        self.create_node("output", "output", (self.argument(result),))
+        self.guard("answer", has_global_hooks, (), False)
 
     @property
     def variant(self) -> Variant:
@@ -162,31 +148,22 @@ class ModuleTracer(Evaluator):
 
     # -- what is known of traced values ---------------------------------------------------------
 
-    def known_type(self, value: Traced) -> type | None:
-        """`torch.Tensor`, if a value is surely one."""
-
-        def assume(argument: fx.Node) -> bool:
-            self._assumed[str(argument.target)] = torch.Tensor
-            return True
-
-        return torch.Tensor if self._is_tensor(value, assume) else None
-
     def is_none(self, value: Traced) -> bool | None:
         if value.node.op == "placeholder":
             self._assumed.setdefault(str(value.node.target), object)
             return False
-        if value.node.op == "get_attr" or self.is_tensor_now(value):
+        if value.node.op == "get_attr" or self.is_tensor(value):
             self.reads.must_be_tensor(value.node)
             return False
         return None
 
-    def is_tensor_now(self, value: Traced) -> bool:
-        return self._is_tensor(value, self._assumes_tensor)
+    def is_tensor(self, value: Traced, *, assume: bool = False) -> bool:
+        def assumed(argument: fx.Node) -> bool:
+            name = str(argument.target)
+            if assume:
+                self._assumed[name] = torch.Tensor
+            return self._assumed.get(name) is torch.Tensor
 
-    def _assumes_tensor(self, argument: fx.Node) -> bool:
-        return self._assumed.get(str(argument.target)) is torch.Tensor
-
-    def _is_tensor(self, value: Traced, assume: Callable[[fx.Node], bool]) -> bool:
         def layer(name: str) -> nn.Module:
             """A module that does what its class does."""
             module = self.root.get_submodule(name)
@@ -196,7 +173,7 @@ class ModuleTracer(Evaluator):
             self._guard_entry(module, "__dict__", "forward", MISSING)
             return module
 
-        return is_tensor(value.node, layer, assume)
+        return is_tensor(value.node, layer, assumed)
 
     def shape(self, value: Traced) -> torch.Size:
         for owner, attr, shape in self.reads.slots(value.node):
@@ -209,33 +186,18 @@ class ModuleTracer(Evaluator):
     def module_argument(self, module: nn.Module) -> fx.Node:
         return self.create_node("get_attr", self._path(module))
 
-    def _path(self, module: nn.Module) -> str:
-        """The name by which the graph refers to a module, guarded: it may have others."""
-        if module not in self.paths:
-            raise Stop(f"uses a module that is no registered part of it ({type(module).__name__})")
-        name = self.paths[module]
-        if module not in self._placed:
-            self._placed[module] = None
-            parent: Any = self.root
-            for part in filter(None, name.split(".")):
-                self._guard_entry(parent, "_modules", part, parent._modules[part])
-                parent = parent._modules[part]
-        return name
-
     def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self.is_fresh(module):
             return self.call(self.attribute(module, "forward"), args, kwargs)
         name = self._path(module)
         if module in self.opened and name not in self.kept:
-            attempt = _Attempt(self)
-            stack, self._stack = self._stack, self._stack_inside(module)
+            attempt = Attempt(self)
             try:
-                return self._inline(module, args, kwargs)
+                with self._inside(module):
+                    return self._inline(module, args, kwargs)
             except Stop as stop:
                 attempt.undo()
                 self.kept[name] = Kept.because(name, module, stop)
-            finally:
-                self._stack = stack
         return self._call_leaf(module, name, args, kwargs)
 
     def _inline(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -256,11 +218,8 @@ class ModuleTracer(Evaluator):
         return result
 
     def _call_leaf(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Traced:
-        stack, self._stack = self._stack, self._stack_inside(module)
-        try:
+        with self._inside(module):
             result = self.record("call_module", name, args, kwargs)
-        finally:
-            self._stack = stack
         is_known = _is_known(module)
         if not is_known:
             self.escape(*args, *kwargs.values())
@@ -270,13 +229,18 @@ class ModuleTracer(Evaluator):
         self.reads.forget(within, buffers_only=is_known)
         return result
 
-    def _stack_inside(self, module: nn.Module) -> dict[str, tuple[str, type]]:
-        """What nodes of a call of `module` note of where they are."""
-        path = self.paths[module]
+    @contextlib.contextmanager
+    def _inside(self, module: nn.Module) -> Iterator[None]:
+        """A block whose nodes belong to a call of `module`."""
+        path, outer = self.paths[module], self._stack
         calls = self._calls[path] = self._calls.get(path, 0) + 1
         self._entered.append(path)
         key = path if calls == 1 else f"{path}@{calls - 1}"  # as torch.fx names them
-        return {**self._stack, key: (path, user_class(module))}
+        self._stack = {**outer, key: (path, user_class(module))}
+        try:
+            yield
+        finally:
+            self._stack = outer
 
     def may_have_changed(self, holder: Any) -> None:
         if not self._opaque:
@@ -296,116 +260,22 @@ class ModuleTracer(Evaluator):
         if self.paths[module] in self.kept:
             return False
         graph, self.graph = self.graph, fx.Graph()  # whose names are its own
-        attempt, opened = _Attempt(self), self.opened
+        attempt, opened = Attempt(self), self.opened
         self._opaque, opaque = [], self._opaque
         self.opened = set(module.modules())
         try:
             self._inline(module, args, kwargs)
-            proved = not self._opaque and self.kept == attempt.kept
+            proved = not self._opaque and self.kept == attempt.copies["kept"]
         except Stop:
             proved = False
         self.opened, self._opaque = opened, opaque
-        facts = self.facts[attempt.facts :] if proved else []
+        facts = self.facts[attempt.lengths["facts"] :] if proved else []
         try:
             attempt.undo()
         finally:
             self.graph = graph
         self.facts += facts
         return proved
-
-    # -- attributes of modules ------------------------------------------------------------------
-
-    def module_attribute(self, module: nn.Module, name: str) -> Any:
-        cls = user_class(module)
-        if cls.__getattribute__ is not object.__getattribute__:
-            raise Stop("has a __getattribute__ of its own")
-        label = "" if self.is_fresh(module) else self._path(module)
-        if name == "training":
-            return self._flag(module, cls)
-        members = module.__dict__
-        derived = members.get("_fxtie_derived", {}).get(name)
-        if derived is not None:
-            return self.reads.derive(derived)
-        found = self.lookup(cls.__mro__, name)
-        if self.is_data_descriptor(found):
-            return self._bound(found, module)
-        label = join(label, name)
-        if name in members:
-            return self._member(module, name, members[name], label)
-        self._guard_entry(module, "__dict__", name, MISSING)
-        if found is not MISSING:
-            return self._bound(found, module)
-        if cls.__getattr__ is not nn.Module.__getattr__:
-            raise Stop("has a __getattr__ of its own")
-        # A name is in one of these only: nn.Module sees to that.
-        kinds = ("_parameters", "_buffers", "_modules")
-        for mapping in kinds:
-            entries = members.get(mapping, {})
-            if name in entries:
-                return self._registered(module, mapping, name, entries[name], label)
-        for mapping in kinds:
-            self._guard_entry(module, mapping, name, MISSING)
-        return MISSING
-
-    def _guard_entry(self, module: nn.Module, mapping: str, name: str, value: Any) -> None:
-        if not self.is_fresh(module):
-            self.guard("entry", module, mapping, name, value, self.paths[module])
-
-    def _flag(self, module: nn.Module, cls: type) -> bool:
-        if self.lookup(cls.__mro__, "training") is not MISSING:
-            raise Stop("has a `training` flag of its own")
-        if self.is_fresh(module):
-            return module.training
-        self.may_have_changed(module)
-        self.switches[module] = None
-        return self.training
-
-    def _member(self, module: nn.Module, name: str, value: Any, label: str) -> Any:
-        """A plain attribute of a module."""
-        if name.startswith("_fxtie_") or name in ("_parameters", "_buffers"):
-            raise Stop(f"reads .{name}")
-        if self.is_fresh(module):
-            return self.fresh(value) if name == "_modules" else self.taken(value)
-        if isinstance(value, torch.Tensor) and id(value) not in self._tensors:
-            self.guard("is_tensor", module, "__dict__", name, label)
-            return self.reads.read(module, name, join(self.paths[module], name), value, label)
-        if name != "_modules":
-            self.may_have_changed(module)
-        self._guard_entry(module, "__dict__", name, value)
-        if type(value) in CONTAINERS:
-            self.labels[id(value)] = label
-        return self.taken(value)
-
-    def _registered(
-        self, module: nn.Module, mapping: str, name: str, value: Any, label: str
-    ) -> Any:
-        """A parameter, a buffer or a child of a module."""
-        if isinstance(value, torch.Tensor):
-            if self.is_fresh(module):
-                raise Stop("makes a module that has tensors")
-            return self.reads.read(module, name, label, value, label)
-        if value is None:
-            self.may_have_changed(module)
-        self._guard_entry(module, mapping, name, value)
-        return value
-
-    # -- tensors --------------------------------------------------------------------------------
-
-    def tensor(self, tensor: torch.Tensor) -> Traced:
-        if id(tensor) in self._tensors:  # found in a list of the user's, say
-            owner, mapping, attr = self._tensors[id(tensor)]
-            self._guard_entry(owner, mapping, attr, tensor)
-            label = join(self.paths[owner], attr)
-            return self.reads.read(owner, attr, label, tensor, label)
-        if isinstance(tensor, nn.Parameter):
-            raise Stop("uses a parameter that is not part of it")
-        name = next((n for n, known in self.borrowed.items() if known is tensor), None)
-        if name is None:
-            names = (f"_tensor_constant{i}" for i in itertools.count())
-            taken = {*self.borrowed, *self.root.__dict__}
-            name = next(name for name in names if name not in taken)
-            self.borrowed[name] = tensor
-        return self.reads.read(self.root, name, name, tensor, name)
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -427,68 +297,24 @@ class ModuleTracer(Evaluator):
                     self.reads.forget(self.paths.keys(), buffers_only=False)
         return value
 
-    def check_value(self, test: Any, frame: Frame) -> Any:
-        """A rank check of torch's own layers stands ahead of a function that checks for itself."""
-        if not frame.is_of_torch:
-            return super().check_value(test, frame)
-        attempt = _Attempt(self)
+    def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
+        """As usual, but without rank checks of torch's layers: torch's functions check as well."""
+        if not self.running[-1].is_of_torch:
+            return super().check(test, expected, message)
+        attempt = Attempt(self)
         try:
-            value = super().check_value(test, frame)
+            value = next(test)
         except Stop:
             value = None
         if type(value) is bool:
-            return value
-        attempt.undo()
-        return MISSING
-
-
-class _Attempt:
-    """The state of a trace, to go back to."""
-
-    def __init__(self, tracer: ModuleTracer) -> None:
-        self.tracer = tracer
-        self.last = next(iter(reversed(tracer.graph.nodes)), None)
-        # Lengths of what grows with the model: copies would make the trace quadratic.
-        self.facts, self.inlined = len(tracer.facts), len(tracer.inlined)
-        self.placed, self.entered = len(tracer._placed), len(tracer._entered)
-        self.writes, self.made = len(tracer.writes), tracer.made
-        self.kept = dict(tracer.kept)
-        self.assumed, self.opaque = dict(tracer._assumed), list(tracer._opaque)
-        self.escaped = dict(tracer._escaped)
-
-    def undo(self) -> None:
-        """Take back everything since."""
-        tracer, erased = self.tracer, set()
-        for node in reversed(tracer.graph.nodes):
-            if node is self.last:
-                break
-            tracer.graph.erase_node(node)
-            erased.add(node)
-        tracer.reads.take_back(erased)
-        del tracer.facts[self.facts :]
-        while len(tracer._placed) > self.placed:
-            tracer._placed.popitem()
-        while len(tracer._entered) > self.entered:
-            tracer._calls[tracer._entered.pop()] -= 1
-        tracer.looked_up = {}  # whose facts may be gone
-        while len(tracer.inlined) > self.inlined:
-            tracer.inlined.popitem()
-        tracer.kept = dict(self.kept)
-        tracer._assumed, tracer._opaque = dict(self.assumed), list(self.opaque)
-        tracer._escaped = dict(self.escaped)
-        if any(number < self.made for number in tracer.writes[self.writes :]):
-            raise Stop("hands a container to a part that can't be captured and writes to it")
+            super().check(iter([value]), expected, message)
+        else:
+            attempt.undo()
 
 
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules: those inside of a graph would not call them."""
-    return any(
-        vars(torch.nn.modules.module)[name]
-        for name in (
-            *("_global_backward_pre_hooks", "_global_backward_hooks"),
-            *("_global_forward_pre_hooks", "_global_forward_hooks"),
-        )
-    )
+    return _torch.has_global_hooks()
 
 
 def _is_known(module: nn.Module) -> bool:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.tracing.guards import ATOMS
+from fxtie.tracing.guards import ATOMS, cell_contents
 from fxtie.tracing.traced import Traced
 
 
 class Reach:
-    """What calls of modules refer to, each looked at once."""
+    """The objects that calls of modules can reach, computed once per module."""
 
     def __init__(self) -> None:
         self._found: dict[int, frozenset[int] | None] = {}
 
     def includes(self, module: nn.Module, arguments: Any, holder: Any) -> bool:
-        """Whether the code of a module that is called may get at an object."""
+        """Whether the code of a called module can reach an object."""
         is_global = isinstance(holder, type | types.CellType) or (
             isinstance(holder, dict) and "__builtins__" in holder
         )
@@ -83,7 +83,7 @@ _WITHOUT_PARTS = (
 def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:
     if function.__module__ and function.__module__.startswith(("torch", "fxtie")):
         return ()
-    cells = [_contents(cell) for cell in function.__closure__ or ()]
+    cells = [cell_contents(cell) for cell in function.__closure__ or ()]
     names, variables = _names(function.__code__), function.__globals__
     used = [variables[name] for name in names if name in variables]
     return [*cells, *used, function.__defaults__, function.__kwdefaults__]
@@ -92,10 +92,3 @@ def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:
 def _names(code: types.CodeType) -> set[str]:
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None

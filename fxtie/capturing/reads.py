@@ -8,9 +8,9 @@ use.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,12 +18,11 @@ from torch import fx, nn
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
 from fxtie.tied.derived import Derived, Source
+from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
 from fxtie.transforms.parts import Part
-
-if TYPE_CHECKING:
-    from fxtie.capturing.module_tracer import ModuleTracer
+from fxtie.words import free_name
 
 
 class TensorReads:
@@ -31,6 +30,7 @@ class TensorReads:
 
     Args:
         tracer: the trace.
+        paths: the modules of the region, with their names.
         borrowed: filled with modules outside of the region that it reads from, by the attribute
             of the root under which its graph refers to them.
 
@@ -38,8 +38,10 @@ class TensorReads:
         used: the derived tensors that were read, by id.
     """
 
-    def __init__(self, tracer: ModuleTracer, borrowed: dict[str, Any]) -> None:
-        self.tracer = tracer
+    def __init__(
+        self, tracer: Evaluator, paths: Mapping[nn.Module, str], borrowed: dict[str, Any]
+    ) -> None:
+        self.tracer, self.paths = tracer, paths
         self.borrowed = borrowed
         self.used: set[int] = set()
         self._stored: dict[Any, Traced] = {}
@@ -121,7 +123,7 @@ class TensorReads:
         return any(node in self._origins for node in nodes)
 
     def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
-        """Read anew from here on what tensors of these modules may be in: they may have changed.
+        """Read the tensors of these modules anew from here on: they may have changed.
 
         Args:
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
@@ -150,10 +152,11 @@ class TensorReads:
 
     def _source(self, source: Source) -> Traced:
         tracer, owner, attr = self.tracer, source.owner, source.attr
+        paths = self.paths
         if not source.is_own and (
-            owner in tracer.paths or attr in owner.__dict__.get("_fxtie_derived", ())
+            owner in paths or attr in owner.__dict__.get("_fxtie_derived", ())
         ):
-            value = tracer.attribute(owner, attr) if owner in tracer.paths else None
+            value = tracer.attribute(owner, attr) if owner in paths else None
             if value is None:
                 value = self.derive(owner.__dict__["_fxtie_derived"][attr])
             if type(value) is Traced:
@@ -161,7 +164,7 @@ class TensorReads:
                 return value
         shown = source.name.rpartition(".")[0]
         tracer.guard("entry", owner, "__dict__", attr, MISSING, shown)
-        name = tracer.paths.get(owner)
+        name = paths.get(owner)
         if name is None:
             name = self._borrow(owner, source.name.rpartition(".")[0])
         self._guard_place(source)
@@ -180,9 +183,9 @@ class TensorReads:
 
     def _borrow(self, module: nn.Module, name: str) -> str:
         """The attribute by which the region refers to a module outside of it."""
-        attribute = "_borrowed_" + name.replace(".", "_")
-        while self.borrowed.setdefault(attribute, module) is not module:
-            attribute += "_"
+        taken = {known for known, other in self.borrowed.items() if other is not module}
+        attribute = free_name("_borrowed_" + name.replace(".", "_"), taken)
+        self.borrowed[attribute] = module
         return attribute
 
     def _part(self, run: Any, part: Part, derived: Derived, sources: list[fx.Node]) -> fx.Node:
@@ -209,7 +212,7 @@ class TensorReads:
             return self._inline(transform.graph, derived, sources)
         create_node = self.tracer.create_node
         if isinstance(transform, nn.Module):
-            path = self.tracer.paths.get(transform) or self._borrow(transform, name)
+            path = self.paths.get(transform) or self._borrow(transform, name)
             node = create_node("call_module", path, tuple(sources), {}, name)
         else:
             node = create_node("call_function", transform, tuple(sources), {}, name)

@@ -22,7 +22,7 @@ from fxtie.words import count, parameter_change
 
 @dataclass(frozen=True)
 class Kept:
-    """A module whose forward stayed as it is, since a graph could not say it.
+    """A module that runs the user's forward, since it could not be captured.
 
     Attributes:
         name: its dotted name; empty for the root.
@@ -67,8 +67,8 @@ class Report(Paged):
         kept: modules whose forward could not be.
         unused: targets that no forward reads; their parameters are gone all the same.
         earlier: the plans by which the model had been tied before.
-        missed: regions whose graph did not hold for some calls, with how many these were and what
-            did not hold for the last one. They ran the forward as it is written.
+        missed: regions that ran the user's forward in some calls, since their graph did not hold:
+            the number of these calls, and what did not hold in the last one.
         distances: after a checkpoint of the untied model was loaded, how far its tensors were from
             the derived ones that take their place, by tensor name: `|derived - given| / |given|`.
     """

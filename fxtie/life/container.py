@@ -1,10 +1,10 @@
-"""The file of a tied model: what is in it, and that it is whole.
+"""Read and write files of tied models, and refuse damaged ones.
 
 In: tensors by name, and a record of JSON's own types. Out: one safetensors file; or the other way
 round.
 
 The record is a text in the file's metadata. safetensors itself refuses a file that is cut off, or
-whose header doesn't fit its length; a CRC-32 over the record and all tensors tells of the rest.
+whose header doesn't fit its length; a CRC-32 over the record and all tensors finds other damage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RECORD, _SUM = "fxtie", "fxtie.crc32"
 
 
 def write(path: FilePath, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write a file; whatever happens there is either the old one or the new one, whole.
+    """Write a file as a whole: if writing fails, the old file stays.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Between tied and plain: use rules once, or turn derived tensors back into stored ones.
+"""Use rules once, or turn derived tensors back into stored ones.
 
 In: a model and rules, or a tied model. Out: plain models and state_dicts.
 """
@@ -86,14 +86,14 @@ class _Memory:
 
 
 class _Writes:
-    """The memory that ties write to, if they are carried out in place.
+    """The writes of ties into the model itself, checked for conflicts.
 
-    A plan orders names, and a tied model has a tensor for each. In the model itself one tensor may
-    have several names, and has one value.
+    A tied model has a tensor for each name. In the model itself, names may share memory, which
+    holds one value.
 
     Attributes:
         ties: those to carry out: one for each value.
-        faults: what the order of the ties would decide.
+        faults: values that would depend on the order of the ties.
     """
 
     def __init__(self, plan: Plan, names: Names) -> None:

@@ -134,7 +134,7 @@ def _compute(owners: list[TiedModule]) -> _ByOwner:
 
 
 class _Entry:
-    """Computes derived tensors, those that are derived alike once."""
+    """Computes derived tensors. Equal derivations run once."""
 
     def __init__(self) -> None:
         self.with_grad = torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Derived tensors in a block of `derive_once`: their values, and what must not change meanwhile.
+"""Values of derived tensors in a block of `derive_once`, and checks that they are not stale.
 
 In: a derived tensor, computed at entry. Out: the leaf that calls read; an error if a source or its
 gradient is changed before the block ends.
@@ -27,8 +27,8 @@ class Value:
         leaf: what the calls read; gradients gather here.
         guards: the stored tensors that it depends on, as they were.
         with_grad: whether the block was entered with gradients enabled.
-        is_open: whether the block lasts.
-        watches: once the leaf has a gradient: those of the sources, which it will be added to.
+        is_open: whether the block still runs.
+        watches: once the leaf has a gradient: the gradients of the sources that it will go to.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Value:
         self.watches = []
 
     def settle(self) -> None:
-        """Follow what was done to the gradients of the sources."""
+        """Find out what was done to the gradients of the sources, other than by a backward."""
         for watch in list(self.watches):
             watch.settle()
 
     def reset(self, name: str) -> None:
-        """Drop the gradient, as that of a source was: all of them have to be."""
+        """Drop the gradient after that of a source was dropped; raise unless all sources' were."""
         for watch in self.watches:
             if watch.tensor.grad is not None:
                 raise FxtieError(
@@ -102,13 +102,13 @@ class Value:
 
 
 class _Watch:
-    """The gradient of a source, while parts of it are on leaves.
+    """The gradient of a source, while leaves hold parts of it.
 
     Args:
         guard: the source's.
 
     Attributes:
-        users: the values whose leaves have them.
+        users: the values whose leaves hold parts.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -125,7 +125,7 @@ class _Watch:
 
     @staticmethod
     def of(guard: Guard, user: Value) -> _Watch:
-        """That of a source: one for all blocks, since models may have it in common."""
+        """The watch of a source: one for all blocks, since models may share the source."""
         if (watch := _watches.get(id(guard.tensor))) is None:
             watch = _watches[id(guard.tensor)] = _Watch(guard)
         watch.users[user] = None
@@ -144,7 +144,7 @@ class _Watch:
             self.tensor.grad = None
 
     def settle(self) -> None:
-        """Follow what anything but a backward has done to the gradient."""
+        """Reset the users if the gradient was reset; raise if it was changed otherwise."""
         grad = self.tensor.grad
         if grad is self.grad and grad._version == self.version:
             return
@@ -181,7 +181,7 @@ class Values:
 
     def __init__(self, named: Mapping[str, Value]) -> None:
         self.leaves = {name: value.leaf for name, value in named.items()}
-        # Many values have a source in common: for each source, one value that checks it.
+        # Many values share a source: one of them checks it.
         by_guard = {id(g.tensor): value for value in named.values() for g in value.guards}
         self.checks = tuple(dict.fromkeys(by_guard.values()))
 

@@ -3,10 +3,10 @@
 In: a tied model and a path; or a path and the untied model. Out: one safetensors file; or the tied
 model again.
 
-`container.py` reads and writes the file and sees that it is whole. It holds the stored tensors,
-each once, under their state_dict names, and as its record
+`container.py` reads, writes and checks the file. It holds the stored tensors, each once, under
+their state_dict names, and as its record
 
-* `rules`: the plan's ties, as rule files have them (`rule_reader.py`, `rule_writer.py`);
+* `rules`: the plan's ties, as rule files have them (`rules/reader.py`, `rules/writer.py`);
 * `modules`: the names of the banks and learnable transforms below `ties`, in their order;
 * `model`: the name of the model's class, for messages.
 """

@@ -66,11 +66,11 @@ def verify(
         FxtieError: if `tied` is not a tied model, or `autocast` is not one of these.
 
     Notes:
-        * The oracle takes from the pass the list of ties in its plan, with each transform fitted to
-          its target: a fault there shows on both sides and is not found. Nor is one in state
-          outside of the modules, such as a global.
-        * A tied model that was copied or pickled has lost its lambdas and local functions. The
-          oracle then runs the graphs that the pass made of them, and the result says so.
+        * The oracle takes from the pass the ties of its plan: their order, the names of targets
+          and sources, and the transforms as bound to their targets. A fault there shows on both
+          sides and is not found. Nor is one in state outside of the modules, such as a global.
+        * A tied model that was copied or pickled has lost its lambdas and local functions. For
+          these the oracle runs the lowered graphs of the pass, and the result names them.
         * `model`, `tied`, their gradients and modes, and all random generators stay as they are.
         * Attributes that differ before the first call, or between two runs of the oracle (a time,
           say), are not compared, and the result names them. Nor are those of learnable transforms,

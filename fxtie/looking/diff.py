@@ -1,7 +1,7 @@
 """Two graphs -> what changed, layer by layer.
 
-In: two modules with graphs, or a plain module and its tied form. Out: `GraphDiff`, plain data that
-holds on to no graph and no tensor; `show/` prints and draws it.
+In: two modules with graphs, or a plain module and its tied form. Out: `GraphDiff`, plain data
+without graphs or tensors.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _traced(model: nn.Module, like: fx.Graph) -> fx.Graph:
 
     try:
         return Tracer().trace(model)
-    except Exception as error:  # the user's forward runs on proxies, which no code has to bear
+    except Exception as error:  # on proxies, the user's forward may raise anything
         raise FxtieError(
             f"{type(model).__name__} has no graph and can't be traced to compare it: {error}"
         ) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fxtie.looking.diff import GraphDiff
 from fxtie.looking.diff_text import alike
-from fxtie.looking.layers import LayerDiff, RegionDiff
+from fxtie.looking.layers import LayerDiff, RegionDiff, by_layer
 from fxtie.looking.layout import Arrow, Box, Picture
 from fxtie.looking.nodes import NodeInfo
 from fxtie.looking.page import Page, Section
@@ -25,7 +25,7 @@ _LEGEND = (
     ("changed", "changed"),
     ("stub", "in another layer"),
 )
-_MOST_ON_MAP = 40  # boxes: more of them can't be taken in, and take long to lay out
+_MOST_ON_MAP = 40  # boxes: more are hard to read and slow to lay out
 _MOST_STUBS = 6  # layers that a layer reads from or gives to
 
 
@@ -67,7 +67,7 @@ class _Region:
         }
 
     def sections(self) -> Iterator[Section]:
-        old, new = _by_layer(self.region.before), _by_layer(self.region.after)
+        old, new = by_layer(self.region.before), by_layer(self.region.after)
         for run in self.runs:
             if run[0].changed:
                 (layer,) = run
@@ -164,13 +164,6 @@ def _tip(node: NodeInfo) -> str:
     return "\n".join(f"{name}: {value}" for name, value in rows if value)
 
 
-def _by_layer(nodes: Iterable[NodeInfo]) -> dict[str, list[NodeInfo]]:
-    layers: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        layers.setdefault(node.layer, []).append(node)
-    return layers
-
-
 # --- Overview ---------------------------------------------------------------------------------
 
 
@@ -207,10 +200,10 @@ def _map(diff: GraphDiff, regions: Sequence[_Region]) -> Picture | None:
 
 
 def _gathering(regions: Sequence[_Region]) -> Callable[[str], str]:
-    """What gives a layer's box on the map: of it alone, of its block, or of a run of blocks.
+    """A function from a layer to its box on the map: its own, its block's, or a run of blocks'.
 
-    The finest of these that makes few enough boxes. Blocks that follow one another go together
-    where the same changed in each; if that is not enough, so many as it takes.
+    It makes the smallest boxes that are few enough. Blocks that follow one another share a box if
+    the same has changed in each; if the boxes are still too many, neighbours share one.
     """
     change = {layer.name: one.first_of.get(layer.name) for one in regions for layer in one.layers}
     deepest = max((name.count(".") + 1 for name in change), default=1)

@@ -1,15 +1,16 @@
 """Two matched graphs of one module -> what changed in each of its layers, as lines.
 
-In: both graphs' nodes as `NodeInfo`s, and which is which. Out: `RegionDiff`, with a `LayerDiff` of
-`Line`s per layer. Made by `diff.py`; `text.py` and `diff_page.py` show it.
+In: the nodes of both graphs as `NodeInfo`s, and which of them match. Out: `RegionDiff`, with a
+`LayerDiff` of `Line`s per layer.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from fxtie.looking.grouping import grouped
 from fxtie.looking.nodes import NodeInfo
 
 
@@ -71,7 +72,7 @@ class RegionDiff:
     @functools.cached_property
     def layers(self) -> tuple[LayerDiff, ...]:
         """All layers of both graphs, changed or not, in the order of the forward."""
-        old, new = _by_layer(self.before), _by_layer(self.after)
+        old, new = by_layer(self.before), by_layer(self.after)
         return tuple(
             LayerDiff(name, tuple(self._lines(old.get(name, []), new.get(name, []))))
             for name in _merged_order(list(old), list(new))
@@ -97,11 +98,9 @@ class RegionDiff:
             yield _line("+", other)
 
 
-def _by_layer(nodes: tuple[NodeInfo, ...]) -> dict[str, list[NodeInfo]]:
-    layers: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        layers.setdefault(node.layer, []).append(node)
-    return layers
+def by_layer(nodes: Iterable[NodeInfo]) -> dict[str, list[NodeInfo]]:
+    """Nodes by the layer that they belong to."""
+    return grouped(nodes, lambda node: node.layer)
 
 
 def _merged_order(old: list[str], new: list[str]) -> Iterator[str]:

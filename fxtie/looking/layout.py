@@ -1,10 +1,10 @@
-"""Boxes and arrows -> where they go, by graphviz.
+"""Boxes and arrows -> their coordinates, by graphviz.
 
 In: `Picture`s. Out: `Drawing`s, with every coordinate.
 
-graphviz is told numbers alone: which box feeds which, and how large each is. No text of a model
-gets there, so none has to be escaped for it, and no font has to be there. One `dot` process lays
-out all pictures of a page.
+graphviz gets numbers only: which box feeds which, and how large each is. It gets no text of the
+model, so nothing has to be escaped and no font is needed. One `dot` process lays out all pictures
+of a page.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Box:
 
     Attributes:
         key: what arrows call it, unique in its picture.
-        lines: its text, as long as it likes; what doesn't fit is cut in the middle.
+        lines: its text, of any length; what doesn't fit is cut in the middle.
         kind: how it is drawn: `removed`, `added`, `changed`, `derived`, `stub`, or nothing special.
-        tip: what is shown when one points at it.
-        id: by which links of the page refer to it.
+        tip: text shown while the pointer is over it.
+        id: its id in the page, for links.
         href: the id that a click leads to.
     """
 

@@ -1,7 +1,6 @@
-"""Nodes of two graphs, matched by where they come from and not by where they stand.
+"""Match the nodes of two graphs by where they come from, not by their position.
 
-In: two `torch.fx.Graph`s. Out: `Matching`: which node of one is which of the other, and to which
-layer each belongs.
+In: two `torch.fx.Graph`s. Out: `Matching`: the pairs of nodes, and the layer of each node.
 
 Three steps. Every node is put into a layer. Within a layer, nodes that do the same are matched in
 order. What is left in the same place on both sides (`call_module conv_2` here, `F.conv2d` there)
@@ -17,7 +16,9 @@ from typing import Any
 
 from torch import fx
 
+from fxtie.looking.grouping import grouped
 from fxtie.planning.names import join
+from fxtie.tracing.graphs import same_arguments
 
 Nodes = list[fx.Node]
 Gap = tuple[Nodes, Nodes]
@@ -39,18 +40,11 @@ class Matching:
 
     def same_arguments(self, before: fx.Node, after: fx.Node) -> bool:
         """Whether two matched nodes read the same, whatever it is called."""
-        return self._same(before.args, after.args) and self._same(before.kwargs, after.kwargs)
-
-    def _same(self, a: Any, b: Any) -> bool:
-        if isinstance(a, fx.Node):
-            return b is not None and b in (self.pairs.get(a), self.stand_ins.get(a))
-        if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-            return len(a) == len(b) and all(map(self._same, a, b))
-        if isinstance(a, dict) and isinstance(b, dict):
-            return a.keys() == b.keys() and all(self._same(a[key], b[key]) for key in a)
-        if isinstance(a, slice) and isinstance(b, slice):
-            return self._same((a.start, a.stop, a.step), (b.start, b.stop, b.step))
-        return type(a) is type(b) and repr(a) == repr(b)
+        return same_arguments(
+            (before.args, before.kwargs),
+            (after.args, after.kwargs),
+            lambda a, b: b in (self.pairs.get(a), self.stand_ins.get(a)),
+        )
 
 
 def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matching:
@@ -60,26 +54,18 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
         region: the dotted name of the module that both are of.
     """
     matching = Matching()
-    # Where one of them has lost its provenance, that of the other is of no use.
+    # Provenance is of use only if both graphs have it.
     by_stack = all(any(map(_stack, graph.nodes)) for graph in (before, after))
     for graph in (before, after):
         for node in graph.nodes:
             matching.layers[node] = _layer_of(node, region, by_stack)
-    old, new = by_layer(before.nodes, matching), by_layer(after.nodes, matching)
+    old, new = (grouped(g.nodes, matching.layers.__getitem__) for g in (before, after))
     for layer in old:
         gaps = list(_align(old[layer], new.get(layer, []), matching))
         for gap in gaps:
             matching.stand_ins.update(_stand_ins(*gap))
     _adopt(before, after, matching, region)
     return matching
-
-
-def by_layer(nodes: Any, matching: Matching) -> dict[str, Nodes]:
-    """Nodes by the layer they belong to, in order."""
-    layers: dict[str, Nodes] = {}
-    for node in nodes:
-        layers.setdefault(matching.layers[node], []).append(node)
-    return layers
 
 
 # -- layers ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 In: a `Page`. Out: HTML with its style, its script and its pictures inside, which needs no network.
 
 All text comes from the model and is the template's to escape (`page.html`, by jinja2's autoescape).
-The page's own policy names the one script that may run, by its hash, and allows no request.
+The page's content security policy allows its own script, by its hash, and no request.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page that one can fold.
+    """A foldable part of a page.
 
     Attributes:
         title: what stands in its head.
-        note: more of that, in small.
+        note: text after the title, in small print.
         pictures: side by side, each with a caption; none where there is nothing on that side.
         table: below them.
         code: text that is shown as it is, below that. Lines marked `+` and `-` are coloured.
-        id: by which links of the page refer to it.
+        id: its id in the page, for links.
         is_open: whether it is unfolded at first.
         is_quiet: whether it is of less interest than others.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fxtie.looking.grouping import grouped
 from fxtie.looking.tables import table
 from fxtie.planning.plan import HEADERS, Plan, row
 from fxtie.planning.steps import Step
@@ -17,11 +18,12 @@ from fxtie.words import list_names, role
 @text.register
 def plan_text(plan: Plan) -> str:
     """The table, and the total."""
-    groups: dict[tuple[object, ...], list[Step]] = {}
-    for step in plan.steps:
+
+    def key(step: Step) -> tuple[object, ...]:
         _, _, transform, shape, _ = row([step])
-        key = (*map(_role, (step.tie.target, *step.tie.sources)), transform, shape)
-        groups.setdefault(key, []).append(step)
+        return *map(_role, (step.tie.target, *step.tie.sources)), transform, shape
+
+    groups = grouped(plan.steps, key)
     if not groups:
         return plan.summary()
     align = ("left", "left", "left", "left", "right")

@@ -1,4 +1,4 @@
-"""Rows of text -> a table for a terminal, by tabulate, which is imported with the first one."""
+"""Rows of text -> a table for a terminal, by tabulate, imported when it is needed."""
 
 from __future__ import annotations
 

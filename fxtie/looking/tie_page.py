@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxtie.capturing.report import Report
+from fxtie.looking.grouping import grouped
 from fxtie.looking.layout import Arrow, Box, Picture
 from fxtie.looking.page import Page, Section, Table
 from fxtie.planning.plan import Plan
@@ -42,14 +43,9 @@ def report_page(report: Report) -> Page:
 
 def tie_picture(plan: Plan) -> Picture:
     """Sources, transforms, targets. Targets that are tied alike are one box."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    made_by: dict[str, list[Step]] = {}
-    for step in plan.steps:
-        made_by.setdefault(_owner(step.tie.target), []).append(step)
-    for owner, steps in made_by.items():
-        how = tuple(sorted(_how(step) for step in steps))
-        groups.setdefault((role(owner), how), []).append(owner)
-    box_of = {owner: f"layers {i}" for i, owners in enumerate(groups.values()) for owner in owners}
+    made_by = grouped(plan.steps, lambda step: _owner(step.tie.target))
+    groups = [*grouped(made_by, lambda o: (role(o), *sorted(map(_how, made_by[o])))).values()]
+    box_of = {owner: f"layers {i}" for i, owners in enumerate(groups) for owner in owners}
     boxes: dict[str, Box] = {}
     arrows: dict[tuple[str, str], Arrow] = {}
 
@@ -59,7 +55,7 @@ def tie_picture(plan: Plan) -> Picture:
             boxes[key] = Box(key, (owner or "(root)",), "", owner)
         return key
 
-    for i, owners in enumerate(groups.values()):
+    for i, owners in enumerate(groups):
         key = f"layers {i}"
         names = list_names(owners) if owners != [""] else "(root)"
         lines = (names,) if len(owners) == 1 else (names, count(len(owners), "layer"))

@@ -21,11 +21,12 @@ from torch.export.graph_signature import InputKind
 
 from fxtie.capturing.transform import Options, tie_model, transform
 from fxtie.errors import FxtieError, PlanError
-from fxtie.pipelines.program import Editor, free_name, names_by_tensor, tensor_of, updated
+from fxtie.pipelines.program import Editor, names_by_tensor, tensor_of, updated
 from fxtie.planning.lowering import Opaque
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rule, Rules, Tie, as_rules
 from fxtie.tied.tied_module import Ties
+from fxtie.words import free_name
 
 _REMEDY = (
     "Tie the module that the program was made of, and export the result: "

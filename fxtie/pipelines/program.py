@@ -3,15 +3,13 @@
 In: an `ExportedProgram`. Out: another, whose tensors that stay are the same objects; the first is
 not changed.
 
-What torch keeps of a program outside of its public API is used here and nowhere else: the `val` of
-a node's meta, its fake mode, and the constructor of `ExportedProgram`, which runs the verifier.
+This file alone uses what is not public in programs: the `val` of a node's meta, its fake mode, and
+the constructor of `ExportedProgram`, which runs the verifier.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +25,11 @@ from torch.export.graph_signature import (
 
 from fxtie._torch import FakeTensor, FakeTensorMode, pytree, storage_id
 from fxtie.planning.spec import Spec, fake_mode
+from fxtie.words import free_name
 
 
 class Editor:
-    """A program in the making.
+    """A copy of a program, to be edited.
 
     Args:
         program: what to start from.
@@ -200,7 +199,7 @@ def updated(program: ExportedProgram) -> set[str]:
     """The parameters and buffers that a program writes to, by all of their names."""
     if program.dialect == "TRAINING":  # writes in place; the functional form tells what it writes
         program = program.run_decompositions({})
-    kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has but the first
+    kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has the first only
     outputs = program.graph_signature.output_specs
     found = {spec.target for spec in outputs if spec.kind.name in kinds}
     return {name for names in names_by_tensor(program) if names & found for name in names}
@@ -216,12 +215,6 @@ def names_by_tensor(program: ExportedProgram) -> list[set[str]]:
         place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         names.setdefault(place, set()).add(name)
     return list(names.values())
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, or one like it that is not taken."""
-    numbered = (f"{name}_{i}" for i in itertools.count(2))
-    return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
 def _fake_mode_of(program: ExportedProgram) -> FakeTensorMode:

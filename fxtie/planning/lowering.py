@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from fxtie._torch import FakeTensorMode
 from fxtie.planning.spec import Spec
-from fxtie.tracing import callables  # noqa: F401  # fills the evaluator's tables
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.graphs import changed_in_place, graph_from_records, graph_to_records, repeats
 from fxtie.tracing.guards import Guards
@@ -206,9 +205,6 @@ class _TransformTracer(Evaluator):
         self.reads_shapes = True
         shape: torch.Size = self._values[value.node].shape  # of now: `w.t_()` changes it
         return shape
-
-    def known_type(self, value: Traced) -> type | None:
-        return torch.Tensor if value.shape_known is not None else None
 
     def is_none(self, value: Traced) -> bool | None:
         return None if value.shape_known is None else False

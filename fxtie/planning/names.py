@@ -1,4 +1,4 @@
-"""Names of a model's modules and tensors, and what stands behind each.
+"""Names of a model's modules and tensors, and where each of these is.
 
 In: a model. Out: for a dotted name the module that owns the tensor (`Slot`). Owners are compared by
 identity, since one module may have several names and one Parameter several owners.
@@ -34,7 +34,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def is_parametrized(module: nn.Module, attr: str | None = None) -> bool:
     """Whether a tensor of a module is parametrized, or any."""
-    # Asking a module for what it has not, as torch does, takes many times as long.
+    # Much faster than torch's function alone, which asks for an attribute that most modules lack.
     return "parametrizations" in module._modules and parametrize.is_parametrized(module, attr)
 
 

@@ -15,17 +15,17 @@ from torch import nn
 
 from fxtie.errors import closest
 from fxtie.planning.names import Names, Slot, SlotKey, join
+from fxtie.planning.rule_faults import exception, other_structure
 from fxtie.rules.free import Bank, Entry, Free
 from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Each, Rule, Tie
 from fxtie.transforms import same
 from fxtie.transforms.parts import Part
-
-_MOST_ROWS = 12  # of a structure in a fault
+from fxtie.words import free_name
 
 
 class Resolved(NamedTuple):
-    """A tie whose names are there.
+    """A tie whose names exist.
 
     Attributes:
         tie: the fact.
@@ -148,7 +148,7 @@ class Resolver:
             if inner is not None and not self.excluded_inside(rule, name, inner):
                 tensors[inner].append(name.removeprefix(f"{inner}."))
         found = {name: (match, tuple(tensors[name])) for name, match in matched.items()}
-        # A pattern passes by what has no tensor of its own left, and a name is told of.
+        # A pattern skips modules that have no tensors left; a plain name is a fault there.
         modules = {name: one for name, one in found.items() if pattern.is_literal or one[1]}
         if modules:
             return modules
@@ -205,7 +205,7 @@ class Resolver:
             return self.add_by(rule, transform, one, "", sources)
         missing = [s for s in sources if isinstance(s, str) and s not in self.names.modules]
         if missing:
-            self.faults += [f"{rule}: {self.no_module(s, one)}" for s in missing]
+            self.faults += [f"{rule}: {self.no_module(rule, s, one)}" for s in missing]
             return 0
         tied = []
         for name in one.tensors:
@@ -215,7 +215,9 @@ class Resolver:
                 self.stored[join(one.targets[0], name)] = why
         for other in (*one.targets[1:], *(s for s in sources if isinstance(s, str))):
             if any(join(other, name) not in self.names.tensors for name in tied):
-                self.faults.append(f"{rule}: {self.other_structure(one.targets[0], other, tied)}")
+                self.faults.append(
+                    f"{rule}: {other_structure(self.names, one.targets[0], other, tied)}"
+                )
                 return 0
         return sum(
             self.add_by(rule, rule.transform_of(name.rpartition(".")[2]), one, name, sources)
@@ -244,7 +246,7 @@ class Resolver:
             try:
                 groups, named = one.match.groups, one.match.named or {}
                 transform = transform.make(**named) if named else transform.make(*groups)
-            # What makes transforms is the user's code: whatever it raises is told.
+            # The user's code: whatever it raises is a fault.
             except Exception as error:
                 self.faults.append(
                     f"{rule}: {transform!r} raises for {targets[0]!r}, at {one.match.groups}: "
@@ -290,38 +292,12 @@ class Resolver:
             return "all that it matches stays stored (" + "; ".join(sorted(map(str, whys))) + ")."
         return "every tensor would be derived from itself as it is."
 
-    def no_module(self, name: str, one: _Matched) -> str:
+    def no_module(self, rule: Rule, name: str, one: _Matched) -> str:
         hint = closest(name, self.names.modules)
         if name in self.names.tensors:
             hint = " It is a tensor: then the target is a tensor's name too."
-        return f"there is no source module {name!r}, of which {one.targets[0]!r} is to be.{hint}"
-
-    def other_structure(self, target: str, source: str, tied: Sequence[str]) -> str:
-        """What is different in two modules, side by side."""
-        has = {name: self.shape(join(source, name)) for name in tied}
-        lacks = [name for name in tied if has[name] == "-"]
-        attrs = {name.rpartition(".")[2] for name in lacks}
-        others = {name.rpartition(".")[2] for name in tied if name not in lacks}
-        rows = [("", repr(target), repr(source))]
-        rows += [(name, self.shape(join(target, name)), has[name]) for name in tied]
-        shown = rows[: _MOST_ROWS + 1]
-        widths = [max(len(row[i]) for row in shown) for i in range(3)]
-        table = [" ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
-        if len(rows) > len(shown):
-            table.append(f"... {len(rows) - len(shown)} more")
-        if attrs.isdisjoint(others) and others:
-            remedy = ", ".join(f"{name}=None" for name in sorted(attrs))
-            remedy = f"Write {remedy} to leave {target!r} its own."
-        else:
-            remedy = "Tie what has the same structure, or leave parts out by exclude=."
-        lines = "\n".join(f"     {line.rstrip()}" for line in table)
-        return f"{target!r} has tensors that {source!r} has not. {remedy}\n{lines}"
-
-    def shape(self, name: str) -> str:
-        slot = self.names.find(name)
-        if not isinstance(slot, Slot):
-            return "-"
-        return "x".join(map(str, slot.tensor.shape)) or "scalar"
+        match = "" if name in rule.names else f" for {one.targets[0]!r}"
+        return f"there is no source module {name!r}{match}.{hint}"
 
     # -- ties: each target once, each name there ------------------------------------------------
 
@@ -357,7 +333,7 @@ class Resolver:
         also = f" (another name of {first.tie.target!r})" if alias else ""
         self.faults.append(
             f"Two rules for one tensor: {tie.target!r}{also} is the target of {first.rule} and of "
-            f"{rule}.{_exception(first.rule, rule)}"
+            f"{rule}.{exception(first.rule, rule)}"
         )
         return 0
 
@@ -387,9 +363,7 @@ class Resolver:
         for known, other in self.modules.items():
             if other is module:
                 return known
-        unique, n = name, 2
-        while unique in self.modules or unique in self.taken:
-            unique, n = f"{name}_{n}", n + 1
+        unique = free_name(name, {*self.modules, *self.taken})
         self.modules[unique] = module
         return unique
 
@@ -402,19 +376,3 @@ def _innermost(tensor: str, modules: dict[str, Any]) -> str | None:
             return None
         owner = owner.rpartition(".")[0]
     return owner
-
-
-def _exception(first: Rule | Tie, second: Rule | Tie) -> str:
-    """How to write that one of two rules is an exception to the other."""
-    general, special = (first, second) if _is_general(first) else (second, first)
-    if first is second or not _is_general(general):
-        return ""
-    names = special.targets if isinstance(special, Tie) else tuple(map(str, special.targets))
-    exclude = repr(names[0] if len(names) == 1 else list(names))
-    return (
-        f" If the one for {special.target} is the exception, write exclude={exclude} in {general}."
-    )
-
-
-def _is_general(rule: Rule | Tie) -> bool:
-    return isinstance(rule, Rule) and not rule.target.is_literal

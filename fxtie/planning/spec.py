@@ -27,5 +27,5 @@ class Spec:
 
 
 def fake_mode() -> FakeTensorMode:
-    """Where transforms are tried out: no memory, no compute. Their own modules are let in."""
+    """The mode in which transforms run without data. It takes their own tensors as they are."""
     return FakeTensorMode(allow_non_fake_inputs=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxtie._torch import DataDependentOutputException
+from fxtie._torch import DataDependentOutputException, FakeTensor
 from fxtie.errors import PlanError
 from fxtie.planning.lowering import Lowered, Opaque, lower
 from fxtie.planning.names import Slot, SlotKey
@@ -20,7 +20,7 @@ from fxtie.planning.spec import Spec, fake_mode
 from fxtie.rules.rule import Tie
 from fxtie.transforms import Transform
 from fxtie.transforms.parts import Part, module_of, whole_of
-from fxtie.transforms.protocol import transform_name
+from fxtie.transforms.protocol import fitted_to, transform_name
 from fxtie.words import count
 
 
@@ -79,6 +79,7 @@ class Planner:
         self._examined: dict[Any, Examined] = {}
         self._general: dict[Any, Lowered] = {}  # those that are for tensors of any shape
         self._wholes: dict[Any, Any] = {}
+        self._bound: dict[tuple[str, ...], Transform] = {}
         self._added: dict[int, int] = {}
         self._free = {
             f"ties.{name}.{key}": owner
@@ -147,7 +148,7 @@ class Planner:
             try:
                 tie = self.bind(tie, spec)
                 lowered, fault = self.examined(tie.transform, sources, spec)
-            # A transform is the user's code: whatever it raises is told, with its traceback.
+            # The user's code: whatever it raises is a fault, with its traceback.
             except Exception as error:
                 self.cause = self.cause or error
                 shapes = ", ".join(str(tuple(s.shape)) for s in sources) or "no tensor"
@@ -156,12 +157,21 @@ class Planner:
                     f"raises on {shapes}: {type(error).__name__}: {error}"
                 )
                 continue
+            self.compare_layers(tie, target, rule)
             if fault is not None:
                 self.faults.append(f"{rule}: " + fault.replace("<target>", repr(tie.target)))
             if (module := module_of(tie.transform)) is not None:
                 self.resolver.register(module, tie.target.replace(".", "_"))
             steps.append(Step(tie, spec, saved.get(target.key, 0), self.added(tie), lowered))
         return steps
+
+    def compare_layers(self, tie: Tie, target: Slot, rule: Any) -> None:
+        """Note a transform that is wrong between these two layers, whatever the shapes say."""
+        compare = getattr(tie.transform, "fault_between", None)
+        if compare is not None and len(tie.sources) == 1:
+            source = self.names.get(tie.sources[0])
+            if (fault := compare(source.owner, target.owner)) is not None:
+                self.faults.append(f"{rule}: {tie.target}: {fault}")
 
     def added(self, tie: Tie) -> int:
         """Parameters that a tie brings along: of its transform and of free tensors, once each."""
@@ -181,9 +191,31 @@ class Planner:
 
     def bind(self, tie: Tie, spec: Spec) -> Tie:
         """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
-        # Much faster than isinstance with a Protocol, and once for each tie.
-        adapt = getattr(tie.transform, "for_target", None)
-        return tie if adapt is None else Tie(tie.target, tie.sources, adapt(spec.fake(self.mode)))
+        if isinstance(tie.transform, Part):
+            return Tie(tie.target, tie.sources, self.bind_part(tie.transform))
+        if not hasattr(tie.transform, "for_target"):
+            return tie
+        slot = self.names.find(tie.target)
+        assert isinstance(slot, Slot)
+        value = slot.tensor.detach()
+        has_data = not (value.is_meta or isinstance(value, FakeTensor))
+        fitted = fitted_to(
+            tie.transform,
+            spec.fake(self.mode),
+            name=tie.target,
+            sources=len(tie.sources),
+            value=value if has_data else None,
+        )
+        return Tie(tie.target, tie.sources, fitted)
+
+    def bind_part(self, part: Part) -> Part:
+        """A transform of several targets, fitted to all of them if it wants that, once."""
+        if not hasattr(part.whole, "for_target"):
+            return part
+        if part.of not in self._bound:
+            targets: Any = tuple(self.spec(name).fake(self.mode) for name in part.of)
+            self._bound[part.of] = fitted_to(part.whole, targets)
+        return replace(part, whole=self._bound[part.of])
 
     def examined(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """The transform lowered, and a fault if it has one; tried out once for equal cases."""
@@ -201,7 +233,7 @@ class Planner:
         try:
             lowered, result = lower(transform, fakes, self.mode)
         except DataDependentOutputException as error:
-            # It branches on values, which fakes have not: its shape shows when it runs.
+            # It branches on values, which fake tensors lack: its shape is known when it runs.
             lowered, result = Opaque(transform, str(error)), None
         fault = None
         if any(fake._version for fake in fakes):

@@ -150,7 +150,7 @@ def dump_rules(rules: Rules, path: str | os.PathLike[str]) -> None:
 
     Args:
         rules: one `Rule` or `Tie`, or several.
-        path: a file that ends in `.toml` or `.json`. It is written beside and then renamed.
+        path: a file that ends in `.toml` or `.json`. Written to a temporary file, then renamed.
 
     Raises:
         RuleError: for what is code: callables as patterns, and transforms without a registered
@@ -183,7 +183,7 @@ def dump_rules(rules: Rules, path: str | os.PathLike[str]) -> None:
 
 
 class _SyntaxFault(Exception):
-    """A text that is no TOML or JSON, or no text."""
+    """Content that is not valid TOML, JSON or UTF-8."""
 
     def __init__(self, what: object, line: int) -> None:
         super().__init__(what)
@@ -212,10 +212,10 @@ def _read_toml(text: str) -> tuple[Any, LineOf]:
 
 
 def _toml_lines(text: str) -> LineOf:
-    """What tells in which line a key begins.
+    """A function that gives the line in which a key begins.
 
-    The parser doesn't. But the first lines of a file are a file too, if they end where a statement
-    ends: the key begins in the first line without which it isn't there.
+    The parser doesn't tell. But the first lines of a file are a file too, if they end where a
+    statement ends: the key begins in the first line without which it isn't there.
     """
     lines = [line + "\n" for line in text.split("\n")]
 
@@ -224,7 +224,7 @@ def _toml_lines(text: str) -> LineOf:
         while True:
             try:
                 return tomllib.loads("".join(lines[:n]))
-            except tomllib.TOMLDecodeError:  # amid a statement
+            except tomllib.TOMLDecodeError:  # in the middle of a statement
                 n += 1
 
     def line_of(path: DataPath) -> int:

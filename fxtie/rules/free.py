@@ -38,6 +38,10 @@ class Free(nn.Module):
         """One of its tensors, as a source."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        """In one line, as rules are printed."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
 
 class Bank(Free):
     """A bank of `n` free template tensors of one shape, trained with the model.

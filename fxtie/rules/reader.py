@@ -1,6 +1,6 @@
 """Plain data -> rules: what rule files and the files of tied models have in common.
 
-In: a dict of JSON's own types, whose form `rule_files.py` describes. Out: rules, and the banks and
+In: a dict of JSON's own types, whose form `files.py` describes. Out: rules, and the banks and
 shared transforms that have a name in it.
 
 Names are looked up, and what was registered under them (`registry.py`) is called; nothing else is.

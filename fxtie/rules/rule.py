@@ -23,7 +23,7 @@ from fxtie.rules.patterns import (
     has_groups,
 )
 from fxtie.transforms import Transform, same
-from fxtie.transforms.protocol import transform_name
+from fxtie.transforms.protocol import check_transform, transform_name
 
 OneSource: TypeAlias = str | Free | Entry
 SourcePattern: TypeAlias = OneSource | Sequence[OneSource] | None
@@ -103,8 +103,7 @@ class Tie:
             raise RuleError(f"The target of a tie is a tensor's name, or several, not {target!r}.")
         if len(set(targets)) < len(targets):
             raise RuleError(f"A tie has the same target twice: {targets!r}.")
-        if not callable(transform):
-            raise RuleError(f"The transform of {target!r} is not callable: {transform!r}.")
+        check_transform(transform, f"The transform of {target!r}")
         for name, value in (
             ("targets", targets),
             ("sources", _as_sources(sources)),
@@ -201,15 +200,8 @@ class Rule:
 
     def _check(self) -> None:
         for name, transform in self.transforms.items():
-            if (
-                transform is not None
-                and not isinstance(transform, Each)
-                and not callable(transform)
-            ):
-                raise RuleError(
-                    f"{name}= of the rule for {self.target} is a callable on tensors, fxtie.same "
-                    f"or None, not {type(transform).__name__}: {transform!r}."
-                )
+            if transform is not None and not isinstance(transform, Each):
+                check_transform(transform, f"{name}= of the rule for {self.target}")
         count = self.count
         if count is not None and (
             isinstance(count, bool) or not isinstance(count, int) or count < 1

@@ -1,9 +1,9 @@
-"""Rules -> plain data: the reverse of `rule_reader.py`.
+"""Rules -> plain data: the reverse of `reader.py`.
 
 In: rules. Out: a dict of JSON's own types.
 
-Banks have names in it, and so have learnable transforms that are used twice. What the data can't
-bring back is refused here, not when they are read.
+The data gives names to banks, and to learnable transforms that are used twice. What it can't
+represent is refused here, not on reading.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fxtie.rules.reader import BANK_DTYPES, Faults, SharedNames, free_in, transf
 from fxtie.rules.rule import Each, OneSource, Rule, Tie
 from fxtie.transforms import FitsTarget, Transform, same
 from fxtie.transforms.registry import to_spec
+from fxtie.words import free_name
 
 
 def write_rules(
@@ -101,10 +102,8 @@ class _Writer:
             self.name(module, "shared")
 
     def name(self, module: nn.Module, name: str) -> None:
-        unique, n = name, 2
-        while unique in self.names.values():
-            unique, n = f"{name}_{n}", n + 1
-        self.names.setdefault(module, unique)  # one that has a name keeps it
+        if module not in self.names:
+            self.names[module] = free_name(name, self.names.values())
 
     def shape_of(self, module: nn.Module) -> list[int] | None:
         """The shape of the target that a learnable transform is fitted to, if it is."""
@@ -156,7 +155,7 @@ class _Writer:
             self.fault(str(error), f"{what!r}: ")
 
     def fault(self, text: str, what: str = "") -> None:
-        """Note a fault; one that many ties of one rule have is told of the first."""
+        """Note a fault. A fault that many ties of one rule have is noted for the first only."""
         if text not in self.told:
             self.faults.found.append(((), what + text))
         self.told.add(text)

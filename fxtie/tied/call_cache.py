@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -161,10 +162,11 @@ _here = _Here()
 def current_call() -> _Call | None:
     """The call whose values may be read here, if any."""
     # Compilers find out by themselves what is computed twice; torch.jit.trace compares two calls.
-    if torch.compiler.is_compiling() or is_jit_tracing():
+    if is_dynamo_compiling() or (call := _here.call) is None:
         return None
-    call = _here.call
-    return call if call is not None and call.surroundings == _surroundings() else None
+    if is_compiling() or is_jit_tracing() or call.surroundings != _surroundings():
+        return None
+    return call
 
 
 def is_worth_it(derived: Derived) -> bool:
@@ -199,7 +201,7 @@ def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any
     _watch_steps()
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        is_compiled = torch.compiler.is_compiling() or get_frame_callback() is not None
+        is_compiled = is_compiling() or get_frame_callback() is not None
         if is_compiled or current_call() is not None:
             return bound(self)(*args, **kwargs)
         outer, _here.call = _here.call, (now := _Call())

@@ -1,1 +1,1 @@
-"""Tracing: Python code -> graphs that say all that the code does, or a reason why there is none."""
+"""Tracing: Python code -> a graph of all that the code does, or the reason why there is none."""

@@ -10,21 +10,23 @@ these lists, and has no source code to look into, stops the trace before it runs
 | functions of einops, and those declared by `torch.fx.wrap` | recorded |
 | `math.sqrt` and its like | recorded for traced arguments, run for others |
 | questions about torch's state: `torch.is_grad_enabled` | run, and the answer becomes a guard |
-| builtins, methods of Python's own containers and strings | see `callables.py` |
-| Python functions | looked into (`evaluator.py`) |
+| builtins | see `callables.py` |
+| methods of Python's own containers, strings and numbers | run, on values that are known |
+| Python functions | looked into (`rewriting.py`) |
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
-import re
 import types
 from collections.abc import Container
 from typing import Any
 
 import torch
-from torch import fx
+
+from fxtie import _torch
 
 FACTORIES = frozenset(
     {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace}
@@ -32,7 +34,10 @@ FACTORIES = frozenset(
     | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros}
     | {torch.finfo, torch.iinfo}
 )
-"""Functions that make tensors, or facts, of numbers."""
+"""Functions that make tensors, or facts, of numbers.
+
+Schemas do not tell: `torch.tensor` has none, and `torch.from_file` has one of the same form.
+"""
 
 MATH = frozenset(
     value for name, value in vars(math).items() if callable(value) and not name.startswith("_")
@@ -42,24 +47,38 @@ MATH = frozenset(
 QUESTIONS = frozenset(
     {torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype}
     | {torch.is_autocast_enabled, torch.get_autocast_dtype}
-    | {torch._C._is_tracing, torch._C._get_cudnn_enabled}
+    | {*_torch.QUESTIONS}
 )
 """Functions about the state of torch, the answers to which become guards."""
+
+
+_SEQUENCE = frozenset({"index", "count"})
+
+METHODS: dict[type, frozenset[str]] = {
+    tuple: _SEQUENCE,
+    torch.Size: _SEQUENCE | {"numel"},
+    list: _SEQUENCE | {"append", "extend", "insert", "pop", "reverse", "clear", "copy"},
+    dict: frozenset({"get", "items", "keys", "values", "update", "pop", "setdefault", "copy"}),
+    collections.OrderedDict: frozenset({"get", "items", "keys", "values", "update"}),
+    set: frozenset({"add"}),
+    str: frozenset(
+        {"endswith", "format", "join", "lower", "replace", "split", "startswith", "strip", "upper"}
+    ),
+    float: frozenset({"is_integer"}),
+}
+"""Methods of Python's own types that a trace may call."""
 
 
 @functools.cache
 def _operators() -> frozenset[Any]:
     """The functions and methods of torch that call `__torch_function__`."""
     overridable = frozenset(torch.overrides.get_testing_overrides())
-    functions = torch._C._VariableFunctions
-    names = (name for name in dir(functions) if re.fullmatch("[a-z0-9]\\w*[^_]_", name))
-    in_place = {getattr(functions, name) for name in names}
-    return (overridable | in_place) - torch.overrides.get_ignored_functions()
+    return (overridable | _torch.in_place_functions()) - torch.overrides.get_ignored_functions()
 
 
 def is_recorded(function: Any) -> bool:
     """Whether a trace records a call of this as one node."""
-    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if isinstance(function, _torch.OpOverload | _torch.OpOverloadPacket):
         return True
     return is_in(function, FACTORIES) or is_in(function, _operators()) or is_opaque(function)
 
@@ -81,6 +100,4 @@ def is_opaque(function: Any) -> bool:
         return False
     if (function.__module__ or "").partition(".")[0] == "einops":
         return not function.__name__.startswith("_")
-    declared = fx._symbolic_trace._wrapped_fns_to_patch
-    key = id(function.__globals__), function.__name__
-    return key in declared and function.__globals__.get(function.__name__) is function
+    return _torch.is_wrapped(function)

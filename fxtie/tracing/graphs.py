@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
 from torch import fx
+
+from fxtie._torch import TENSOR_METHODS, OpOverload, OpOverloadPacket
+from fxtie.tracing.operators import IN_PLACE
 
 # The declared types of these two know only nodes and constants.
 map_arg: Any = fx.node.map_arg
@@ -103,26 +106,30 @@ def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
     """Whether two graphs compute the same, node by node."""
     if len(a.nodes) != len(b.nodes):
         return False
-    paired: Mapping[fx.Node, fx.Node] = dict(zip(a.nodes, b.nodes, strict=True))
-
-    def translate(value: Any) -> Any:
-        return map_arg(value, paired.__getitem__)
-
+    paired = dict(zip(a.nodes, b.nodes, strict=True))
     return all(
         (x.op, x.target) == (y.op, y.target)
-        and _equal(translate(x.args), y.args)
-        and _equal(translate(x.kwargs), y.kwargs)
+        and same_arguments((x.args, x.kwargs), (y.args, y.kwargs), lambda m, n: paired[m] is n)
         for x, y in paired.items()
     )
 
 
-def _equal(a: Any, b: Any) -> bool:
-    # `1 == True == 1.0` in Python, but not as arguments.
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    return type(a) is type(b) and bool(a == b)
+def same_arguments(a: Any, b: Any, same_node: Callable[[fx.Node, fx.Node], bool]) -> bool:
+    """Whether arguments of two nodes are equal, up to nodes that correspond by `same_node`."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+            return isinstance(a, fx.Node) and isinstance(b, fx.Node) and same_node(a, b)
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple):  # fx has its own lists
+            return len(a) == len(b) and all(map(same, a, b))
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        if isinstance(a, slice) and isinstance(b, slice):
+            return same((a.start, a.stop, a.step), (b.start, b.stop, b.step))
+        # By text: `1 == True == 1.0` and `0.0 == -0.0` in Python, but not as arguments.
+        return type(a) is type(b) and repr(a) == repr(b)
+
+    return same(a, b)
 
 
 def name_of_op(node: fx.Node) -> str:
@@ -135,7 +142,7 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
         return []
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         arguments = target._schema.arguments
         written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
         given = {**dict(zip([a.name for a in arguments], node.args)), **node.kwargs}  # noqa: B905
@@ -183,15 +190,8 @@ def _nodes(value: Any) -> list[fx.Node]:
     return found
 
 
-_AUGMENTED = frozenset(
-    {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "concat"}
-    | {"and", "or", "xor", "lshift", "rshift"}
-)
-_IN_PLACE = frozenset(
-    {"setitem", "__setitem__"}
-    | {f"i{name}" for name in _AUGMENTED}
-    | {f"__i{name}__" for name in _AUGMENTED}
-)
+_AUGMENTED = {"setitem", "iconcat", *(function.__name__ for function in IN_PLACE.values())}
+_IN_PLACE = frozenset(_AUGMENTED | {f"__{name}__" for name in _AUGMENTED})
 
 
 # -- randomness ----------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def repeats(node: fx.Node) -> bool:
 
 @functools.cache
 def _is_repeatable(function: Any) -> bool:
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         function = function.overloadpacket
-    if isinstance(function, torch._ops.OpOverloadPacket):
+    if isinstance(function, OpOverloadPacket):
         is_aten = function._qualified_op_name.startswith("aten::")
         return is_aten and not _is_random(function.__name__)
     module = getattr(function, "__module__", None) or ""
@@ -225,23 +225,23 @@ def _is_repeatable(function: Any) -> bool:
     if isinstance(function, FunctionType):
         return module in _FUNCTIONAL and not _uses_random(function)
     owner = getattr(function, "__objclass__", None)
-    is_of_torch = owner is torch._C.TensorBase or module.partition(".")[0] == "torch"
+    is_of_torch = owner is TENSOR_METHODS or module.partition(".")[0] == "torch"
     name = getattr(function, "__name__", "")
-    return is_of_torch and bool(_overloads(name)) and not _is_random(name)
+    return is_of_torch and bool(overloads(name)) and not _is_random(name)
 
 
 @functools.cache
-def _overloads(name: str) -> tuple[torch._ops.OpOverload[..., Any], ...]:
+def overloads(name: str) -> tuple[OpOverload[..., Any], ...]:
     """The aten ops of a name; none where torch has none."""
     packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return ()
     names = packet.overloads()  # type: ignore[no-untyped-call]
     return tuple(getattr(packet, overload) for overload in names)
 
 
 def _is_random(name: str) -> bool:
-    return any(torch.Tag.nondeterministic_seeded in op.tags for op in _overloads(name))
+    return any(torch.Tag.nondeterministic_seeded in op.tags for op in overloads(name))
 
 
 def _uses_random(function: FunctionType) -> bool:
@@ -280,8 +280,8 @@ _HASHABLE = (
     BuiltinFunctionType,
     MethodDescriptorType,
     type,
-    torch._ops.OpOverload,
-    torch._ops.OpOverloadPacket,
+    OpOverload,
+    OpOverloadPacket,
 )
 # Not the rest of torch: `torch.distributed` has functions that wait for other processes.
 _FUNCTIONAL = frozenset({"torch.functional", "torch.nn.functional", "torch._tensor", "torch"})

@@ -7,8 +7,11 @@ microseconds, and which does not.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from operator import is_
 from types import CellType
 from typing import Any, TypeAlias
 
@@ -18,7 +21,7 @@ from torch import nn
 from fxtie.tracing.user_class import user_class
 
 MISSING: Any = type("Missing", (), {"__reduce__": lambda self: "MISSING"})()
-"""What is read of something that is not there."""
+"""The value of something that is not there."""
 
 ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...)}
@@ -57,9 +60,8 @@ class Guards:
     def __init__(self, facts: Iterable[Fact] = ()) -> None:
         self.facts = list(facts)
         self._memo: dict[int, Any] | None = None
-        self._hold: Callable[[], bool] | None = None
-        self._entries: dict[tuple[int, str], _Entries] = {}
         self._checks: dict[tuple[Any, ...], _Check] = {}
+        self._hold: Callable[[], bool] | None = None
 
     def broken(self) -> tuple[str, bool] | None:
         """What does not hold now, and whether that will last. None if everything holds."""
@@ -68,14 +70,10 @@ class Guards:
         assert self._hold is not None
         if self._hold():
             return None
-        for entries in self._entries.values():
-            if (found := entries.broken()) is not None:
-                return found, True
         for check in self._checks.values():
             if (found := check.broken()) is not None:
                 return found, not check.is_answer
-        for entries in self._entries.values():
-            entries.refresh()
+        self._hold = _compiled(self._checks.values())  # for the equal constants that are there now
         return None
 
     def __len__(self) -> int:
@@ -85,10 +83,10 @@ class Guards:
         """Arrange the facts for a fast check."""
         if self._memo is not None:
             self.facts, self._memo = [_copied(fact, self._memo) for fact in self.facts], None
-        self._entries, self._checks = {}, {}
+        self._checks = {}
         for name, args in self.facts:
             getattr(self, name)(*args)
-        self._hold = _compiled(list(self._entries.values()), list(self._checks.values()))
+        self._hold = _compiled(self._checks.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         if self._memo is not None:
@@ -113,10 +111,9 @@ class Guards:
         Args:
             label: what to call the holder in a report.
         """
-        entries = self._entries.get((id(holder), mapping))
-        if entries is None:
-            entries = self._entries[id(holder), mapping] = _Entries(holder, mapping, label)
-        entries.add(key, value)
+        key_of_check = (id(holder), mapping, key, value is MISSING)
+        name = f"{label}.{key}" if label else key
+        self._check(key_of_check, _entry, (holder, mapping, key), value, name)
 
     def variable(self, namespace: Namespace, key: str, value: Any) -> None:
         """A variable of a Python module is `value`."""
@@ -128,7 +125,7 @@ class Guards:
 
     def cell(self, cell: CellType, key: str, value: Any) -> None:
         """A variable of an enclosing function is `value`."""
-        self._check((id(cell),), _cell_contents, (cell,), value, key)
+        self._check((id(cell),), cell_contents, (cell,), value, key)
 
     def shape(self, holder: nn.Module, attr: str, value: torch.Size, label: str) -> None:
         """A stored tensor has this shape."""
@@ -217,69 +214,59 @@ def _has_name(value: Any) -> bool:
     return found is value
 
 
-def _compiled(entries: list[_Entries], checks: list[_Check]) -> Callable[[], bool]:
-    """A function that says whether all facts surely hold: it compares identities only."""
-    variables: dict[str, Any] = {}
+def _compiled(checks: Iterable[_Check]) -> Callable[[], bool]:
+    """A function that says whether all facts surely hold: it compares identities if it can.
 
-    def variable(value: Any) -> str:
-        name = f"v{len(variables)}"
-        variables[name] = value
-        return name
-
-    lines = []
-    for facts in entries:
-        facts.variables = variables
-        facts.names = {key: variable(value) for key, value in facts.present.items()}
-        tests = [f"d[{key!r}] is {name}" for key, name in facts.names.items()]
-        tests += [f"{key!r} not in d" for key in facts.absent]
-        lines.append(f"d = {variable(facts.holder)}.{facts.mapping}")
-        lines.append(f"if not ({' and '.join(tests)}): return False")
+    One loop checks all objects about which the same facts are known. Code for each object would
+    run once a call, from memory that no cache has.
+    """
+    by_object: dict[int, list[_Check]] = {}
     for check in checks:
-        lines.append(f"if not ({check.expression(variable)}): return False")
-    body = "".join(f"        {line}\n" for line in [*lines, "return True"])
-    source = (
-        f"def hold():\n    try:\n{body}    except (LookupError, AttributeError): return False\n"
-    )
-    exec(source, variables)
-    hold: Callable[[], bool] = variables["hold"]
+        by_object.setdefault(id(check.about), []).append(check)
+    loops: dict[str, list[tuple[Any, ...]]] = {}
+    for of_object in by_object.values():
+        body, values = _body(of_object)
+        loops.setdefault(body, []).append((of_object[0].about, *values))
+    lines = ["def hold():", " try:"]
+    for number, (body, rows) in enumerate(loops.items()):
+        names = "".join(f"v{i}, " for i in range(len(rows[0])))
+        lines.append(f"  for {names} in rows[{number}]:{body}")
+    lines += ["  return True", " except (LookupError, AttributeError):", "  return False"]
+    variables = {"rows": list(loops.values()), "alike": alike, "chain": chain, "is_": is_}
+    exec(_code("\n".join(lines)), variables)
+    hold: Callable[[], bool] = variables["hold"]  # type: ignore[assignment]
     return hold
 
 
-class _Entries:
-    """Facts about the entries of one mapping, whose keys are names."""
+_code = functools.lru_cache(functools.partial(compile, filename="<guards>", mode="exec"))
+"""Code of its source. That of equal checks, of a deepcopy say, is compiled once."""
 
-    def __init__(self, holder: Any, mapping: str, label: str) -> None:
-        self.holder, self.mapping, self.label = holder, mapping, label
-        self.present: dict[str, Any] = {}
-        self.absent: dict[str, None] = {}
-        self.names: dict[str, str] = {}
-        self.variables: dict[str, Any] = {}
 
-    def add(self, key: str, value: Any) -> None:
-        if value is MISSING:
-            self.absent[key] = None
-        else:
-            self.present.setdefault(key, value)
+def _body(checks: Iterable[_Check]) -> tuple[str, list[Any]]:
+    """Code that checks facts about one object, and the values that it needs.
 
-    def broken(self) -> str | None:
-        mapping = getattr(self.holder, self.mapping)
-        for key, value in self.present.items():
-            now = _get(mapping, key)
-            if not alike(now, value):
-                return _changed(self._name(key), value, now)
-        for key in self.absent:
-            if key in mapping:
-                return f"{self._name(key)} was set"
-        return None
+    In the code, `v0` is the object, `d` its `__dict__`, and the values are `v1`, `v2`, ...
+    """
+    values: list[Any] = []
 
-    def refresh(self) -> None:
-        """Expect the equal constants that are there now, which are other objects."""
-        mapping = getattr(self.holder, self.mapping)
-        for key, name in self.names.items():
-            self.present[key] = self.variables[name] = mapping[key]
+    def name(value: Any) -> str:
+        values.append(value)
+        return f"v{len(values)}"
 
-    def _name(self, key: str) -> str:
-        return f"{self.label}.{key}" if self.label else key
+    tests: dict[str, list[str]] = {}
+    for check in checks:
+        mapping, test = check.test(name)
+        tests.setdefault(mapping, []).append(test)
+    lines = ["d = v0.__dict__"] if any(tests) else []
+    for mapping, found in tests.items():
+        if mapping not in ("", "__dict__"):
+            lines.append(f"m = d[{mapping!r}]")
+        lines.append(f"if not ({' and '.join(found)}): return False")
+    return "".join(f"\n   {line}" for line in lines), values
+
+
+def _entry(holder: Any, mapping: str, key: Any) -> Any:
+    return getattr(holder, mapping)[key]
 
 
 def _get(mapping: Any, key: Any) -> Any:
@@ -290,7 +277,7 @@ def _get(mapping: Any, key: Any) -> Any:
 
 
 class _Check:
-    """Something that is read anew, and what it must be."""
+    """Something to read anew, and the value that it must have."""
 
     def __init__(
         self,
@@ -303,26 +290,53 @@ class _Check:
         self.read, self.args, self.value, self.label = read, args, value, label
         self.is_answer = is_answer
 
-    def expression(self, variable: Callable[[Any], str]) -> str:
-        """Python code for whether it surely holds."""
+    @property
+    def about(self) -> Any:
+        """The object that it is about, if any."""
+        return self.args[0] if self.args else None
+
+    def test(self, name: Callable[[Any], str]) -> tuple[str, str]:
+        """Python code for whether it surely holds, as a part of what `_body` makes.
+
+        Args:
+            name: gives the variable for a value.
+
+        Returns:
+            The mapping of the object that the code reads, if any, and the code. A mapping other
+            than its `__dict__` is `m` there.
+        """
+        if self.read is _entry:
+            _, mapping, key = self.args
+            entries = "d" if mapping == "__dict__" else "m"
+            if self.value is MISSING:
+                return mapping, f"{key!r} not in {entries}"
+            return mapping, f"{entries}[{key!r}] is {name(self.value)}"
         if self.read is _has_hooks:
-            tests = [f"d[{name!r}]" for name in _HOOKS]
-            return f"not ((d := {variable(self.args[0])}.__dict__) and ({' or '.join(tests)}))"
-        if self.read is user_class and user_class(self.args[0]) is self.value:
-            return f"{variable(self.args[0])}.__class__ is {variable(type(self.args[0]))}"
-        return f"{variable(self)}.broken() is None"
+            return "__dict__", f"not ({' or '.join(f'd[{hooks!r}]' for hooks in _HOOKS)})"
+        if self.read is user_class and user_class(self.about) is self.value:
+            return "", f"type(v0) is {name(type(self.about))}"
+        if self.read is items_of:
+            items, count = "v0", len(self.value)
+            if isinstance(self.about, Mapping):
+                items, count = "chain(v0, v0.values())", count // 2
+            return "", f"len(v0) == {count} and all(map(is_, {items}, {name(self.value)}))"
+        read, args = name(self.read), name(self.args)
+        return "", f"alike({read}(*{args}), {name(self.value)})"
 
     def broken(self) -> str | None:
         try:
             now = self.read(*self.args)
         except (AttributeError, LookupError):
             now = MISSING
-        if now is self.value or alike(now, self.value):
-            return None
-        return _changed(self.label, self.value, now)
+        if not alike(now, self.value):
+            return _changed(self.label, self.value, now)
+        self.value = now
+        return None
 
 
 def _changed(label: str, before: Any, now: Any) -> str:
+    if before is MISSING:
+        return f"{label} was set"
     if now is MISSING:
         return f"{label} is gone"
     values = f"{before!r:.40}", f"{now!r:.40}"
@@ -345,7 +359,8 @@ def _namespace(name: str) -> Namespace:
     return Namespace({} if module is None else vars(module), name)
 
 
-def _cell_contents(cell: CellType) -> Any:
+def cell_contents(cell: CellType) -> Any:
+    """The value of a variable of an enclosing function; `MISSING` if it is not bound."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -6,36 +6,26 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import fx, nn
 
+from fxtie.tracing.graphs import name_of_op, overloads
+from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY
 from fxtie.tracing.user_class import user_class
 
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
 LAYERS = frozenset(
     layer
     for module in (
-        nn.modules.activation,
-        nn.modules.batchnorm,
-        nn.modules.conv,
-        nn.modules.dropout,
-        nn.modules.flatten,
-        nn.modules.instancenorm,
-        nn.modules.linear,
-        nn.modules.normalization,
-        nn.modules.padding,
-        nn.modules.pixelshuffle,
-        nn.modules.sparse,
-        nn.modules.upsampling,
+        *(nn.modules.activation, nn.modules.batchnorm, nn.modules.conv, nn.modules.dropout),
+        *(nn.modules.flatten, nn.modules.instancenorm, nn.modules.linear, nn.modules.normalization),
+        *(nn.modules.padding, nn.modules.pixelshuffle, nn.modules.sparse, nn.modules.upsampling),
     )
     for layer in vars(module).values()
     if isinstance(layer, type) and issubclass(layer, nn.Module)
 ) - {nn.MultiheadAttention, nn.Identity}
 
-_ARITHMETIC = frozenset(
-    {operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul}
-    | {operator.neg, operator.iadd, operator.isub, operator.imul, operator.itruediv}
-)
+_AUGMENTED = frozenset(IN_PLACE.values())
+_ARITHMETIC = _AUGMENTED.union(BINARY.values(), UNARY.values()) - {operator.mod}  # `text % x`
 
 
 def is_tensor(
@@ -65,8 +55,7 @@ def is_tensor(
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
             # `x += y` gives x, whatever y is.
-            is_augmented = getattr(node.target, "__name__", "").startswith("i")
-            return any(map(known, node.args[:1] if is_augmented else node.all_input_nodes))
+            return any(map(known, node.args[: 1 if node.target in _AUGMENTED else None]))
         is_of_torch = str(getattr(node.target, "__module__", "torch")).startswith("torch")
         return is_of_torch and _op_gives_tensor(getattr(node.target, "__name__", ""))
     return node.op == "get_attr"
@@ -75,22 +64,16 @@ def is_tensor(
 @functools.lru_cache(maxsize=1024)
 def _op_gives_tensor(name: str) -> bool:
     """Whether every overload of an aten operator returns one tensor."""
-    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    return bool(schemas) and all(
-        len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" for schema in schemas
-    )
+    returns = [op._schema.returns for op in overloads(name)]
+    return bool(returns) and all([str(value.type) for value in r] == ["Tensor"] for r in returns)
 
 
 @functools.lru_cache(maxsize=1024)
 def _op_gives_new_tensor(name: str) -> bool:
     """Whether no overload of an aten operator returns one of its arguments, or a view of one."""
-    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    returns = [
-        value
-        for schema in schemas
-        if not any(argument.is_out for argument in schema.arguments)
-        for value in schema.returns
-    ]
+    schemas = [op._schema for op in overloads(name)]
+    schemas = [schema for schema in schemas if not any(a.is_out for a in schema.arguments)]
+    returns = [value for schema in schemas for value in schema.returns]
     return bool(returns) and all(value.alias_info is None for value in returns)
 
 
@@ -102,10 +85,7 @@ def aliases(node: fx.Node) -> Iterator[fx.Node]:
         if node in seen:
             continue
         seen.add(node)
-        name = str(
-            node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        )
         if "tie" in node.meta or node.op in ("placeholder", "get_attr"):
             yield node
-        elif node.op == "call_module" or not _op_gives_new_tensor(name):
+        elif node.op == "call_module" or not _op_gives_new_tensor(name_of_op(node)):
             pending += node.all_input_nodes

@@ -9,138 +9,26 @@ from __future__ import annotations
 
 import ast
 import enum
-import functools
 import operator
 import types
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
-from typing import Any, ClassVar
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import is_tensor_method_or_property
 
-from fxtie.tracing.frames import Closure, Super
-from fxtie.tracing.gate import MATH, QUESTIONS, is_in, is_opaque, is_recorded
-from fxtie.tracing.guards import ATOMS, MISSING, Namespace
+from fxtie.tracing.attributes import Attributes
+from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
-from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE, Recorder
+from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE
 from fxtie.tracing.stops import Stop
-from fxtie.tracing.traced import Method, Traced, is_traced
+from fxtie.tracing.traced import Traced, is_traced
 
 
-class Operations(Recorder):
-    """Python's operations. `callables` and `methods` are the tables of `callables.py`."""
+class Operations(Attributes):
+    """Python's operations but for calls."""
 
-    callables: ClassVar[dict[Any, Callable[..., Any]]] = {}
-    methods: ClassVar[dict[type, frozenset[str]]] = {}
-
-    def run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The result of a Python function, by its source code."""
-        raise NotImplementedError
-
-    # -- calls ----------------------------------------------------------------------------------
-
-    def call(self, function: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        """Call anything, if that may be part of a trace."""
-        kwargs = kwargs or {}
-        kind = type(function)
-        if kind is Closure:
-            return self.run(function, args, kwargs)
-        if kind is Method:
-            return self.call_traced(function, args, kwargs)
-        if kind is Traced:
-            raise Stop("calls a traced value")
-        if isinstance(function, nn.Module):
-            return self.call_module(function, args, kwargs)
-        if kind is types.MethodType:
-            return self.call(function.__func__, (function.__self__, *args), kwargs)
-        if kind is functools.partial:
-            given = map(self.taken, function.args)
-            self.look(function.keywords, "keywords of a partial")
-            return self.call(function.func, (*given, *args), {**function.keywords, **kwargs})
-        if is_in(function, self.callables):
-            return self.callables[function](self, *args, **kwargs)
-        if is_recorded(function):
-            if is_tensor_method_or_property(function):
-                return self.record("call_method", function.__name__, args, kwargs)
-            result = self.record("call_function", function, args, kwargs)
-            if is_opaque(function):
-                self.escape(*(v for v in (*args, *kwargs.values()) if self.is_fresh(v)))
-            return result
-        if is_in(function, MATH):
-            if is_traced(args):
-                return self.record("call_function", function, args, kwargs)
-            return function(*map(self.plain, args))
-        if is_in(function, QUESTIONS):
-            answer = function(*map(self.plain, args))
-            self.guard("answer", function, tuple(args), answer)
-            return answer
-        if kind is types.BuiltinMethodType:
-            return self.call_method(function.__self__, function.__name__, args, kwargs)
-        if kind is types.FunctionType:
-            return self.run(function, args, kwargs)
-        if isinstance(function, type):
-            return self.construct(function, args, kwargs)
-        users = self.lookup(kind.__mro__, "__call__")
-        if isinstance(users, types.FunctionType):
-            return self.run(users, (function, *args), kwargs)
-        raise Stop(f"calls {getattr(function, '__qualname__', kind.__name__)}")
-
-    def construct(self, cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """An object of a class whose making is known to do nothing else."""
-        if issubclass(cls, tuple) and hasattr(cls, "_fields") and _is_plain_tuple(cls):
-            return cls(*args, **kwargs)
-        if cls in (nn.ModuleList, nn.Sequential):  # a slice of one
-            return self.fresh(cls(*args, **kwargs))
-        if _is_plain_dataclass(cls):
-            return self.fresh(cls(*args, **kwargs))
-        raise Stop(f"makes a {cls.__qualname__}")
-
-    def call_traced(self, method: Method, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Call a method of a traced value."""
-        value, name = method.receiver, method.name
-        if value.shape_known is not None and not kwargs and not is_traced(args):
-            if name == "size":
-                return self.shape(value)[args[0]] if args else self.shape(value)
-            if name in ("dim", "numel") and not args:
-                shape = self.shape(value)
-                return len(shape) if name == "dim" else shape.numel()
-        result = self.record("call_method", name, (value, *args), kwargs)
-        made = [*filter(self.is_fresh, (*args, *kwargs.values()))]
-        if made and not self.is_tensor_now(value):  # else torch's own method, which keeps nothing
-            self.escape(*made)
-        return result
-
-    def call_method(
-        self, owner: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call a method of a container, a string or a number."""
-        kind = type(owner)
-        if name not in self.methods.get(kind, ()):
-            is_method = kind.__module__ == "builtins" and owner is not None
-            where = f"{kind.__name__}." if is_method and kind is not types.ModuleType else ""
-            raise Stop(f"calls {where}{name}")
-        if kind in CONTAINERS:
-            if name in _WRITING:
-                self.writable(owner)
-            else:
-                self.look(owner, f"a {kind.__name__}")
-            if kind is not list and args and is_traced(args[:1]) and name not in ("update",):
-                raise Stop("looks up a traced value")
-        elif kind is str:
-            args = list(map(self.plain, args))
-            kwargs = {key: self.plain(value) for key, value in kwargs.items()}
-        if name in ("extend", "update", "join"):
-            args = [self._listed(arg) for arg in args]
-        elif name in ("index", "count") and is_traced(args, owner):
-            raise Stop("compares a traced value")
-        result = getattr(owner, name)(*args, **kwargs)
-        if type(result) in CONTAINERS and name in ("copy", "split", "rsplit", "splitlines"):
-            self.fresh(result)
-        return result if self.is_fresh(owner) else self.taken(result)
-
-    def _listed(self, value: Any) -> Any:
-        return value if isinstance(value, dict | str) else list(self.iterate(value))
+    call_method: Callable[..., Any]
 
     # -- questions about values -----------------------------------------------------------------
 
@@ -158,7 +46,7 @@ class Operations(Recorder):
         raise Stop(f"uses a {type(value).__name__} as a constant")
 
     def truth(self, value: Any) -> bool:
-        """`bool(value)`"""
+        """`bool(value)`."""
         kind = type(value)
         if kind is Traced:
             raise Stop("branches on a traced value")
@@ -174,7 +62,7 @@ class Operations(Recorder):
         return True
 
     def length(self, value: Any) -> int:
-        """`len(value)`"""
+        """`len(value)`."""
         if type(value) is Traced:
             if value.shape_known:
                 return self.shape(value)[0]
@@ -188,7 +76,7 @@ class Operations(Recorder):
         return len(value)
 
     def iterate(self, value: Any) -> Iterator[Any]:
-        """`iter(value)`"""
+        """`iter(value)`."""
         kind = type(value)
         if kind is Traced:
             raise Stop("iterates over a traced value")
@@ -236,13 +124,11 @@ class Operations(Recorder):
         if isinstance(container, nn.Module):
             found = self.truth(self.call(self.attribute(container, "__contains__"), (item,)))
         else:
-            if isinstance(container, dict | set | frozenset | str):
-                if not isinstance(container, str):
-                    self.look(container, "a container")
-                self.plain(item)
+            if isinstance(container, dict | set | frozenset):
+                self.look(container, "a container")
             else:
-                self.plain(container), self.plain(item)
-            found = item in container
+                self.plain(container)
+            found = self.plain(item) in container
         return found is (op is ast.In)
 
     def binary(self, function: Callable[..., Any], a: Any, b: Any) -> Any:
@@ -265,170 +151,10 @@ class Operations(Recorder):
             result = function(self.plain(a), self.plain(b))
         return self.fresh(result) if type(result) in CONTAINERS else result
 
-    # -- attributes -----------------------------------------------------------------------------
-
-    def attribute(self, owner: Any, name: str, default: Any = MISSING) -> Any:
-        """`owner.name`, or `default`."""
-        found = self._attribute(owner, name)
-        if found is MISSING:
-            if default is MISSING:
-                raise Stop(f"reads .{name}, which a {type(owner).__name__} has not")
-            return default
-        return found
-
-    def _attribute(self, owner: Any, name: str) -> Any:
-        kind = type(owner)
-        if name.startswith("__") and not name.endswith("__"):
-            raise Stop(f"uses the private name {name}")
-        if kind is Traced:
-            if owner.shape_known is not None and name in ("shape", "ndim"):
-                shape = self.shape(owner)
-                return shape if name == "shape" else len(shape)
-            return self.record("call_function", getattr, (owner, name))
-        if kind is Super:
-            return self._bound(self.lookup(owner.classes, name), owner.instance)
-        if name == "__class__":
-            return class_of(owner)
-        if isinstance(owner, nn.Module):
-            return self.module_attribute(owner, name)
-        if kind is types.ModuleType:
-            return self.global_variable(vars(owner), name)
-        if isinstance(owner, type):
-            return self._class_attribute(owner, name)
-        if isinstance(owner, tuple) and name in getattr(kind, "_fields", ()):
-            return getattr(owner, name)
-        if kind in _CONSTANT:
-            return getattr(owner, name, MISSING)
-        is_title = name in ("__name__", "__qualname__", "__module__")
-        if name in self.methods.get(kind, ()) or (kind is types.FunctionType and is_title):
-            return getattr(owner, name)
-        return self._object_attribute(owner, name)
-
-    def _object_attribute(self, owner: Any, name: str) -> Any:
-        """An attribute of an object of the user's."""
-        cls: Any = type(owner)
-        is_usual = cls.__getattribute__ in _USUAL and not hasattr(cls, "__getattr__")
-        if not is_usual or not hasattr(owner, "__dict__"):
-            raise Stop(f"reads .{name} of a {cls.__name__}")
-        if isinstance(owner, enum.Enum) and name in ("name", "value"):
-            return getattr(owner, name)
-        found = self.lookup(cls.__mro__, name)
-        if not self.is_data_descriptor(found):
-            value = vars(owner).get(name, MISSING)
-            if not self.is_fresh(owner) and not is_frozen(owner):
-                self.may_have_changed(owner)
-                self.guard("entry", owner, "__dict__", name, value, cls.__name__)
-            if value is not MISSING:
-                return self.taken(value, owner)
-        return self._bound(found, owner)
-
-    @staticmethod
-    def is_data_descriptor(found: Any) -> bool:
-        """Whether what a class has comes before what its instances have."""
-        return found is not MISSING and hasattr(type(found), "__set__")
-
-    def _bound(self, found: Any, owner: Any) -> Any:
-        """What a class has under a name, as an attribute of an instance."""
-        kind = type(found)
-        if kind is types.FunctionType:
-            return types.MethodType(found, owner)
-        if kind is property and found.fget is not None:
-            return self.call(found.fget, (owner,))
-        if kind is staticmethod:
-            return found.__func__
-        if kind is classmethod:
-            return types.MethodType(found.__func__, class_of(owner))
-        if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
-            raise Stop(f"reads a {kind.__name__}")
-        return found if found is MISSING else self.taken(found)
-
-    def _class_attribute(self, cls: type, name: str) -> Any:
-        if issubclass(cls, enum.Enum) and name in cls.__members__:
-            return cls.__members__[name]
-        if type(cls) is not type and name not in ("__name__", "__qualname__"):
-            metaclass: Any = type(cls)
-            for base in metaclass.__mro__[:-2]:
-                if base.__module__ not in ("abc", "enum") and hasattr(base, "__getattr__"):
-                    raise Stop(f"reads .{name} of the class {cls.__name__}")
-        found = self.lookup(cls.__mro__, name)
-        if name in ("__name__", "__qualname__"):
-            return getattr(cls, name)
-        if isinstance(found, classmethod):
-            return types.MethodType(found.__func__, cls)
-        if isinstance(found, staticmethod):
-            return found.__func__
-        if isinstance(found, types.FunctionType | types.MethodDescriptorType | type):
-            return found
-        if found is MISSING or hasattr(type(found), "__get__"):
-            raise Stop(f"reads .{name} of the class {cls.__name__}")
-        return self.taken(found)
-
-    def global_variable(self, namespace: dict[str, Any], name: str) -> Any:
-        value = namespace.get(name, MISSING)
-        module = str(namespace.get("__name__", ""))
-        if value is MISSING and "__getattr__" in namespace:
-            raise Stop(f"reads .{name} of the module {module}")
-        # The functions, classes and modules of torch are taken to stay what they are.
-        if not isinstance(value, types.ModuleType) and not (
-            module.startswith("torch") and (value is MISSING or isinstance(value, FIXED))
-        ):
-            if not isinstance(value, FIXED):
-                self.may_have_changed(namespace)
-            self.guard("variable", self.namespace(namespace, module), name, value)
-            self.found_outside(value)
-        return value if value is MISSING else self.taken(value)
-
-    def namespace(self, variables: dict[str, Any], name: str) -> Namespace:
-        """The variables of a Python module, as guards know them."""
-        if id(variables) not in self._namespaces:
-            self._namespaces[id(variables)] = Namespace(variables, name)
-        return self._namespaces[id(variables)]
-
-    def lookup(self, classes: tuple[type, ...], name: str) -> Any:
-        """What the first of some classes has under a name; `MISSING` if none has."""
-        if (classes, name) not in self.looked_up:
-            self.looked_up[classes, name] = self._look_up(classes, name)
-        return self.looked_up[classes, name]
-
-    def _look_up(self, classes: tuple[type, ...], name: str) -> Any:
-        for base in classes:
-            found = vars(base).get(name, MISSING)
-            if base.__flags__ & _MAY_CHANGE and not base.__module__.startswith(("torch.", "enum")):
-                self.guard("attribute", base, name, found)
-            if found is not MISSING:
-                if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
-                    self.may_have_changed(base)
-                    self.found_outside(found)
-                return found
-        return MISSING
-
-
-FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
-"""What a name is taken to stand for, once and for all."""
-
-
-_MAY_CHANGE = 1 << 9  # a class that was made by a class statement
-
-_CONSTANT = (
-    *(torch.device, torch.dtype, torch.finfo, torch.iinfo),
-    *(torch._ops._Ops, torch._ops._OpNamespace, torch._ops.OpOverloadPacket),
-)
-"""Types of objects of torch's whose attributes don't change."""
-
-_USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
-
-
-def class_of(value: Any) -> type:
-    """The class of a value, less what fxtie has made of it; a class itself."""
-    cls = value if isinstance(value, type) else type(value)
-    return getattr(cls, "_fxtie_class", cls)
-
-
-def is_frozen(value: Any) -> bool:
-    """Whether the attributes of an object can't change: of a frozen dataclass."""
-    cls = value if isinstance(value, type) else type(value)
-    parameters = getattr(cls, "__dataclass_params__", None)
-    return parameters is not None and parameters.frozen
+    def unary(self, function: Callable[..., Any], value: Any) -> Any:
+        if type(value) is Traced:
+            return self.record("call_function", function, (value,))
+        return function(self.plain(value))
 
 
 def _is_one_of_its_kind(value: Any) -> bool:
@@ -438,26 +164,3 @@ def _is_one_of_its_kind(value: Any) -> bool:
     return isinstance(value, enum.Enum | type | types.FunctionType | types.ModuleType) or (
         isinstance(value, nn.Module) and type(value).__eq__ is object.__eq__
     )
-
-
-def _is_plain_tuple(cls: type) -> bool:
-    return cls.__mro__[1:3] == (tuple, object)
-
-
-def _is_plain_dataclass(cls: type) -> bool:
-    fields = getattr(cls, "__dataclass_fields__", None)
-    if fields is None or cls.__bases__ != (object,) or hasattr(cls, "__post_init__"):
-        return False
-    plain = type(cls) is type and "__new__" not in vars(cls)
-    if not plain or ("__setattr__" in vars(cls) and not is_frozen(cls)):
-        return False
-    return "__init__" in vars(cls) and all(
-        field.init and field.default_factory.__class__.__name__ == "_MISSING_TYPE"
-        for field in fields.values()
-    )
-
-
-_WRITING = frozenset(
-    {"append", "extend", "insert", "pop", "reverse", "clear", "update", "setdefault", "add"}
-    | {"popitem", "remove", "discard", "sort", "appendleft", "popleft"}
-)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
+from traceback import walk_stack
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxtie.tracing.frames import Frame
 from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
+from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.stops import Stop, location
 from fxtie.tracing.traced import Traced, is_traced
 
@@ -33,6 +35,7 @@ class Recorder:
         graph: the nodes so far.
         facts: what the evaluation took for granted, as calls of the methods of `Guards`.
         labels: what to call containers of the user's in reports, by id.
+        running: the scopes of the functions that run.
         made: how many objects the code has made itself.
         writes: the numbers of those that it has written to.
     """
@@ -41,7 +44,7 @@ class Recorder:
         self.graph = fx.Graph()
         self.facts: list[Fact] = []
         self.labels: dict[int, str] = {}
-        self.frames: list[Frame] = []
+        self.running: list[Scope] = []
         self.made = 0
         self.writes: list[int] = []
         self._fresh: dict[int, tuple[int, Any]] = {}
@@ -72,12 +75,8 @@ class Recorder:
         """Whether a traced value is None, if that is sure."""
         return None
 
-    def known_type(self, value: Traced) -> type | None:
-        """The type of a traced value, if it is sure."""
-        return None
-
-    def is_tensor_now(self, value: Traced) -> bool:
-        """Whether a value is surely a tensor, with nothing more taken for granted."""
+    def is_tensor(self, value: Traced, *, assume: bool = False) -> bool:
+        """Whether a value is surely a tensor, given that arguments are, if that may be assumed."""
         return value.shape_known is not None
 
     def shape(self, value: Traced) -> torch.Size:
@@ -94,9 +93,9 @@ class Recorder:
         self, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str | None = None
     ) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {}, name)
-        frame = self.user_frame()
-        if frame is not None:
-            node.meta["stack_trace"] = location(*frame.place)
+        if self.running and (place := user_place(walk_stack(sys._getframe()))):
+            code = place[0].function.__code__
+            node.meta["stack_trace"] = location(code.co_filename, place[1], code.co_name)
         return node
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
@@ -152,13 +151,6 @@ class Recorder:
     def _make(self, kind: type, *args: Any) -> fx.Node:
         args = tuple(self.argument(self.fresh(a) if type(a) in CONTAINERS else a) for a in args)
         return self.create_node("call_function", kind, args)
-
-    def user_frame(self) -> Frame | None:
-        """The innermost frame of the user's own code, else of torch's layers."""
-        for frame in reversed(self.frames):
-            if not frame.is_of_torch:
-                return frame
-        return self.frames[-1] if self.frames else None
 
     def guard(self, fact: str, *args: Any) -> None:
         """Note something that the graph depends on.
@@ -251,6 +243,7 @@ class Recorder:
 
 
 def get_item(container: Any, key: Any) -> Any:
+    """An item of a container; a stop if there is none."""
     try:
         return container[key]
     except (LookupError, TypeError) as error:

@@ -47,35 +47,6 @@ def function_node(function: FunctionType) -> FunctionNode:
     return node
 
 
-def stored_names(node: FunctionNode) -> frozenset[str]:
-    """The names that a function binds: they are its locals."""
-    found = _stored.get(node)
-    if found is None:
-        body = node.body if isinstance(node, ast.FunctionDef) else [node.body]
-        found = _stored[node] = frozenset(_stores(body)) | {
-            argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)
-        }
-    return found
-
-
-_stored: dict[ast.AST, frozenset[str]] = {}
-
-
-def _stores(nodes: list[ast.AST] | list[ast.stmt] | list[ast.expr]) -> Iterator[str]:
-    for node in nodes:
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, ast.FunctionDef):
-            yield node.name
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name.partition(".")[0]
-        elif not isinstance(node, ast.Lambda | _COMPREHENSIONS):
-            yield from _stores(list(ast.iter_child_nodes(node)))
-
-
-_COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-
-
 @functools.cache
 def _functions(filename: str, flags: int) -> dict[CodeType, FunctionNode]:
     """The functions of a file by their code."""
@@ -114,4 +85,4 @@ def _starts_at(code: CodeType, node: FunctionNode) -> bool:
         return False
     body = node.body
     span = body.lineno, body.end_lineno, body.col_offset, body.end_col_offset
-    return any(position == span for position in code.co_positions())
+    return span in code.co_positions()

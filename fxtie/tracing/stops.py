@@ -7,7 +7,7 @@ import linecache
 
 
 class Stop(Exception):
-    """A graph can't say what the code does next.
+    """Ends a trace: a graph can't hold what the code does next.
 
     Attributes:
         file: the file of the user's innermost statement that led here, if it is known.

@@ -1,11 +1,11 @@
 """Values that are known only when the graph runs.
 
-They answer nothing: whatever asks one for more than its place in the graph stops the trace.
+They answer no question: asking one for its truth, length or text stops the trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -28,41 +28,17 @@ class Traced:
         self.node = node
         self.shape_known = shape
 
-    def __repr__(self) -> str:
-        raise Stop(f"prints a traced value ({self.node.name})")
+
+def _refuse(value: Traced, *_: Any) -> NoReturn:
+    raise Stop(f"uses a traced value where its value must be known ({value.node.name})")
 
 
-def _refusing(question: str) -> Any:
-    def refuse(self: Traced, *_: Any) -> NoReturn:
-        raise Stop(f"{question} ({self.node.name})")
-
-    return refuse
-
-
-# The evaluator records what a graph can hold. This is for what reaches Python itself.
-for _name, _question in {
-    "bool": "branches on a traced value",
-    "len": "asks for the length of a traced value",
-    "iter": "iterates over a traced value",
-    "contains": "looks into a traced value",
-    "getitem": "looks into a traced value",
-    "int": "makes a number of a traced value",
-    "float": "makes a number of a traced value",
-    "complex": "makes a number of a traced value",
-    "index": "uses a traced value as an index",
-    "round": "rounds a traced value",
-    "str": "prints a traced value",
-    "format": "prints a traced value",
-    "bytes": "prints a traced value",
-    "hash": "looks a traced value up",
-    "eq": "compares a traced value",
-    "ne": "compares a traced value",
-    "lt": "compares a traced value",
-    "gt": "compares a traced value",
-    "le": "compares a traced value",
-    "ge": "compares a traced value",
-}.items():
-    setattr(Traced, f"__{_name}__", _refusing(_question))
+# The gate records operations that a graph can hold. Python itself runs into these.
+for _name in (
+    *("bool", "len", "iter", "contains", "getitem", "hash", "repr", "str", "format", "bytes"),
+    *("int", "float", "complex", "index", "round", "eq", "ne", "lt", "gt", "le", "ge"),
+):
+    setattr(Traced, f"__{_name}__", _refuse)
 
 
 class Method:
@@ -74,19 +50,14 @@ class Method:
         self.receiver, self.name = receiver, name
 
 
-def traced_in(*values: Any) -> Iterator[Traced]:
-    """The traced values in nested plain containers."""
-    for value in values:
-        if type(value) is Traced:
-            yield value
-        elif isinstance(value, list | tuple | set | frozenset):
-            yield from traced_in(*value)
-        elif isinstance(value, dict):
-            yield from traced_in(*value.values())
-        elif type(value) is slice:
-            yield from traced_in(value.start, value.stop, value.step)
-
-
 def is_traced(*values: Any) -> bool:
     """Whether there is a traced value among these, or in containers among these."""
-    return any(True for _ in traced_in(*values))
+    return any(type(value) is Traced or is_traced(*_parts(value)) for value in values)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    return (value.start, value.stop, value.step) if type(value) is slice else ()

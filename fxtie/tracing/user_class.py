@@ -1,4 +1,4 @@
-"""The class that the user wrote, of a module whose class was made here."""
+"""The class that the user wrote, for a module whose class fxtie has made."""
 
 from __future__ import annotations
 

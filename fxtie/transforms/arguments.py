@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,12 @@ def integer(value: Any, where: str) -> int:
         return int(operator.index(value))
     except TypeError:
         raise ValueError(f"{where} takes integers, not {value!r}.") from None
+
+
+def integers(value: Any, where: str) -> tuple[int, ...]:
+    """One integer or a sequence of them, as a tuple."""
+    several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    return tuple(integer(item, where) for item in several)
 
 
 def number(value: Any, where: str) -> float:

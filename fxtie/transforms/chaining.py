@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxtie.errors import RuleError
 from fxtie.transforms.fitting import Shaped
-from fxtie.transforms.protocol import FitsTarget, Transform, transform_name
+from fxtie.transforms.protocol import Transform, check_transform, fitted_to, transform_name
 from fxtie.transforms.registry import register
 
 
@@ -21,9 +22,14 @@ class _Sequence:
 
     transforms: tuple[Transform, ...]
 
-    def for_target(self, target: Tensor) -> Transform:
+    def for_target(
+        self, target: Tensor, *, sources: int | None = None, value: Tensor | None = None
+    ) -> Transform:
+        """The chain of what its members are for this target."""
+        last = len(self.transforms) - 1
         fitted = tuple(
-            f.for_target(target) if isinstance(f, FitsTarget) else f for f in self.transforms
+            fitted_to(f, target, sources=1 if i else sources, value=value if i == last else None)
+            for i, f in enumerate(self.transforms)
         )
         unchanged = all(new is old for new, old in zip(fitted, self.transforms, strict=True))
         return self if unchanged else chain(*fitted)  # type: ignore[return-value]
@@ -93,12 +99,14 @@ def chain(*transforms: Transform) -> Transform:
     """
     flat: list[Transform] = []
     for f in transforms:
-        if not callable(f) or isinstance(f, type):
-            raise ValueError(f"chain() takes callables on tensors, not {f!r}.")
+        try:
+            check_transform(f, "A member of chain()")
+        except RuleError as error:
+            raise ValueError(str(error)) from None
         flat.extend(f.transforms if isinstance(f, _Sequence) else (f,))
     if not flat:
         raise ValueError("chain() needs one or more transforms. The one that does nothing is same.")
-    open_ended = [f for f in flat if isinstance(f, Shaped) and f.shape is None]
+    open_ended = [f for f in flat if isinstance(f, Shaped) and f.is_open]
     if len(open_ended) > 1:
         first, last = open_ended[0], open_ended[-1]
         raise ValueError(

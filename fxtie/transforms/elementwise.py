@@ -1,6 +1,8 @@
 """Transforms that keep every element in its place.
 
 In: a source of any shape. Out: a tensor of that shape. Offered to users in `fxtie.transforms`.
+
+Those without arguments are functions that return themselves when called without a source.
 """
 
 from __future__ import annotations
@@ -9,17 +11,18 @@ import builtins
 import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxtie.transforms.arguments import number
-from fxtie.transforms.protocol import Named, set_fields
+from fxtie.transforms.protocol import HasCoefficient, Named, set_fields
 from fxtie.transforms.registry import register
 
 
 @register("same")
-def same(source: Tensor) -> Tensor:
+def same(source: Tensor | None = None) -> Any:
     """The source itself: ordinary weight sharing. Any shape, any dtype.
 
     Also ties the weight of a Conv to that of the ConvTranspose that is its adjoint (see
@@ -28,46 +31,54 @@ def same(source: Tensor) -> Tensor:
     >>> same(torch.tensor([1.0, -2.0]))
     tensor([ 1., -2.])
     """
+    if source is None:
+        return same
     return source
 
 
 @register("square", same_as=(torch.square, torch.Tensor.square))
-def square(source: Tensor) -> Tensor:
+def square(source: Tensor | None = None) -> Any:
     """`source ** 2`, element by element. Any shape. `torch.square` does the same.
 
     >>> square(torch.tensor([1.0, -2.0]))
     tensor([1., 4.])
     """
+    if source is None:
+        return square
     return torch.square(source)
 
 
 @register("abs", same_as=(torch.abs, torch.absolute, torch.Tensor.abs, builtins.abs, operator.abs))
-def abs(source: Tensor) -> Tensor:
+def abs(source: Tensor | None = None) -> Any:
     """`|source|`, element by element. Any shape. `torch.abs` does the same.
 
     >>> abs(torch.tensor([1.0, -2.0]))
     tensor([1., 2.])
     """
+    if source is None:
+        return abs
     return torch.abs(source)
 
 
 @register("neg", same_as=(torch.neg, torch.negative, torch.Tensor.neg, operator.neg))
-def neg(source: Tensor) -> Tensor:
+def neg(source: Tensor | None = None) -> Any:
     """`-source`, element by element. Any shape. `torch.neg` does the same.
 
     >>> neg(torch.tensor([1.0, -2.0]))
     tensor([-1.,  2.])
     """
+    if source is None:
+        return neg
     return torch.neg(source)
 
 
 @register("scale")
 @dataclass(frozen=True, repr=False)
-class scale(Named):
+class scale(HasCoefficient):
     """`s * source`. Any shape.
 
     Args:
-        s: a finite number. For a factor that is learned, see `ChannelScale`.
+        s: a finite number. Learned factors: `learn(scale(s))`, or `ChannelScale` per channel.
 
     >>> scale(0.5)(torch.tensor([1.0, -2.0]))
     tensor([ 0.5000, -1.0000])
@@ -78,22 +89,27 @@ class scale(Named):
     def __post_init__(self) -> None:
         set_fields(self, s=number(self.s, "scale(s)"))
 
-    def __call__(self, source: Tensor) -> Tensor:
-        return source * self.s
+    @property
+    def coefficient(self) -> float:
+        return self.s
+
+    def run(self, coefficient: float | Tensor, *sources: Tensor) -> Tensor:
+        if len(sources) != 1:
+            raise ValueError(f"{self!r} takes 1 source, not {len(sources)}.")
+        return sources[0] * coefficient
 
 
-@register("stop_gradient")
-@dataclass(frozen=True, repr=False)
-class stop_gradient(Named):
+@register("stop_gradient", same_as=(torch.detach, torch.Tensor.detach))
+def stop_gradient(source: Tensor | None = None) -> Any:
     """The source, cut from autograd: the target follows it but sends no gradient back.
 
     >>> weight = torch.ones(2, requires_grad=True)
-    >>> stop_gradient()(weight).requires_grad
+    >>> stop_gradient(weight).requires_grad
     False
     """
-
-    def __call__(self, source: Tensor) -> Tensor:
-        return source.detach()
+    if source is None:
+        return stop_gradient
+    return source.detach()
 
 
 @register("standardize")

@@ -7,14 +7,15 @@ In: a source, and at planning the target. Out: a tensor of the target's shape. O
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxtie.transforms.arguments import integer, number
+from fxtie.transforms.arguments import integers, number
 from fxtie.transforms.protocol import Named, Shape, set_fields
 from fxtie.transforms.registry import register
 
@@ -29,16 +30,21 @@ class Shaped(Named):
 
     def __post_init__(self) -> None:
         if self.shape is not None:
-            where = f"{type(self).__name__}(shape=...)"
-            set_fields(self, shape=tuple(integer(size, where) for size in self.shape))
+            set_fields(self, shape=integers(self.shape, f"{type(self).__name__}(shape=...)"))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes the shape of its target."""
+        return self.shape is None
 
     def for_target(self: _Self, target: Tensor) -> _Self:
         """The same transform with `shape` set, unless it was set by hand."""
-        if self.shape is not None:
-            return self
-        return dataclasses.replace(self, shape=tuple(target.shape))
+        return dataclasses.replace(self, shape=tuple(target.shape)) if self.is_open else self
 
     def __call__(self, source: Tensor) -> Tensor:
+        return self._to_shape(source)
+
+    def _to_shape(self, source: Tensor) -> Tensor:
         if self.shape is None:
             raise ValueError(
                 f"{self!r} does not know its target's shape yet: call for_target(target) first "
@@ -60,20 +66,57 @@ class Shaped(Named):
         return f"{name}() can't bring a source of shape {tuple(source.shape)} to {self.shape}"
 
 
+@dataclass(frozen=True, repr=False)
+class _Counted(Shaped):
+    """Base of those that take amounts, as torch's function does, in place of a shape."""
+
+    amounts: ClassVar[str]
+    example: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = getattr(self, self.amounts)
+        if value is None:
+            return
+        where = f"{type(self).__name__}({self.amounts})"
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"{where} takes a tuple, not {value!r}: {self.example}.")
+        if self.shape is not None:
+            raise ValueError(f"{where}: give either {self.amounts} or shape.")
+        set_fields(self, **{self.amounts: integers(value, where)})
+        if min(value, default=-1) < 0:
+            raise ValueError(f"{where} takes one amount or more, none below 0, not {value!r}.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes the shape of its target."""
+        return self.shape is None and getattr(self, self.amounts) is None
+
+
 @register("tile")
 @dataclass(frozen=True, repr=False)
-class tile(Shaped):
+class tile(_Counted):
     """Repeats the source along every dimension until it covers the target, and cuts off the rest.
 
     Element `[i, j, ...]` is the source's `[i % a, j % b, ...]`. The numbers of dimensions must
     agree. An empty source covers only an empty target.
 
     Args:
+        dims: how often to repeat along each dimension, as in `torch.tile`, in place of a shape.
         shape: the shape to give; the target's by default.
 
     >>> tile(shape=(5,))(torch.tensor([1, 2]))
     tensor([1, 2, 1, 2, 1])
+    >>> tile((2,))(torch.tensor([1, 2]))
+    tensor([1, 2, 1, 2])
     """
+
+    dims: tuple[int, ...] | None = None
+    amounts = "dims"
+    example = "tile((2, 1))"
+
+    def __call__(self, source: Tensor) -> Tensor:
+        return self._to_shape(source) if self.dims is None else torch.tile(source, self.dims)
 
     def _fit(self, source: Tensor, shape: Shape) -> Tensor:
         source_shape = tuple(source.shape)
@@ -118,22 +161,38 @@ class crop(Shaped):
 
 @register("pad")
 @dataclass(frozen=True, repr=False)
-class pad(Shaped):
+class pad(_Counted):
     """The source with a constant added at the end of every dimension. None may have to shrink.
 
     Args:
+        pad: how much to add, as in `F.pad`, in place of a shape: before and after the last
+            dimension, then before and after the one before it, and so on.
         value: the constant.
         shape: the shape to give; the target's by default.
 
     >>> pad(shape=(4,))(torch.tensor([1.0, 2.0]))
     tensor([1., 2., 0., 0.])
+    >>> pad((1, 1), value=9)(torch.tensor([1.0, 2.0]))
+    tensor([9., 1., 2., 9.])
     """
 
+    pad: tuple[int, ...] | None = None
     value: float = 0.0
+    amounts = "pad"
+    example = "pad((1, 1)). The constant is pad(value=0.5)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         set_fields(self, value=number(self.value, "pad(value)"))
+        if self.pad is not None and len(self.pad) % 2:
+            raise ValueError(f"pad(pad): amounts come in pairs, before and after: {self.pad}.")
+
+    def __call__(self, source: Tensor) -> Tensor:
+        if self.pad is None:
+            return self._to_shape(source)
+        if len(self.pad) > 2 * len(source.shape):
+            raise ValueError(f"{self!r} is for more dimensions than {tuple(source.shape)} has.")
+        return F.pad(source, self.pad, value=self.value)
 
     def _fit(self, source: Tensor, shape: Shape) -> Tensor:
         missing = [want - have for have, want in zip(source.shape, shape, strict=True)]

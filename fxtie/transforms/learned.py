@@ -11,14 +11,15 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxtie._torch import is_jit_traced
-from fxtie.transforms.arguments import integer
+from fxtie.transforms.arguments import integer, number
 from fxtie.transforms.registry import register
 
 
-class _Learned(nn.Module):
+class Learned(nn.Module):
     """Base of the modules whose parameters depend on the target: none until they are fitted."""
 
     def __init__(self) -> None:
@@ -69,6 +70,13 @@ class _Learned(nn.Module):
             )
         return self.shape
 
+    def _channels(self, shape: tuple[int, ...]) -> int:
+        """The size of the dimension `self.dim`, if the target has one."""
+        dim: int = self.dim  # type: ignore[assignment]
+        if not -len(shape) <= dim < len(shape):
+            raise ValueError(f"{self!r}: a target of shape {shape} has no dimension {dim}.")
+        return shape[dim]
+
     def _check(self, source: Tensor) -> tuple[int, ...]:
         """The shape it is fitted to, if the source has it."""
         shape = self._fitted_shape()
@@ -83,24 +91,31 @@ class _Learned(nn.Module):
 
 
 @register("LowRank")
-class LowRank(_Learned):
-    """The source plus a learned matrix of low rank: `source + B @ A`.
+class LowRank(Learned):
+    """The source plus a learned matrix of low rank: `source + alpha / rank * B @ A`.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. For a target
-    of shape `(out, ...)` and `n` elements, `B` is `(out, rank)` and `A` is `(rank, n / out)`; their
-    product is viewed as the target. `B` starts at 0, so the derived tensor starts at the source;
-    `A` starts Kaiming-uniform with `a=sqrt(5)`, as `nn.Linear` does.
+    of shape `(out, in, ...)` and `n` elements, `B` is `(out, rank)` and `A` is `(rank, n / out)`;
+    their product is viewed as the target. `B` starts at 0, so the derived tensor starts at the
+    source; `A` starts Kaiming-uniform with `a=sqrt(5)`, as `nn.Linear` does.
 
     Shape of the source: the target's. Each target gets an `A` and a `B` of its own (see
     `for_target`), in its dtype and on its device.
 
     Args:
         rank: from 1 to the smaller side of the matrix `(out, n / out)`.
+        alpha: LoRA's scale of the update, positive; `rank` if None, so that the factor is 1.
+        dropout: probability, below 1, of dropping an input of the update in training mode. LoRA
+            drops elements of the layer's input on its way to `A`. A weight does not see the input,
+            so here one mask over the input channels (dimension 1) holds for a whole call: those
+            columns of `B @ A` are zero, the others are divided by `1 - dropout`. For a Linear that
+            is LoRA's dropout with the same mask for every element of the batch.
 
     Raises:
-        ValueError: in `for_target`, for a vector or a rank that is too large.
+        ValueError: for a number out of range; in `for_target`, for a vector or a rank that is too
+            large.
 
-    >>> fitted = LowRank(2).for_target(torch.empty(8, 4, 3, 3))
+    >>> fitted = LowRank(2, alpha=4).for_target(torch.empty(8, 4, 3, 3))
     >>> {name: tuple(p.shape) for name, p in fitted.named_parameters()}
     {'A': (2, 36), 'B': (8, 2)}
     """
@@ -108,11 +123,17 @@ class LowRank(_Learned):
     A: nn.Parameter
     B: nn.Parameter
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, alpha: float | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         self.rank = integer(rank, "LowRank(rank)")
+        self.alpha = None if alpha is None else number(alpha, "LowRank(alpha)")
+        self.dropout = number(dropout, "LowRank(dropout)")
         if self.rank < 1:
             raise ValueError(f"LowRank(rank): rank is positive, not {rank}.")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"LowRank(alpha): alpha is positive, not {alpha}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LowRank(dropout): 0 <= dropout < 1 is needed, not {dropout}.")
 
     def _sizes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         if len(shape) < 2:
@@ -135,20 +156,29 @@ class LowRank(_Learned):
 
     def fit_to(self, target: Tensor, source: Tensor) -> dict[str, Tensor]:
         """The `A` and `B` that bring the source closest to the target: a truncated SVD."""
-        u, s, v = torch.linalg.svd((target - source).flatten(1), full_matrices=False)
+        factor = 1 if self.alpha is None else self.alpha / self.rank
+        u, s, v = torch.linalg.svd((target - source).flatten(1) / factor, full_matrices=False)
         root = s[: self.rank].sqrt()
         return {"A": root[:, None] * v[: self.rank], "B": u[:, : self.rank] * root}
 
     def forward(self, source: Tensor) -> Tensor:
         shape = self._check(source)
-        return source + (self.B @ self.A).reshape(shape)
+        update = (self.B @ self.A).reshape(shape)
+        if self.alpha is not None:
+            update = update * (self.alpha / self.rank)
+        if self.dropout and self.training:
+            inputs = (1, shape[1], *(1,) * (len(shape) - 2))
+            update = update * F.dropout(self.A.new_ones(inputs), self.dropout)
+        return source + update
 
     def extra_repr(self) -> str:
-        return str(self.rank)
+        alpha = "" if self.alpha is None else f", alpha={self.alpha}"
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return f"{self.rank}{alpha}{dropout}"
 
 
 @register("ChannelScale")
-class ChannelScale(_Learned):
+class ChannelScale(Learned):
     """The source with one learned factor per output channel, starting at 1.
 
     Shape of the source: the target's. Each target gets factors of its own, `scale` of shape
@@ -174,9 +204,7 @@ class ChannelScale(_Learned):
         self.dim = integer(dim, "ChannelScale(dim)")
 
     def _sizes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        if not -len(shape) <= self.dim < len(shape):
-            raise ValueError(f"{self!r}: a target of shape {shape} has no dimension {self.dim}.")
-        return {"scale": (shape[self.dim],)}
+        return {"scale": (self._channels(shape),)}
 
     def reset_parameters(self) -> None:
         """Back to the start, in place: all 1."""
@@ -191,51 +219,72 @@ class ChannelScale(_Learned):
         return f"dim={self.dim}" if self.dim else ""
 
 
-@register("Mix")
-class Mix(_Learned):
-    """A learned mixture of `n` sources of one shape: the sum of `weights[i] * sources[i]`.
+@register("weight_norm")
+class weight_norm(Learned):
+    """The direction of the source and a learned magnitude: `g * source / |source|`, per channel.
 
-    With a `fxtie.Bank` as the source it is soft parameter sharing. Starts at the sources' mean.
-    Each target gets weights of its own (see `for_target`).
+    Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+    of Deep Neural Networks", arXiv:1602.07868. The norm is the Euclidean one over all dimensions
+    but `dim`, as in `torch.nn.utils.parametrizations.weight_norm`.
 
-    Shape of the sources: all the same, and the target's unless the mixture goes on into a `chain`.
+    Each target gets a `g` of its own, of shape `(out,)`, in its dtype and on its device. It starts
+    at the norms of the target's own value, so `Rule("fc", "fc", weight=weight_norm())` starts at
+    the tensor that is there, and a target with another source starts with its old magnitudes.
+    Where the target has no data it starts at the norm that Linear and Conv start with.
+
+    Shape of the source: the target's. A channel of zeros has no direction and gives NaN.
 
     Args:
-        n: number of sources.
+        dim: the dimension of the output channels: 0 for Linear and Conv, 1 for ConvTranspose.
 
-    >>> mix = Mix(2).for_target(torch.empty(2))
-    >>> mix(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])).tolist()
-    [2.0, 4.0]
-    >>> mix.weights.shape
-    torch.Size([2])
+    Raises:
+        ValueError: in `for_target`, if the target has no such dimension.
+
+    >>> weight = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    >>> fitted = weight_norm().for_target(weight, value=weight)
+    >>> fitted.g.tolist()
+    [5.0, 10.0]
+    >>> torch.allclose(fitted(weight), weight)
+    True
     """
 
-    weights: nn.Parameter
+    g: nn.Parameter
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, dim: int = 0) -> None:
         super().__init__()
-        self.n = integer(n, "Mix(n)")
-        if self.n < 1:
-            raise ValueError(f"Mix(n): n is positive, not {n}.")
+        self.dim = integer(dim, "weight_norm(dim)")
+
+    def for_target(self, target: Tensor, *, value: Tensor | None = None) -> nn.Module:
+        fitted = super().for_target(target)
+        if fitted is not self and value is not None:
+            with torch.no_grad():
+                fitted.g.copy_(self._norm(value).flatten())  # type: ignore[operator]
+        return fitted
 
     def _sizes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        return {"weights": (self.n,)}
+        return {"g": (self._channels(shape),)}
 
     def reset_parameters(self) -> None:
-        """Back to the start, in place: all `1 / n`."""
-        nn.init.constant_(self.weights, 1 / self.n)
+        """All magnitudes to those that Linear and Conv start with, in place."""
+        shape = self._fitted_shape()
+        in_channel = math.prod(shape) / max(1, shape[self.dim])
+        nn.init.constant_(self.g, math.sqrt(in_channel / (3 * max(1, math.prod(shape[1:])))))
 
-    def fit_to(self, target: Tensor, *sources: Tensor) -> dict[str, Tensor]:
-        """The weights that bring the mixture closest to the target: least squares."""
-        columns = torch.stack([source.flatten() for source in sources], dim=1)
-        return {"weights": torch.linalg.lstsq(columns, target.flatten()[:, None]).solution[:, 0]}
+    def fit_to(self, target: Tensor, source: Tensor) -> dict[str, Tensor]:
+        """The magnitudes that bring the source's directions closest to the target."""
+        product = (target * source / self._norm(source)).movedim(self.dim, 0)
+        return {"g": product.flatten(1).sum(1)}
 
-    def forward(self, *sources: Tensor) -> Tensor:
-        if len(sources) != self.n:
-            raise ValueError(f"{self!r} takes {self.n} sources, not {len(sources)}.")
-        self._fitted_shape()
-        weighted = [self.weights[i] * source for i, source in enumerate(sources)]
-        return torch.stack(weighted).sum(dim=0)
+    def _norm(self, tensor: Tensor) -> Tensor:
+        others = list(range(len(tensor.shape)))
+        del others[self.dim]
+        norm: Tensor = torch.linalg.vector_norm(tensor, dim=others, keepdim=True)
+        return norm
+
+    def forward(self, source: Tensor) -> Tensor:
+        ones = [1] * len(self._check(source))
+        ones[self.dim] = -1
+        return source * (self.g.reshape(ones) / self._norm(source))
 
     def extra_repr(self) -> str:
-        return str(self.n)
+        return f"dim={self.dim}" if self.dim else ""

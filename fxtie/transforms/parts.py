@@ -15,7 +15,7 @@ class Part:
     """One of the tensors that a transform returns.
 
     Attributes:
-        whole: the transform. The parts of one tie have it in common: it runs once for all of them.
+        whole: the transform, which the parts of one tie share: it runs once for all of them.
         index: which of its results.
         of: the names of the tie's targets.
     """

@@ -1,15 +1,20 @@
 """What a transform is, and what the ready-made ones have in common.
 
-In: nothing. Out: types and a base class.
+In: what users pass as a transform. Out: the protocols a transform may implement, the check that it
+is one, and a base class.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from fxtie.errors import RuleError
+from fxtie.transforms.registry import is_maker
 
 Transform: TypeAlias = Callable[..., Any]
 """Any differentiable callable `f(*sources) -> tensor`, or an `nn.Module`."""
@@ -28,6 +33,13 @@ class FitsTarget(Protocol):
     * gives a tensor of exactly the target's shape,
     * compares equal to another one that computes the same, if it may be shared, and
     * if it is learnable, is an `nn.Module` that already has its parameters.
+
+    `for_target` may take any of these keywords; planning passes those in its signature:
+
+    * `name`: the target's name, such as "conv_2.weight".
+    * `sources`: the number of sources.
+    * `value`: the target's own value before it is tied, detached, or None if it has no data. A
+      learnable transform can start from it, as `weight_norm` does.
 
     A transform that fits its target already returns itself, so fitting twice changes nothing.
 
@@ -48,6 +60,91 @@ class FitsTarget(Protocol):
     def for_target(self, target: Tensor) -> Transform:
         """The transform for this target. Raises ValueError if it can't fit."""
         ...
+
+
+@runtime_checkable
+class ComparesLayers(Protocol):
+    """The protocol of transforms that fit some pairs of layers only, whatever the shapes say.
+
+    Planning calls `fault_between` once per tie of two tensors, with the modules that own them.
+
+    Example:
+        >>> from fxtie.transforms import transpose
+        >>> encoder, decoder = nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3)
+        >>> print(transpose().fault_between(encoder, nn.Conv2d(8, 8, 3)))
+        None
+        >>> transpose().fault_between(encoder, decoder)[:59]
+        'a ConvTranspose2d that leads back from a Conv2d takes its w'
+    """
+
+    def fault_between(self, source: nn.Module, target: nn.Module) -> str | None:
+        """Why the transform is wrong from `source` to `target`, and the remedy; None if it isn't.
+
+        Args:
+            source: the module that owns the source tensor.
+            target: the module that owns the target tensor.
+
+        Returns:
+            Sentences that go on after "conv_2.weight: ", so the first begins in lower case.
+        """
+        ...
+
+
+def fitted_to(transform: Transform, target: Tensor, **context: Any) -> Transform:
+    """What `for_target` makes of a transform; without that method, the transform itself.
+
+    Args:
+        target: a tensor like the target, see `FitsTarget`.
+        **context: `name`, `sources` and `value`. Those that `for_target` takes are passed on.
+    """
+    adapt = getattr(transform, "for_target", None)  # much faster than isinstance with a Protocol
+    if adapt is None:
+        return transform
+    takes = inspect.signature(adapt).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        context = {key: value for key, value in context.items() if key in takes}
+    fitted: Transform = adapt(target, **context)
+    return fitted
+
+
+def check_transform(value: object, where: str) -> None:
+    """Refuse what is not a transform: no callable, or one that makes transforms (`rot90`).
+
+    Args:
+        value: what the user passed.
+        where: the place, as errors begin: "weight= of the rule for conv_2".
+
+    Raises:
+        RuleError: with what to write instead.
+
+    Example:
+        >>> from fxtie.transforms import rot90
+        >>> check_transform(rot90(1), "weight=")
+        >>> check_transform(rot90, "weight=")
+        Traceback (most recent call last):
+        ...
+        fxtie.errors.RuleError: weight= is rot90, which makes transforms. Call it: rot90(k).
+    """
+    if is_maker(value):
+        name = getattr(value, "__qualname__", repr(value))
+        raise RuleError(
+            f"{where} is {name}, which makes transforms. Call it: {name}({_arguments(value)})."
+        )
+    if not callable(value):
+        raise RuleError(
+            f"{where} is a callable on tensors, such as fxtie.same(), not {type(value).__name__}: "
+            f"{value!r}."
+        )
+
+
+def _arguments(maker: Any) -> str:
+    """The arguments that a call has to give."""
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except (TypeError, ValueError):  # built in
+        return "..."
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return ", ".join("..." if p.kind is p.VAR_POSITIONAL else p.name for p in needed)
 
 
 def transform_name(transform: Transform | None) -> str:
@@ -77,3 +174,22 @@ def set_fields(frozen: object, **fields: Any) -> None:
     """Sets fields of a frozen dataclass while it is made."""
     for name, value in fields.items():
         object.__setattr__(frozen, name, value)
+
+
+class HasCoefficient(Named):
+    """Base of the dataclasses with one number, which `learn` can learn.
+
+    The result is a linear function of that number plus a constant.
+    """
+
+    @property
+    def coefficient(self) -> float:
+        """The number."""
+        raise NotImplementedError
+
+    def run(self, coefficient: float | Tensor, *sources: Tensor) -> Tensor:
+        """The transform with another number."""
+        raise NotImplementedError
+
+    def __call__(self, *sources: Tensor) -> Tensor:
+        return self.run(self.coefficient, *sources)

@@ -1,4 +1,4 @@
-"""Transforms by name: what lets a rule file be data and not code.
+"""Transforms by name, so that rule files are data and not code.
 
 In: a transform, or its JSON description (a *spec*). Out: the other of the two. Reading a spec looks
 names up in a table and calls what was entered there: nothing is imported, evaluated or unpickled.
@@ -148,7 +148,7 @@ def to_spec(
                 f"that name. Keep it in __init__: self.{parameter.name} = {parameter.name}."
             )
         value = getattr(transform, parameter.name)
-        if value is None and parameter.default is None:
+        if _can_be_left_out(entry, value, parameter.default):
             continue
         written = _write(value, where, name_of)
         # Read it back at once, so that a file that can't be read is never written.
@@ -188,6 +188,13 @@ def from_spec(
         raise RuleError("The transform in the file is nested too deeply.") from None
 
 
+def is_maker(value: object) -> bool:
+    """Whether calling `value` makes a transform: a class, or a function registered with `makes`."""
+    return isinstance(value, type) or any(
+        entry.value is value and entry.makes for entry in _by_name.values()
+    )
+
+
 def _build(spec: Spec, shared: Mapping[str, nn.Module]) -> Callable[..., Any]:
     if isinstance(spec, dict) and spec.keys() == {_SHARED}:
         return _shared_module(spec[_SHARED], shared)
@@ -215,6 +222,12 @@ def _shared_module(name: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
     if name not in list(shared):  # a list, since the name may be unhashable
         raise RuleError(f"There is no shared transform {name!r}.{closest(str(name), shared)}")
     return shared[name]
+
+
+def _can_be_left_out(entry: _Entry, value: Any, default: Any) -> bool:
+    """Whether an argument is the default, and that of fxtie's own: a user's may change."""
+    own = entry.value.__module__.startswith("fxtie.")
+    return type(value) is type(default) and (value is None or (own and value == default))
 
 
 def _bind(

@@ -150,7 +150,9 @@ CASES = {
         crop(center=True, shape=(3, 2)), ((8, 5),), lambda x: np_crop(x, (3, 2), True), True
     ),
     "pad": Case(pad(shape=(5, 6, 3, 4)), (W,), lambda x: np_pad(x, (5, 6, 3, 4)), True),
-    "pad-value": Case(pad(2.5, shape=(4, 3)), ((2, 3),), lambda x: np_pad(x, (4, 3), 2.5), True),
+    "pad-value": Case(
+        pad(value=2.5, shape=(4, 3)), ((2, 3),), lambda x: np_pad(x, (4, 3), 2.5), True
+    ),
     "chain": Case(
         chain(mean(), square, rot90(1)),
         ((2, 3), (2, 3)),

@@ -97,7 +97,7 @@ def test_initialize_sets_values_once():
 
 def test_initialize_from_a_bank():
     net, bank = Net(), fxtie.Bank(2, (6, 6))
-    fxtie.initialize(net, Rule("b.*", bank, transforms.Mix(2), None, exclude="b.1"))
+    fxtie.initialize(net, Rule("b.*", bank, transforms.mean(), None, exclude="b.1"))
     torch.testing.assert_close(net.b[0].weight, (bank.templates[0] + bank.templates[1]) / 2)
 
 

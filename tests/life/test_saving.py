@@ -93,7 +93,7 @@ TRANSFORMS = st.recursive(
         st.builds(LowRank, st.integers(1, 4)),
         st.builds(ChannelScale, st.integers(-4, 3)),
         st.builds(Gain, st.floats(-3, 3, width=32)),
-        st.builds(pad, st.floats(-1, 1)),
+        st.builds(pad, value=st.floats(-1, 1)),
         st.builds(crop, center=st.booleans()),
         st.builds(resize, st.sampled_from(["nearest", "linear"])),
     ),

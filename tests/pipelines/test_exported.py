@@ -1,5 +1,8 @@
 """Tying programs of `torch.export`: the second front end."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from oracle import assert_tied_equals_oracle
@@ -60,16 +63,32 @@ class Buffers(nn.Module):
         return self.fc(x) * self.scale + self.shift * self.transient + self.constant + self.count
 
 
+@functools.cache
+def made(device):
+    """A model, its input, and its program: exported once, since nothing may change a program."""
+    net, x = Net().to(device).eval(), torch.randn(3, 6, device=device)
+    net.norm.running_mean.uniform_(-1, 1)
+    return net, x, export(net, (x,))
+
+
+@functools.cache
+def decomposition(device):
+    return made(device)[2].run_decompositions()
+
+
 @pytest.fixture
 def net(device):
-    net = Net().to(device).eval()
-    net.norm.running_mean.uniform_(-1, 1)
-    return net
+    return copy.deepcopy(made(device)[0])
 
 
 @pytest.fixture
 def x(device):
-    return torch.randn(3, 6, device=device)
+    return made(device)[1]
+
+
+@pytest.fixture
+def program(device):
+    return made(device)[2]
 
 
 def targets(program):
@@ -123,30 +142,28 @@ def test_no_grad(net, x):
 
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-def test_equals_the_oracle(net, x, rules, decomposed):
+def test_equals_the_oracle(net, x, device, program, rules, decomposed):
     """And the numbers of the first front end, bit for bit."""
     plan = fxtie.plan(net, rules)
     for module in plan.modules.values():
         for parameter in module.parameters():
             nn.init.normal_(parameter)  # a fresh LowRank adds nothing
-    program = export(net, (x,))
-    if decomposed:
-        program = program.run_decompositions()
+    program = decomposition(device) if decomposed else program
     tied = fxtie.transform(program, plan)
     tied.graph.lint()
     tied.validate()
     assert tied.dialect == program.dialect
-    assert_tied_equals_oracle(net, tied.module(), plan.ties, (x,), train=None, exact=not decomposed)
-    expected = fxtie.transform(net, plan)
+    module, options = tied.module(), {"train": None, "exact": not decomposed, "untraced": False}
+    assert_tied_equals_oracle(net, module, plan.ties, (x,), **options)
+    expected, found = fxtie.transform(net, plan), module(x)
     assert sorted(tied.state_dict) == sorted(expected.state_dict())
     if not decomposed:
-        assert_same(tied.module()(x), expected(x))
-    assert_same(reloaded(tied).module()(x), tied.module()(x))
-    assert_same(torch.export.unflatten(tied)(x), tied.module()(x))
+        assert_same(found, expected(x))
+    assert_same(reloaded(tied).module()(x), found)
+    assert_same(torch.export.unflatten(tied)(x), found)
 
 
-def test_signature_and_graph(net, x):
-    program = export(net, (x,))
+def test_signature_and_graph(program):
     before = str(program)
     rules = [Rule("fc_2", "fc_1", weight=torch.square), Rule("head", "fc_2")]
     tied = fxtie.transform(program, rules)
@@ -165,16 +182,16 @@ def test_signature_and_graph(net, x):
     assert tied.graph_signature.user_outputs[1] == derived.name
 
 
-def test_one_derivation_for_equal_ones(net, x):
-    tied = fxtie.transform(export(net, (x,)), Rule("re:fc_[23]", "fc_1", weight=torch.square))
+def test_one_derivation_for_equal_ones(program):
+    tied = fxtie.transform(program, Rule("re:fc_[23]", "fc_1", weight=torch.square))
     assert targets(tied).count(aten.square.default) == 1
 
 
-def test_bank(net, x):
+def test_bank(net, x, program):
     """Parameters that rules bring come in as inputs, like those of the model."""
     bank = fxtie.Bank(2, (6, 6), device=x.device)
     plan = fxtie.plan(net, Rule("re:fc_[23]", bank, weight=T.Mix(2), bias=None))
-    tied = fxtie.transform(export(net, (x,)), plan)
+    tied = fxtie.transform(program, plan)
     names = [name for name in tied.state_dict if name.startswith("ties.")]
     assert sorted(names) == [
         "ties.bank.templates.0",
@@ -190,11 +207,11 @@ def test_bank(net, x):
     assert all(module.get_parameter(name).grad.norm() > 0 for name in names)
 
 
-def test_rules_one_after_the_other(net, x):
+def test_rules_one_after_the_other(net, x, program):
     """A tied program, saved and loaded, is a program that can be tied."""
     first = Rule("fc_2", "fc_1", weight=T.LowRank(2))
     second = Rule("head", "fc_3", weight=T.LowRank(2))
-    once = fxtie.transform(export(net, (x,)), first)
+    once = fxtie.transform(program, first)
     twice = fxtie.transform(reloaded(once), second)
     assert {"ties.fc_2_weight.A", "ties.head_weight.A"} <= set(twice.state_dict)
     both = fxtie.transform(fxtie.transform(net, first), second)
@@ -252,9 +269,10 @@ def test_control_flow(device):
 
     net = Branching().to(device)
     rules = Rule("fc_2", "fc_1", weight=without_gradient)
-    for x in (torch.ones(3, 6, device=device), -torch.ones(3, 6, device=device)):
-        tied = fxtie.transform(export(net, (x,), strict=True), rules)
-        assert "fc_2.weight" not in tied.state_dict
+    example = torch.ones(3, 6, device=device)
+    tied = fxtie.transform(export(net, (example,), strict=True), rules)
+    assert "fc_2.weight" not in tied.state_dict
+    for x in (example, -example):
         weight, bias = without_gradient(net.fc_1.weight), net.fc_1.bias
         y = net.fc_1(x)
         expected = nn.functional.linear(y, weight, bias) if y.sum() > 0 else y - 1
@@ -292,7 +310,7 @@ def test_source_that_nothing_read(net, x):
     assert_same(unread.module()(x), net(x))
 
 
-def test_user_defined_op(net, x):
+def test_user_defined_op(net, x, device, program):
     with torch.library._scoped_library("fxtie_test", "DEF") as library:
         library.define("double(Tensor x) -> Tensor")
         library.impl("double", lambda x: x * 2, "CompositeExplicitAutograd")
@@ -301,10 +319,10 @@ def test_user_defined_op(net, x):
         torch.library.register_autograd(double.default, lambda ctx, grad: grad * 2, lib=library)
         rule = Rule("fc_2", "fc_1", weight=double)
         plan = fxtie.plan(net, rule)
-        for program in (export(net, (x,)), export(net, (x,)).run_decompositions()):
-            tied = fxtie.transform(program, plan)
+        for untied in (program, decomposition(device)):
+            tied = fxtie.transform(untied, plan)
             assert targets(tied).count(double.default) == 1
-            exact = program.dialect == "TRAINING"
+            exact = untied.dialect == "TRAINING"
             assert_tied_equals_oracle(net, tied.module(), plan.ties, (x,), train=None, exact=exact)
 
 
@@ -374,19 +392,17 @@ def test_shared_tensor_split(device):
 # --- Faults -----------------------------------------------------------------------------------
 
 
-def test_names_that_are_not_there(net, x):
-    program = export(net, (x,))
+def test_names_that_are_not_there(program):
     with pytest.raises(PlanError, match=r"fc_9") as e:
         fxtie.transform(program, [Rule("fc_9", "fc_1"), Rule("fc_2", "fc_11")])
     assert len(e.value.faults) == 2, "all at once"
     assert "'fc_1'" in str(e.value), "the closest name"
 
 
-def test_callable_pattern(net, x):
+def test_callable_pattern(program):
     def is_linear(name, module):
         return isinstance(module, nn.Linear)
 
-    program = export(net, (x,))
     for rule in (Rule(is_linear, "fc_1"), Rule("fc_*", "fc_1", exclude=[is_linear])):
         with pytest.raises(PlanError, match="an exported program has their names only"):
             fxtie.transform(program, rule)
@@ -394,30 +410,30 @@ def test_callable_pattern(net, x):
 
 def test_updated_tensors(device):
     """Batch norm in training updates its statistics, and a derived tensor can have no update."""
-    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.BatchNorm1d(6))
     x = torch.randn(3, 6, device=device)
     program = export(net.to(device).train(), (x,))
-    for decomposed in (program, program.run_decompositions()):
-        for rule, role in (
-            (Rule("3.running_mean", "0.bias"), "'3.running_mean' is a target of the rules"),
-            (Rule("2.bias", "1.running_mean"), "'1.running_mean' is a source of the rules"),
-        ):
-            with pytest.raises(PlanError, match=f"{role}, and the program updates it. Tie the mod"):
-                fxtie.transform(decomposed, rule)
-        tied = fxtie.transform(
-            decomposed,
-            Rule("3", "1", running_mean=None, running_var=None, num_batches_tracked=None),
-        )
+    for untied, rule, role in (
+        (program, Rule("2.running_mean", "0.bias"), "'2.running_mean' is a target of the rules"),
+        (
+            program.run_decompositions(),
+            Rule("0.bias", "1.running_mean"),
+            "'1.running_mean' is a source of the rules",
+        ),
+    ):
+        with pytest.raises(PlanError, match=f"{role}, and the program updates it. Tie the mod"):
+            fxtie.transform(untied, rule)
+        affine = Rule("2", "1", running_mean=None, running_var=None, num_batches_tracked=None)
+        tied = fxtie.transform(untied, affine)
         tied.module()(x)
         assert torch.equal(tied.state_dict["1.num_batches_tracked"], torch.tensor(1).to(device))
         net[1].num_batches_tracked.zero_()
 
 
-def test_updated_transform(net, x):
+def test_updated_transform(x, program):
     class Norm(nn.BatchNorm1d):
         """A learnable transform with statistics of its own."""
 
-    program = export(net, (x,))
     rule = Rule("fc_2.weight", "fc_1.weight", Norm(6).to(x.device))
     with pytest.raises(PlanError, match="of a learnable transform is updated when it runs"):
         fxtie.transform(program, rule)
@@ -427,34 +443,34 @@ def branching(weight):
     return weight if weight.sum() > 0 else -weight
 
 
-def test_opaque_transform(net, x):
+def test_opaque_transform(program):
     """What can't be exported is named, with the reason why it could not be traced either."""
     rule = Rule("fc_2", "fc_1", weight=branching)
     with pytest.raises(FxtieError, match="The transforms can't be exported") as e:
-        fxtie.transform(export(net, (x,)), rule)
+        fxtie.transform(program, rule)
     assert "'fc_2.weight': branching can't be traced" in str(e.value)
     assert e.value.__cause__ is not None
 
 
-def test_closed_over_tensor(net, x):
+def test_closed_over_tensor(net, x, program):
     """A transform that torch.fx can't hold may still be one that torch.export can."""
     scale = torch.rand(6, device=x.device)
     rule = Rule("fc_2", "fc_1", weight=lambda w: w * scale)
-    tied = fxtie.transform(export(net, (x,)), rule)
+    tied = fxtie.transform(program, rule)
     assert_same(tied.module()(x), fxtie.transform(net, rule)(x))
     assert any(tensor is scale or torch.equal(tensor, scale) for tensor in tied.constants.values())
     assert_same(reloaded(tied).module()(x), tied.module()(x))
 
 
-def test_values_read_into_python(net, x):
+def test_values_read_into_python(program):
     def scaled(weight):
         return weight / weight.norm().item()
 
     with pytest.raises(FxtieError, match="values"):
-        fxtie.transform(export(net, (x,)), Rule("fc_2", "fc_1", weight=scaled))
+        fxtie.transform(program, Rule("fc_2", "fc_1", weight=scaled))
 
 
-def test_plan_of_another_model(net, x):
+def test_plan_of_another_model(x, program):
     plan = fxtie.plan(Shared().to(x.device), Rule("again.weight", "fc_1.weight", torch.square))
     with pytest.raises(FxtieError, match=r"The plan was made for another model: 'again.weight'"):
-        fxtie.transform(export(net, (x,)), plan)
+        fxtie.transform(program, plan)

@@ -90,7 +90,12 @@ FAULTS = {
         Rule("*", "{0 - 1}"),
         "the source for 'a': 'a' is no number, in {0 - 1}",
     ),
-    "before the first": (chain_net(), Rule("*", "{0-1}"), "no source module '-1', of which '0'"),
+    "before the first": (chain_net(), Rule("*", "{0-1}"), "no source module '-1' for '0'"),
+    "exception inside": (
+        nn.Sequential(chain_net(2), chain_net(2)),
+        [Rule("1.1", "0.0"), Rule("1", "0")],
+        "If the one for 1.1 is the exception, write exclude='1.1' in Rule('1', '0').",
+    ),
     "exception": (
         chain_net(),
         [Rule("*", "0"), Rule("3", "2")],

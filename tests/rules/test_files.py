@@ -173,7 +173,7 @@ RULES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(RULES, min_size=1, max_size=4), st.sampled_from(["toml", "json"]))
 def test_any_rules_come_back(folder, rules, kind):
     path: Path = folder / f"again.{kind}"

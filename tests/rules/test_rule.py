@@ -84,7 +84,7 @@ def test_sources_are_filled_in():
         (lambda: fxtie.Rule("a", "b", exclude=3), "exclude= of the rule for a"),
         (lambda: fxtie.Bank(2.5, (3, 3)), "one template or more, not 2.5"),
         (lambda: fxtie.Rule("a", "b", count=True), "positive int"),
-        (lambda: fxtie.Tie("a.weight", "b.weight", 3), "not callable"),
+        (lambda: fxtie.Tie("a.weight", "b.weight", 3), "is a callable on tensors"),
         (lambda: fxtie.plan(torch.nn.Linear(1, 1), []), "list is empty"),
         (lambda: fxtie.plan(torch.nn.Linear(1, 1), "a"), "fxtie.Rule or fxtie.Tie"),
         (lambda: fxtie.plan(torch.nn.Linear(1, 1), ["a"]), "fxtie.Rule or fxtie.Tie"),

@@ -3,7 +3,6 @@
 A long run: `FXTIE_PROGRAMS=20000 pytest tests/tracing/test_fuzz.py -k random --hypothesis-seed 1`.
 """
 
-import ast
 import copy
 import os
 import warnings
@@ -17,6 +16,7 @@ from twins import CIRCUMSTANCES, assert_same, run, twin_of
 import fxtie
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import Guards
+from fxtie.tracing.rewriting import Rewriter
 from fxtie.tracing.traced import Traced
 
 
@@ -59,7 +59,7 @@ programs = st.lists(st.sampled_from(STATEMENTS), min_size=1, max_size=6)
 
 
 @settings(
-    max_examples=int(os.environ.get("FXTIE_PROGRAMS", "500")),
+    max_examples=int(os.environ.get("FXTIE_PROGRAMS", "300")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
@@ -71,10 +71,10 @@ def test_random_forwards_equal_their_twin(statements, change):
 
 
 def ignore_contexts(monkeypatch):
-    def run_body(evaluator, statement, frame):
-        return evaluator._block(statement.body, frame)
+    def body(rewriter, statement):
+        return rewriter.generic_visit(statement).body
 
-    monkeypatch.setitem(Evaluator.statements, ast.With, run_body)
+    monkeypatch.setattr(Rewriter, "visit_With", body, raising=False)
 
 
 def forget_guards(monkeypatch):

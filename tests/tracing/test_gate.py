@@ -14,8 +14,8 @@ from forwards import RULES, Program
 from torch import nn
 
 import fxtie
-from fxtie.tracing import callables, gate, operations, operators
-from fxtie.tracing.evaluator import Evaluator
+from fxtie.tracing import callables, calls, gate, operators
+from fxtie.tracing.rewriting import Rewriter
 
 
 def root_is_kept(*statements):
@@ -213,17 +213,25 @@ def title(row):
     return f"{owner.__name__}.{name}" if owner else name
 
 
-@pytest.mark.parametrize("row", callables.STATEMENTS, ids=title)
+def constructs(base):
+    """The statements, or expressions, that the rewriter knows."""
+    names = [name[6:] for name in vars(Rewriter) if name.startswith("visit_")]
+    kinds = (getattr(ast, name) for name in names)
+    parts = (ast.Starred, ast.FormattedValue)  # of other expressions
+    return [kind for kind in kinds if issubclass(kind, base) and kind not in parts]
+
+
+@pytest.mark.parametrize("row", constructs(ast.stmt), ids=title)
 def test_statements(monkeypatch, row):
     assert not root_is_kept(STATEMENTS[row])
-    monkeypatch.delitem(Evaluator.statements, row)
+    monkeypatch.delattr(Rewriter, f"visit_{row.__name__}")
     assert "has a statement" in root_is_kept(STATEMENTS[row])[0]
 
 
-@pytest.mark.parametrize("row", callables.EXPRESSIONS, ids=title)
+@pytest.mark.parametrize("row", constructs(ast.expr), ids=title)
 def test_expressions(monkeypatch, row):
     assert not root_is_kept(EXPRESSIONS[row])
-    monkeypatch.delitem(Evaluator.expressions, row)
+    monkeypatch.delattr(Rewriter, f"visit_{row.__name__}")
     assert "has an expression" in root_is_kept(EXPRESSIONS[row])[0]
 
 
@@ -231,18 +239,18 @@ def test_expressions(monkeypatch, row):
 def test_builtins(monkeypatch, row):
     statement = f"import operator, itertools\n{statement_for(row)}"
     assert not root_is_kept(statement)
-    monkeypatch.delitem(Evaluator.callables, row)
+    monkeypatch.delitem(callables.CALLABLES, row)
     assert root_is_kept(statement)
 
 
-ROWS = [(kind, name) for kind, names in callables.METHODS.items() for name in sorted(names)]
+ROWS = [(kind, name) for kind, names in gate.METHODS.items() for name in sorted(names)]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=title)
 def test_methods(monkeypatch, row):
     kind, name = row
     assert not root_is_kept(METHODS[row])
-    monkeypatch.setitem(Evaluator.methods, kind, Evaluator.methods[kind] - {name})
+    monkeypatch.setitem(gate.METHODS, kind, gate.METHODS[kind] - {name})
     assert root_is_kept(METHODS[row])
 
 
@@ -256,7 +264,7 @@ def test_factories(monkeypatch, row):
 @pytest.mark.parametrize("row", sorted(gate.QUESTIONS, key=title), ids=title)
 def test_questions(monkeypatch, row):
     assert not root_is_kept(QUESTIONS[row])
-    monkeypatch.setattr(operations, "QUESTIONS", gate.QUESTIONS - {row})
+    monkeypatch.setattr(calls, "QUESTIONS", gate.QUESTIONS - {row})
     assert root_is_kept(QUESTIONS[row])
 
 
@@ -273,7 +281,7 @@ def test_math(monkeypatch, row):
     number = 0 if row is math.atanh else 1
     statement = f"x = x * len(str(math.{row.__name__}({number})))"
     assert not root_is_kept(statement)
-    monkeypatch.setattr(operations, "MATH", gate.MATH - {row})
+    monkeypatch.setattr(calls, "MATH", gate.MATH - {row})
     assert root_is_kept(statement)
 
 

@@ -41,7 +41,9 @@ def test_resize_takes_torch_mode_names(written: str, family: str) -> None:
 @settings(deadline=None)
 @given(
     pair=pairs,
-    transform=st.sampled_from([tile(), crop(), crop(center=True), pad(1.5), *map(resize, MODES)]),
+    transform=st.sampled_from(
+        [tile(), crop(), crop(center=True), pad(value=1.5), *map(resize, MODES)]
+    ),
 )
 def test_every_pair_of_shapes_fits_or_says_why_not(
     pair: tuple[tuple[int, ...], tuple[int, ...]], transform: Any
@@ -72,7 +74,7 @@ def test_tile_and_pad_agree_with_numpy(pair: tuple[tuple[int, ...], tuple[int, .
         tile(shape=want)(source), torch.from_numpy(np_tile(source.numpy(), want)).double()
     )
     if fits(pad(), have, want):
-        padded = pad(-1.0, shape=want)(source)
+        padded = pad(value=-1.0, shape=want)(source)
         assert torch.equal(padded, torch.from_numpy(np_pad(source.numpy(), want, -1.0)))
 
 

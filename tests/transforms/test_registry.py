@@ -66,7 +66,7 @@ simple = st.one_of(
 shaped = st.one_of(
     st.builds(tile, shape=maybe_shape),
     st.builds(crop, center=st.booleans(), shape=maybe_shape),
-    st.builds(pad, numbers, shape=maybe_shape),
+    st.builds(pad, value=numbers, shape=maybe_shape),
     st.builds(resize, st.sampled_from(MODES), shape=maybe_shape),
 )
 

@@ -1,7 +1,9 @@
 """The oracle: an untied model, its derived tensors swapped in by `torch.func.functional_call`.
 
-It computes them in plain Python, in the order of a plan, and shares no code with the pass for
-copying, tracing, graphs, derived attributes, or running these.
+It takes the ties of a plan: their order, names, and transforms as bound to their targets. It calls
+these in plain Python: the user's functions or, where a plan has lost them, the lowered graphs that
+the pass made of them. It shares no code that copies modules, traces or runs forwards, or derives
+attributes.
 """
 
 from __future__ import annotations
@@ -191,7 +193,7 @@ def compare(
 
 
 def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
-    """The root mean square of outputs, and why to compare with these would prove nothing."""
+    """The root mean square of outputs, and why equality with them would prove nothing, if so."""
     parts = [wide(output) for output in outputs]
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in parts]
     together = torch.cat([part.flatten().cpu() for part in parts])

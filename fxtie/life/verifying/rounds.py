@@ -1,4 +1,4 @@
-"""Both sides called alike, and all that differs afterwards."""
+"""Call both sides in the same way, and list all that differs afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxtie.life.verifying.values import Differ, norm_of, tensors_in
 
 
 class Match:
-    """Two sides that must stay alike, call by call.
+    """Two sides, compared after each call.
 
     Attributes:
         apart: what differs before the first call, and how.
@@ -51,7 +51,7 @@ class Round:
 
     Attributes:
         differences: everything that differs and how, outputs first.
-        nothing_proved: of a first call, why equality would say nothing; empty if it does.
+        nothing_proved: why equality after a first call proves nothing; empty if it does.
         cause: what a side raised.
     """
 

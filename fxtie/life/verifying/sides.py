@@ -1,4 +1,4 @@
-"""A model to be run beside another one: its stored state and its calls."""
+"""One side of a comparison: the calls of a model, and the state that they may change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxtie.life.verifying.values import Names, attributes_of, tensors_in
 
 
 class Call(NamedTuple):
-    """A circumstance in which both sides are called."""
+    """How both sides are called: with gradients or without, and the random seed."""
 
     name: str
     grad: bool

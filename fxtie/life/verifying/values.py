@@ -67,7 +67,7 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
     return {n: v for n, v in members if n not in hidden and not n.startswith("_fxtie_")}
 
 
-# An nn.LSTM lists its parameters once more, also those that a tied one does not have.
+# An nn.LSTM also keeps its parameters in lists, from which a tied one lacks some.
 _LISTS = {"_flat_weights", "_flat_weight_refs"}
 _OF_MODULES = {"_compiled_call_impl", *_LISTS, *vars(nn.Module())} - {"training"}
 _OF_GRAPHS = _OF_MODULES | vars(fx.GraphModule({}, fx.Graph())).keys() - {"training"}

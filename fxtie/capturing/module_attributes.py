@@ -1,0 +1,148 @@
+"""Attributes of modules and stored tensors in a trace.
+
+In: a module of the region and a name. Out: a plain attribute or a child, guarded; a stored tensor,
+read once; a derived tensor, derived once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie.capturing.reads import TensorReads
+from fxtie.planning.names import join
+from fxtie.tracing.evaluator import Evaluator
+from fxtie.tracing.guards import MISSING
+from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.traced import Traced
+from fxtie.tracing.user_class import user_class
+from fxtie.words import free_name
+
+
+class ModuleAttributes(Evaluator):
+    """Reads of modules in one region.
+
+    Attributes:
+        root: the root of the region.
+        training: what every `training` flag is taken to be.
+        switches: modules whose `training` flag was asked for.
+        paths: the modules of the region, with their names.
+        reads: how stored tensors are read and derived ones made.
+    """
+
+    root: nn.Module
+    training: bool
+    switches: dict[nn.Module, None]
+    paths: dict[nn.Module, str]
+    reads: TensorReads
+    borrowed: dict[str, Any]
+    _placed: dict[nn.Module, None]  # modules whose place is guarded
+    _tensors: dict[int, tuple[nn.Module, str, str]]  # owner, kind and name by id
+
+    # -- attributes of modules ------------------------------------------------------------------
+
+    def module_attribute(self, module: nn.Module, name: str) -> Any:
+        cls = user_class(module)
+        if cls.__getattribute__ is not object.__getattribute__:
+            raise Stop("has a __getattribute__ of its own")
+        label = "" if self.is_fresh(module) else self._path(module)
+        if name == "training":
+            return self._flag(module, cls)
+        members = module.__dict__
+        derived = members.get("_fxtie_derived", {}).get(name)
+        if derived is not None:
+            return self.reads.derive(derived)
+        found = self.lookup(cls.__mro__, name)
+        if hasattr(type(found), "__set__"):  # a data descriptor comes first
+            return self._bound(found, module)
+        label = join(label, name)
+        if name in members:
+            return self._member(module, name, members[name], label)
+        self._guard_entry(module, "__dict__", name, MISSING)
+        if found is not MISSING:
+            return self._bound(found, module)
+        if cls.__getattr__ is not nn.Module.__getattr__:
+            raise Stop("has a __getattr__ of its own")
+        # A name is in one of these only: nn.Module sees to that.
+        kinds = ("_parameters", "_buffers", "_modules")
+        for mapping in kinds:
+            entries = members.get(mapping, {})
+            if name in entries:
+                return self._registered(module, mapping, name, entries[name], label)
+        for mapping in kinds:
+            self._guard_entry(module, mapping, name, MISSING)
+        return MISSING
+
+    def _guard_entry(self, module: nn.Module, mapping: str, name: str, value: Any) -> None:
+        if not self.is_fresh(module):
+            self.guard("entry", module, mapping, name, value, self.paths[module])
+
+    def _flag(self, module: nn.Module, cls: type) -> bool:
+        if self.lookup(cls.__mro__, "training") is not MISSING:
+            raise Stop("has a `training` flag of its own")
+        if self.is_fresh(module):
+            return module.training
+        self.may_have_changed(module)
+        self.switches[module] = None
+        return self.training
+
+    def _member(self, module: nn.Module, name: str, value: Any, label: str) -> Any:
+        """A plain attribute of a module."""
+        if name.startswith("_fxtie_") or name in ("_parameters", "_buffers"):
+            raise Stop(f"reads .{name}")
+        if self.is_fresh(module):
+            return self.fresh(value) if name == "_modules" else self.taken(value)
+        if isinstance(value, torch.Tensor) and id(value) not in self._tensors:
+            self.guard("is_tensor", module, "__dict__", name, label)
+            return self.reads.read(module, name, join(self.paths[module], name), value, label)
+        if name != "_modules":
+            self.may_have_changed(module)
+        self._guard_entry(module, "__dict__", name, value)
+        if type(value) in CONTAINERS:
+            self.labels[id(value)] = label
+        return self.taken(value)
+
+    def _registered(
+        self, module: nn.Module, mapping: str, name: str, value: Any, label: str
+    ) -> Any:
+        """A parameter, a buffer or a child of a module."""
+        if isinstance(value, torch.Tensor):
+            if self.is_fresh(module):
+                raise Stop("makes a module that has tensors")
+            return self.reads.read(module, name, label, value, label)
+        if value is None:
+            self.may_have_changed(module)
+        self._guard_entry(module, mapping, name, value)
+        return value
+
+    def _path(self, module: nn.Module) -> str:
+        """The name by which the graph refers to a module, guarded: it may have others."""
+        if module not in self.paths:
+            raise Stop(f"uses a module that is no registered part of it ({type(module).__name__})")
+        name = self.paths[module]
+        if module not in self._placed:
+            self._placed[module] = None
+            parent: Any = self.root
+            for part in filter(None, name.split(".")):
+                self._guard_entry(parent, "_modules", part, parent._modules[part])
+                parent = parent._modules[part]
+        return name
+
+    # -- tensors --------------------------------------------------------------------------------
+
+    def tensor(self, tensor: torch.Tensor) -> Traced:
+        if id(tensor) in self._tensors:  # found in a list of the user's, say
+            owner, mapping, attr = self._tensors[id(tensor)]
+            self._guard_entry(owner, mapping, attr, tensor)
+            label = join(self.paths[owner], attr)
+            return self.reads.read(owner, attr, label, tensor, label)
+        if isinstance(tensor, nn.Parameter):
+            raise Stop("uses a parameter that is not part of it")
+        name = next((n for n, known in self.borrowed.items() if known is tensor), None)
+        if name is None:
+            name = free_name("_tensor_constant", {*self.borrowed, *self.root.__dict__})
+            self.borrowed[name] = tensor
+        return self.reads.read(self.root, name, name, tensor, name)

@@ -1,0 +1,67 @@
+"""Faults of rules that take more than a sentence: two structures side by side, two rules at odds.
+
+In: names, or two rules. Out: text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxtie.planning.names import Names, Slot, join
+from fxtie.rules.rule import Rule, Tie
+
+_MOST_ROWS = 12  # of a structure
+
+
+def other_structure(names: Names, target: str, source: str, tied: Sequence[str]) -> str:
+    """What is different in two modules, side by side."""
+    has = {name: _shape(names, join(source, name)) for name in tied}
+    lacks = [name for name in tied if has[name] == "-"]
+    attrs = {name.rpartition(".")[2] for name in lacks}
+    others = {name.rpartition(".")[2] for name in tied if name not in lacks}
+    rows = [("", repr(target), repr(source))]
+    rows += [(name, _shape(names, join(target, name)), has[name]) for name in tied]
+    if len(rows) > _MOST_ROWS:  # what differs is what matters
+        rows = [row for row in rows if row[0] in ("", *lacks)]
+    shown = rows[: _MOST_ROWS + 1]
+    widths = [max(len(row[i]) for row in shown) for i in range(3)]
+    table = [" ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
+    if len(rows) > len(shown):
+        table.append(f"... {len(rows) - len(shown)} more")
+    if attrs.isdisjoint(others) and others:
+        remedy = ", ".join(f"{name}=None" for name in sorted(attrs))
+        remedy = f"Write {remedy} to leave {target!r} its own."
+    else:
+        remedy = "Tie what has the same structure, or leave parts out by exclude=."
+    lines = "\n".join(f"     {line.rstrip()}" for line in table)
+    return f"{target!r} has tensors that {source!r} has not. {remedy}\n{lines}"
+
+
+def _shape(names: Names, name: str) -> str:
+    slot = names.find(name)
+    if not isinstance(slot, Slot):
+        return "-"
+    return "x".join(map(str, slot.tensor.shape)) or "scalar"
+
+
+def exception(first: Rule | Tie, second: Rule | Tie) -> str:
+    """How to write that one of two rules is an exception to the other."""
+    if first is second:
+        return ""
+    pairs = ((first, second), (second, first))
+    found = [(general, special) for general, special in pairs if _covers(general, special)]
+    if not found:
+        return ""
+    general, special = found[0]
+    names = special.targets if isinstance(special, Tie) else tuple(map(str, special.targets))
+    exclude = repr(names[0] if len(names) == 1 else list(names))
+    return (
+        f" If the one for {special.target} is the exception, write exclude={exclude} in {general}."
+    )
+
+
+def _covers(rule: Rule | Tie, other: Rule | Tie) -> bool:
+    """Whether a rule is for more than another one: a pattern, or a module around its target."""
+    if isinstance(rule, Tie):
+        return False
+    return not rule.target.is_literal or str(other.target).startswith(f"{rule.target}.")

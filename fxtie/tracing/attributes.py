@@ -1,0 +1,189 @@
+"""Attributes in a trace: of modules, classes, objects of the user's, and traced values.
+
+In: an object and a name. Out: the attribute, guarded; of a traced object, recorded as a node. What
+is not known to be safe stops the trace.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtie._torch import OPERATOR_NAMESPACES, OpOverloadPacket
+from fxtie.tracing.gate import METHODS
+from fxtie.tracing.guards import MISSING, Namespace
+from fxtie.tracing.recorder import Recorder
+from fxtie.tracing.scope import Scope
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.traced import Traced
+
+
+class Attributes(Recorder):
+    """Attribute reads."""
+
+    call: Callable[..., Any]  # anything, if that may be part of a trace
+
+    def attribute(self, owner: Any, name: str, default: Any = MISSING) -> Any:
+        """`owner.name`, or `default`."""
+        found = self._attribute(owner, name)
+        if found is MISSING and default is MISSING:
+            raise Stop(f"reads .{name}, which a {type(owner).__name__} has not")
+        return default if found is MISSING else found
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        kind = type(owner)
+        if name.startswith("__") and not name.endswith("__"):
+            raise Stop(f"uses the private name {name}")
+        if kind is Traced:
+            return self._traced_attribute(owner, name)
+        if kind is super:
+            classes = owner.__self_class__.__mro__
+            after = classes[classes.index(owner.__thisclass__) + 1 :]
+            return self._bound(self.lookup(after, name), owner.__self__)
+        if name == "__class__":
+            return class_of(owner)
+        if isinstance(owner, nn.Module):
+            return self.module_attribute(owner, name)
+        if kind is types.ModuleType:
+            return self.global_variable(vars(owner), name)
+        if isinstance(owner, type):
+            return self._class_attribute(owner, name)
+        is_field = isinstance(owner, tuple) and name in getattr(kind, "_fields", ())
+        if kind in _CONSTANT or is_field or name in METHODS.get(kind, ()):
+            return getattr(owner, name, MISSING)
+        if kind is types.FunctionType:
+            return self._function_attribute(owner, name)
+        return self._object_attribute(owner, name)
+
+    def _traced_attribute(self, owner: Traced, name: str) -> Any:
+        if owner.shape_known is not None and name in ("shape", "ndim"):
+            shape = self.shape(owner)
+            return shape if name == "shape" else len(shape)
+        return self.record("call_function", getattr, (owner, name))
+
+    def _function_attribute(self, owner: types.FunctionType, name: str) -> Any:
+        if isinstance(owner.__globals__, Scope):
+            raise Stop(f"reads .{name} of a function that it has made")
+        if name in ("__name__", "__qualname__", "__module__"):
+            return getattr(owner, name)
+        return self._object_attribute(owner, name)
+
+    def _object_attribute(self, owner: Any, name: str) -> Any:
+        """An attribute of an object of the user's."""
+        cls: Any = type(owner)
+        is_usual = cls.__getattribute__ in _USUAL and not hasattr(cls, "__getattr__")
+        if not is_usual or not hasattr(owner, "__dict__"):
+            raise Stop(f"reads .{name} of a {cls.__name__}")
+        if isinstance(owner, enum.Enum) and name in ("name", "value"):
+            return getattr(owner, name)
+        found = self.lookup(cls.__mro__, name)
+        if not hasattr(type(found), "__set__"):  # a data descriptor comes first
+            value = vars(owner).get(name, MISSING)
+            if not self.is_fresh(owner) and not is_frozen(owner):
+                self.may_have_changed(owner)
+                self.guard("entry", owner, "__dict__", name, value, cls.__name__)
+            if value is not MISSING:
+                return self.taken(value, owner)
+        return self._bound(found, owner)
+
+    def _bound(self, found: Any, owner: Any) -> Any:
+        """What a class has under a name, as an attribute of an instance."""
+        kind = type(found)
+        if kind is types.FunctionType:
+            return types.MethodType(found, owner)
+        if kind is property and found.fget is not None:
+            return self.call(found.fget, (owner,))
+        if kind is staticmethod:
+            return found.__func__
+        if kind is classmethod:
+            return types.MethodType(found.__func__, class_of(owner))
+        if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
+            raise Stop(f"reads a {kind.__name__}")
+        return found if found is MISSING else self.taken(found)
+
+    def _class_attribute(self, cls: type, name: str) -> Any:
+        if issubclass(cls, enum.Enum) and name in cls.__members__:
+            return cls.__members__[name]
+        if type(cls) is not type and name not in ("__name__", "__qualname__"):
+            metaclass: Any = type(cls)
+            for base in metaclass.__mro__[:-2]:
+                if base.__module__ not in ("abc", "enum") and hasattr(base, "__getattr__"):
+                    raise Stop(f"reads .{name} of the class {cls.__name__}")
+        found = self.lookup(cls.__mro__, name)
+        if name in ("__name__", "__qualname__"):
+            return getattr(cls, name)
+        if isinstance(found, classmethod):
+            return types.MethodType(found.__func__, cls)
+        if isinstance(found, staticmethod):
+            return found.__func__
+        if isinstance(found, types.FunctionType | types.MethodDescriptorType | type):
+            return found
+        if found is MISSING or hasattr(type(found), "__get__"):
+            raise Stop(f"reads .{name} of the class {cls.__name__}")
+        return self.taken(found)
+
+    def global_variable(self, namespace: dict[str, Any], name: str) -> Any:
+        value = namespace.get(name, MISSING)
+        module = str(namespace.get("__name__", ""))
+        if value is MISSING and "__getattr__" in namespace:
+            raise Stop(f"reads .{name} of the module {module}")
+        # The functions, classes and modules of torch are taken to stay what they are.
+        if not isinstance(value, types.ModuleType) and not (
+            module.startswith("torch") and (value is MISSING or isinstance(value, FIXED))
+        ):
+            if not isinstance(value, FIXED):
+                self.may_have_changed(namespace)
+            known = self._namespaces.setdefault(id(namespace), Namespace(namespace, module))
+            self.guard("variable", known, name, value)
+            self.found_outside(value)
+        return value if value is MISSING else self.taken(value)
+
+    def lookup(self, classes: tuple[type, ...], name: str) -> Any:
+        """What the first of some classes has under a name; `MISSING` if none has."""
+        if (classes, name) in self.looked_up:
+            return self.looked_up[classes, name]
+        found = MISSING
+        for base in classes:
+            found = vars(base).get(name, MISSING)
+            if base.__flags__ & _MAY_CHANGE and not base.__module__.startswith(("torch.", "enum")):
+                self.guard("attribute", base, name, found)
+            if found is not MISSING:
+                if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
+                    self.may_have_changed(base)
+                    self.found_outside(found)
+                break
+        self.looked_up[classes, name] = found
+        return found
+
+
+FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
+"""What a name is taken to stand for, once and for all."""
+
+
+_MAY_CHANGE = 1 << 9  # a class that was made by a class statement
+
+_CONSTANT = (
+    *(torch.device, torch.dtype, torch.finfo, torch.iinfo),
+    *(*OPERATOR_NAMESPACES, OpOverloadPacket),
+)
+"""Types of objects of torch's whose attributes don't change."""
+
+_USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
+
+
+def class_of(value: Any) -> type:
+    """The class of a value, less what fxtie has made of it; a class itself."""
+    cls = value if isinstance(value, type) else type(value)
+    return getattr(cls, "_fxtie_class", cls)
+
+
+def is_frozen(value: Any) -> bool:
+    """Whether the attributes of an object can't change: of a frozen dataclass."""
+    cls = value if isinstance(value, type) else type(value)
+    parameters = getattr(cls, "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen

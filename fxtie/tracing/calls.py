@@ -1,0 +1,165 @@
+"""Calls in a trace.
+
+In: a callable and arguments, some of them traced. Out: the result: of a node, if the call is
+recorded; of code that is looked into; of what is run. All else stops the trace before it happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.overrides import is_tensor_method_or_property
+
+from fxtie.tracing.attributes import is_frozen
+from fxtie.tracing.callables import CALLABLES
+from fxtie.tracing.gate import MATH, METHODS, QUESTIONS, is_in, is_opaque, is_recorded
+from fxtie.tracing.operations import Operations
+from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.traced import Method, Traced, is_traced
+
+
+class Calls(Operations):
+    """Calls of anything."""
+
+    run: Callable[..., Any]  # a Python function, by its source code
+
+    def call(self, function: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        """Call anything, if that may be part of a trace."""
+        kwargs = kwargs or {}
+        kind = type(function)
+        if isinstance(function, nn.Module):
+            return self.call_module(function, args, kwargs)
+        if (call := _BY_KIND.get(kind)) is not None:
+            return call(self, function, args, kwargs)
+        if is_in(function, CALLABLES):
+            return CALLABLES[function](self, *args, **kwargs)
+        if is_recorded(function):
+            return self.call_recorded(function, args, kwargs)
+        if is_in(function, MATH) and is_traced(args):
+            return self.record("call_function", function, args, kwargs)
+        if is_in(function, MATH):
+            return function(*map(self.plain, args))
+        if is_in(function, QUESTIONS):
+            answer = function(*map(self.plain, args))
+            self.guard("answer", function, tuple(args), answer)
+            return answer
+        if kind is types.BuiltinMethodType:
+            return self.call_method(function.__self__, function.__name__, args, kwargs)
+        if isinstance(function, type):
+            return self.construct(function, args, kwargs)
+        return self.call_object(function, args, kwargs)
+
+    def call_object(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a Python function, or an object of a class with a `__call__`."""
+        if isinstance(function, types.FunctionType):
+            return self.run(function, args, kwargs)
+        users = self.lookup(type(function).__mro__, "__call__")
+        if isinstance(users, types.FunctionType):
+            return self.run(users, (function, *args), kwargs)
+        raise Stop(f"calls {getattr(function, '__qualname__', type(function).__name__)}")
+
+    def call_recorded(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """A node for a call of torch, or of a function that is declared to be one operation."""
+        if is_tensor_method_or_property(function):
+            return self.record("call_method", function.__name__, args, kwargs)
+        result = self.record("call_function", function, args, kwargs)
+        if is_opaque(function):
+            self.escape(*(v for v in (*args, *kwargs.values()) if self.is_fresh(v)))
+        return result
+
+    def call_partial(
+        self, partial: functools.partial[Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        given = map(self.taken, partial.args)
+        self.look(partial.keywords, "keywords of a partial")
+        return self.call(partial.func, (*given, *args), {**partial.keywords, **kwargs})
+
+    def call_bound(
+        self, method: types.MethodType, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        return self.call(method.__func__, (method.__self__, *args), kwargs)
+
+    def call_value(self, value: Traced, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        raise Stop("calls a traced value")
+
+    def construct(self, cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """An object of a class whose making is known to do nothing else."""
+        if hasattr(cls, "_fields") and cls.__mro__[1:3] == (tuple, object):
+            return cls(*args, **kwargs)
+        # Of the modules, a slice of one.
+        if cls in (nn.ModuleList, nn.Sequential) or _is_plain_dataclass(cls):
+            return self.fresh(cls(*args, **kwargs))
+        raise Stop(f"makes a {cls.__qualname__}")
+
+    def call_traced(self, method: Method, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a method of a traced value."""
+        value, name = method.receiver, method.name
+        if value.shape_known is not None and not kwargs and not is_traced(args):
+            if name == "size":
+                return self.shape(value)[args[0]] if args else self.shape(value)
+            if name in ("dim", "numel") and not args:
+                shape = self.shape(value)
+                return len(shape) if name == "dim" else shape.numel()
+        result = self.record("call_method", name, (value, *args), kwargs)
+        made = [*filter(self.is_fresh, (*args, *kwargs.values()))]
+        if made and not self.is_tensor(value):  # else torch's own method, which keeps nothing
+            self.escape(*made)
+        return result
+
+    def call_method(
+        self, owner: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a method of a container, a string or a number."""
+        kind = type(owner)
+        if name not in METHODS.get(kind, ()):
+            is_method = kind.__module__ == "builtins" and owner is not None
+            where = f"{kind.__name__}." if is_method and kind is not types.ModuleType else ""
+            raise Stop(f"calls {where}{name}")
+        if kind in CONTAINERS:
+            if name in _WRITING:
+                self.writable(owner)
+            else:
+                self.look(owner, f"a {kind.__name__}")
+            if kind is not list and args and is_traced(args[:1]) and name not in ("update",):
+                raise Stop("looks up a traced value")
+        elif kind is str:
+            args = list(map(self.plain, args))
+            kwargs = {key: self.plain(value) for key, value in kwargs.items()}
+        if name in ("extend", "update", "join"):
+            args = [a if isinstance(a, dict | str) else [*self.iterate(a)] for a in args]
+        elif name in ("index", "count") and is_traced(args, owner):
+            raise Stop("compares a traced value")
+        result = getattr(owner, name)(*args, **kwargs)
+        if type(result) in CONTAINERS and name in ("copy", "split"):
+            self.fresh(result)
+        return result if self.is_fresh(owner) else self.taken(result)
+
+
+def _is_plain_dataclass(cls: type) -> bool:
+    fields = getattr(cls, "__dataclass_fields__", None)
+    if fields is None or cls.__bases__ != (object,) or hasattr(cls, "__post_init__"):
+        return False
+    plain = type(cls) is type and "__new__" not in vars(cls)
+    if not plain or ("__setattr__" in vars(cls) and not is_frozen(cls)):
+        return False
+    return "__init__" in vars(cls) and all(
+        field.init and field.default_factory.__class__.__name__ == "_MISSING_TYPE"
+        for field in fields.values()
+    )
+
+
+_WRITING = frozenset(
+    {"append", "extend", "insert", "pop", "reverse", "clear", "update", "setdefault", "add"}
+)
+
+_BY_KIND: dict[type, Callable[..., Any]] = {
+    Method: Calls.call_traced,
+    Traced: Calls.call_value,
+    types.MethodType: Calls.call_bound,
+    functools.partial: Calls.call_partial,
+}
