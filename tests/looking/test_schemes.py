@@ -135,6 +135,7 @@ def coders(*sizes: int) -> nn.ModuleDict:
     return nn.ModuleDict({"encoder": nn.Sequential(*encoder), "decoder": nn.Sequential(*decoder)})
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(2, 9), min_size=3, max_size=5))
 def test_dense_autoencoders(sizes):
     """Squares are mirrored too: names tell which layer is whose."""
