@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,45 @@ class basis(Learned):
         """The coefficients that bring the combination closest to the target: least squares."""
         rows, columns = torch.cat(sources).reshape(self.k, -1), target.reshape(len(target), -1)
         return {"coefficients": torch.linalg.lstsq(rows.T, columns.T).solution.T}
+
+    @staticmethod
+    def fit_together(
+        transforms: Sequence[basis],
+        targets: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        moments: Sequence[Tensor | None],
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The basis and all coefficients at once: the singular vectors of the stacked targets.
+
+        Args:
+            transforms: those of one basis.
+            targets: their trained values.
+            sources: the basis.
+            moments: of each target's layer the sum of `x x^T` over its inputs. If all are known,
+                the error of the outputs is least, else that of the weights.
+
+        Returns:
+            The new sources, and each transform's parameters by name.
+        """
+        k = transforms[0].k
+        rows = torch.cat([target.reshape(len(target), -1) for target in targets])
+        known = [moment for moment in moments if moment is not None]
+        values, vectors = torch.linalg.eigh(
+            torch.stack(known).sum(0)
+            if len(known) == len(targets)
+            else torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        )
+        # Directions that no input has get next to no weight, but some.
+        scale = values.clamp(min=values.max() * torch.finfo(values.dtype).eps).sqrt()
+        _, _, right = torch.linalg.svd(rows @ (vectors * scale), full_matrices=False)
+        right = nn.functional.pad(right[:k], (0, 0, 0, max(0, k - len(right))))
+        found = right @ (vectors / scale).mT
+        new = found.split([len(source) for source in sources])
+        shaped = [part.reshape(source.shape) for part, source in zip(new, sources, strict=True)]
+        back = (vectors * scale) @ right.mT
+        return shaped, [
+            {"coefficients": target.reshape(len(target), -1) @ back} for target in targets
+        ]
 
     def forward(self, *sources: Tensor) -> Tensor:
         shape = self._fitted_shape()

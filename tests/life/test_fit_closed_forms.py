@@ -357,3 +357,24 @@ def test_the_verdict():
         "No target loses more than half of its norm.",
         "The model's output changes by 0.00%; without the fit by 0.00%.",
     ]
+
+
+def test_the_ready_made_basis():
+    """As NumPy's SVD of the stacked weights; with inputs, as the class above."""
+    net = layers(4, 8)
+    rule = fxtie.Rule("*", fxtie.Bank(3, (1, 8)), weight=fxtie.transforms.basis(3))
+    tied = fxtie.transform(net, fxtie.fit(net, rule).plan)
+    derived = np.concatenate([tied[i].weight.detach().double().numpy() for i in range(4)])
+    assert np.allclose(derived, truncated(np.concatenate(weights(net)), 3), atol=1e-5)
+    net = layers(3, 6, bias=False)
+    x = torch.randn(50, 6) @ torch.diag(torch.tensor([9.0, 5.0, 1.0, 0.3, 0.1, 0.1]))
+
+    def rule():
+        return fxtie.Rule("*", fxtie.Bank(2, (1, 6)), weight=fxtie.transforms.basis(2))
+
+    ours = fxtie.fit(net, rule(), inputs=[x])
+    other = fxtie.fit(net, basis_rules(net, 2), inputs=[x])
+    assert ours.output_after == pytest.approx(other.output_after, rel=1e-3)
+    plain = fxtie.fit(net, rule())
+    errors = [(fxtie.transform(net, fit.plan)(x) - net(x)).norm() for fit in (ours, plain)]
+    assert errors[0] < errors[1]

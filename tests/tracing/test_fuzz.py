@@ -59,7 +59,7 @@ programs = st.lists(st.sampled_from(STATEMENTS), min_size=1, max_size=6)
 
 
 @settings(
-    max_examples=int(os.environ.get("FXTIE_PROGRAMS", "300")),
+    max_examples=int(os.environ.get("FXTIE_PROGRAMS", "500")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
