@@ -110,11 +110,19 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "-o", "--output", metavar="FILE", help="write the rules, as .toml or .json"
             )
+            command.add_argument("--scheme", help="one scheme: repeat, adjacent, cycle 3, ...")
+            command.add_argument(
+                "--budget", type=_budget, help="parameters that may stay: a number, or 0.5 of them"
+            )
         else:
             command.add_argument(
                 "--rules", required=True, metavar="FILE", help="the rules, as .toml or .json"
             )
     return parser
+
+
+def _budget(text: str) -> float:
+    return float(text) if "." in text else int(text)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -230,7 +238,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _suggest(arguments: argparse.Namespace) -> None:
     model, _ = _model_and_rules(arguments)
-    found = suggest(model)
+    found = suggest(model, arguments.scheme, arguments.budget)
     if arguments.output is not None:
         dump_rules(found.rules, arguments.output)
     picture = None if arguments.html is None else plan(model, found.rules)

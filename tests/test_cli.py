@@ -140,6 +140,19 @@ def test_suggested_rules_are_a_file_of_rules(nets, capsys):
     assert out.endswith("2 ties, parameters 40 -> 20 (50.0%)\n")
 
 
+def test_schemes_and_budgets(nets, capsys):
+    huge = ["suggest", "nets:huge"]
+    assert main([*huge, "--scheme", "adjacent", "-o", "found.toml"]) == 0
+    (rule,) = fxtie.load_rules("found.toml")
+    assert rule.names == ("{0 // 2 * 2}",)
+    assert main([*huge, "--budget", "0.5", "--json"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(printed[printed.index("{\n") :])["parameters"]
+    assert found["after"] <= found["before"] / 2
+    assert main([*huge, "--scheme", "spiral"]) != 0
+    assert "spiral" in capsys.readouterr().err
+
+
 # -- models ---------------------------------------------------------------------------------------
 
 
