@@ -2,10 +2,10 @@
 
     python benchmarks/mutation.py --count 40 --seed 1
 
-Each mutant changes one expression or statement of `fxtie/tracing` or `fxtie/runtime/guards.py`: a
-comparison or a condition is turned round, a `raise Stop` or a call whose result is unused is left
-out. The tests in tests/tracing run on it, except for the random programs. Prints the mutants that
-survive, and the share that is killed.
+Each mutant changes one expression or statement of `fxtie/tracing`, or of what traces modules in
+`fxtie/capturing`: a comparison or a condition is turned round, a `raise Stop` or a call whose
+result is unused is left out. The tests in tests/tracing and tests/capturing run on it, except for
+the random programs. Prints the mutants that survive, and the share that is killed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [*sorted((ROOT / "fxtie/tracing").glob("*.py")), ROOT / "fxtie/runtime/guards.py"]
-TESTS = ["tests/tracing", "-k", "not random and not each_change and not False"]
+CAPTURING = ("attempt", "module_attributes", "module_tracer", "reach", "reads")
+FILES = [
+    *sorted((ROOT / "fxtie/tracing").glob("*.py")),
+    *(ROOT / f"fxtie/capturing/{name}.py" for name in CAPTURING),
+]
+TESTS = ["tests/tracing", "tests/capturing", "-k", "not random and not each_change and not False"]
 TURNED = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
