@@ -29,7 +29,8 @@ from fxtie.tied.copy_paths import copy_modules, copy_paths, leading_to, referrer
 from fxtie.tied.derived import Derived, Source
 from fxtie.tied.path_copy import PathCopy, become
 from fxtie.tied.recompute import remember_derived
-from fxtie.tied.region import Region, clashes
+from fxtie.tied.region import Region, clashes, fill
+from fxtie.tied.state import State, state_of
 from fxtie.tied.tied_module import KeptModule, TiedModule, Ties, deriving, rename_derived
 from fxtie.tracing.graphs import same_graph
 from fxtie.tracing.stops import Stop
@@ -56,7 +57,7 @@ class Capture:
         else:
             self.leave_untraced(root)
         unused = [] if self.kept else [d.name for d in self.derived if id(d) not in self.used]
-        root.__dict__["_fxtie_report"] = Report(
+        state_of(root).report = Report(
             self.plan,
             tuple(self.regions),
             tuple(self.kept.values()),
@@ -67,7 +68,7 @@ class Capture:
 
     def earlier_plans(self) -> tuple[Plan, ...]:
         """The plans by which the model was tied before."""
-        before: Report | None = self.model.__dict__.get("_fxtie_report")
+        before: Report | None = state_of(self.model).report
         return () if before is None else (*before.earlier, before.plan)
 
     # -- copies with derived attributes ---------------------------------------------------------
@@ -100,7 +101,7 @@ class Capture:
             self.derived.append(derived)
             self.derive(owner, slot.attr, derived)
         for module in self.on_path:
-            if module is root or "_fxtie_derived" in module.__dict__:
+            if module is root or state_of(module).derived:
                 become(module, TiedModule)
         return root
 
@@ -162,10 +163,11 @@ class Capture:
     def derive(owner: nn.Module, attr: str, derived: Derived) -> None:
         """Replace a stored tensor of a path copy by a derived attribute."""
         members = owner.__dict__
+        state: State = members.setdefault("_fxtie", State())
         # `materialize` restores this order.
-        if "_fxtie_order" not in members:
-            members["_fxtie_order"] = (tuple(owner._parameters), tuple(owner._buffers))
-        members.setdefault("_fxtie_derived", {})[attr] = derived
+        if not state.derived:
+            state.order = (tuple(owner._parameters), tuple(owner._buffers))
+        state.derived[attr] = derived
         if derived.stored:
             return
         dropped = (owner._parameters.pop(attr, None), owner._buffers.pop(attr, None))
@@ -251,14 +253,14 @@ class Capture:
         switches = (*{**train.switches, **evaluate.switches},)
         if is_one and len(switches) < 2:
             switches = ()  # only one module has modes, and they agree
-        arguments = tuple(node.target for node in train.graph.find_nodes(op="placeholder"))
+        arguments = {node.target for node in train.graph.find_nodes(op="placeholder")}
         if reserved := sorted(_RESERVED.intersection(arguments)):
             raise Stop(f"has an argument that generated code needs itself ({', '.join(reserved)})")
         before = dict(module.__dict__)
         become(module, Region)
         assert isinstance(module, Region)
         try:
-            module._fxtie_capture(variants, switches, arguments, borrowed, self.recompute)
+            fill(module, variants, switches, borrowed, self.recompute)
         # Names that Python's grammar doesn't allow where torch.fx writes them, keywords above all.
         except SyntaxError as error:
             module.__dict__.clear()
@@ -272,7 +274,7 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
 
     The untied graph is traced in the same way, with the targets left as opaque calls.
     """
-    report: Report = result.__dict__["_fxtie_report"]
+    report: Report = state_of(result).report
     names = Names(model)
     owners = [slot.owner for name in report.targets if isinstance(slot := names.find(name), Slot)]
     tied_before = deriving(model).values()

@@ -18,7 +18,7 @@ from fxtie.tracing.guards import MISSING
 from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
-from fxtie.tracing.user_class import user_class
+from fxtie.tracing.user_class import derived_of, user_class
 from fxtie.words import free_name
 
 
@@ -52,7 +52,7 @@ class ModuleAttributes(Evaluator):
         if name == "training":
             return self._flag(module, cls)
         members = module.__dict__
-        derived = members.get("_fxtie_derived", {}).get(name)
+        derived = derived_of(module).get(name)
         if derived is not None:
             return self.reads.derive(derived)
         found = self.lookup(cls.__mro__, name)
@@ -91,7 +91,7 @@ class ModuleAttributes(Evaluator):
 
     def _member(self, module: nn.Module, name: str, value: Any, label: str) -> Any:
         """A plain attribute of a module."""
-        if name.startswith("_fxtie_") or name in ("_parameters", "_buffers"):
+        if name in ("_fxtie", "_parameters", "_buffers"):
             raise Stop(f"reads .{name}")
         if self.is_fresh(module):
             return self.fresh(value) if name == "_modules" else self.taken(value)

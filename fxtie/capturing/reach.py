@@ -70,7 +70,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return (value.fget,)
     if not hasattr(value, "__dict__"):
         return None
-    return [type(value), *(v for k, v in vars(value).items() if not k.startswith("_fxtie_"))]
+    return [type(value), *(v for k, v in vars(value).items() if k != "_fxtie")]
 
 
 _WITHOUT_PARTS = (

@@ -21,6 +21,7 @@ from fxtie.tied.derived import Derived, Source
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
+from fxtie.tracing.user_class import derived_of
 from fxtie.transforms.parts import Part
 from fxtie.words import free_name
 
@@ -153,12 +154,10 @@ class TensorReads:
     def _source(self, source: Source) -> Traced:
         tracer, owner, attr = self.tracer, source.owner, source.attr
         paths = self.paths
-        if not source.is_own and (
-            owner in paths or attr in owner.__dict__.get("_fxtie_derived", ())
-        ):
+        if not source.is_own and (owner in paths or attr in derived_of(owner)):
             value = tracer.attribute(owner, attr) if owner in paths else None
             if value is None:
-                value = self.derive(owner.__dict__["_fxtie_derived"][attr])
+                value = self.derive(derived_of(owner)[attr])
             if type(value) is Traced:
                 self._guard_place(source)
                 return value
@@ -251,7 +250,7 @@ class _Stored:
 def _sources(derived: Derived) -> Iterator[tuple[nn.Module, str]]:
     """Owners and attributes of the stored tensors that one is derived from."""
     for source in derived.sources:
-        inner = source.owner.__dict__.get("_fxtie_derived", {}).get(source.attr)
+        inner = derived_of(source.owner).get(source.attr)
         if inner is not None and not source.is_own:
             yield from _sources(inner)
         else:

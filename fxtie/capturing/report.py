@@ -15,6 +15,7 @@ from fxtie.errors import FxtieError
 from fxtie.planning.plan import Plan
 from fxtie.shown import Paged
 from fxtie.tied.path_copy import tied_model
+from fxtie.tied.state import state_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.user_class import user_class
 from fxtie.words import count, parameter_change
@@ -177,14 +178,9 @@ def report(tied: nn.Module) -> Report:
         'parameters 40 -> 20 (50.0%), 2 ties, 1 region, 0 kept'
     """
     tied = tied_model(tied)
-    found = tied.__dict__.get("_fxtie_report")
+    found = state_of(tied).report
     if not isinstance(found, Report):
         raise FxtieError("This is a part of a tied model. Pass the whole of it.")
-    missed = {
-        name: tied.get_submodule(name).__dict__.get("_fxtie_missed") for name in found.region_names
-    }
-    return replace(
-        found,
-        missed={name: counted for name, counted in missed.items() if counted},
-        distances=tied.__dict__.get("_fxtie_distances", {}),
-    )
+    missed = {name: state_of(tied.get_submodule(name)).missed for name in found.region_names}
+    missed = {name: counted for name, counted in missed.items() if counted[0]}
+    return replace(found, missed=missed, distances=state_of(tied).distances)

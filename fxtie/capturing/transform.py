@@ -17,6 +17,7 @@ from fxtie.capturing.capture import Capture
 from fxtie.errors import CaptureError
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules
+from fxtie.tied.state import state_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -136,7 +137,7 @@ def tie_model(model: Any, rules: Rules | Plan, options: Options) -> Any:
     if checked is rules:
         capture.check_plan()
     result = capture.run()
-    kept = result.__dict__["_fxtie_report"].kept
+    kept = state_of(result).report.kept
     if options.strict and kept:
         listed = "\n".join(f"  {k}" for k in kept)
         raise CaptureError(f"Modules whose forward can't be captured:\n{listed}")

@@ -19,6 +19,7 @@ from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules, Tie
 from fxtie.tied.copy_paths import copy_paths
 from fxtie.tied.path_copy import PathCopy, tied_model
+from fxtie.tied.state import state_of
 from fxtie.tied.tied_module import TiedModule, Ties
 from fxtie.transforms import same
 
@@ -194,24 +195,19 @@ def materialize(tied: M) -> M:
 
 def _store(owner: TiedModule, plain: nn.Module) -> None:
     """Put the derived values of `owner` into its plain copy, each in its old place."""
-    for attr, derived in owner._fxtie_derived.items():
+    for attr, derived in state_of(owner).derived.items():
         value = getattr(owner, attr).detach().clone()
         if derived.requires_grad is None:
             plain._buffers[attr] = value
         else:
             plain._parameters[attr] = nn.Parameter(value, derived.requires_grad)
-    members = plain.__dict__
-    members.pop("_fxtie_derived", None)
-    parameters, buffers = members.pop("_fxtie_order", ((), ()))
-    _reorder(plain._parameters, parameters)
-    _reorder(plain._buffers, buffers)
+    vars(plain).pop("_fxtie", None)
+    for kind, names in zip(("_parameters", "_buffers"), state_of(owner).order, strict=True):
+        members = vars(plain)[kind]
+        for name in names:
+            members[name] = members.pop(name)
     if isinstance(plain, nn.RNNBase):
         plain._init_flat_weights()
-
-
-def _reorder(members: dict[str, Any], order: tuple[str, ...]) -> None:
-    for name in order:
-        members[name] = members.pop(name)
 
 
 def untied_state_dict(tied: nn.Module) -> dict[str, torch.Tensor]:

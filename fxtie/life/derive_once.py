@@ -23,6 +23,7 @@ from fxtie.planning.names import SlotKey
 from fxtie.tied.derived import Derived, Source, Stored
 from fxtie.tied.path_copy import tied_model
 from fxtie.tied.region import Region
+from fxtie.tied.state import state_of
 from fxtie.tied.tied_module import TiedModule, derived_tensors
 from fxtie.transforms.parts import whole_of
 
@@ -72,7 +73,7 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     """
     tied = tied_model(tied)
     owners = [module for module in tied.modules() if isinstance(module, TiedModule)]
-    if any(owner._fxtie_once for owner in owners):
+    if any(state_of(owner).once for owner in owners):
         raise FxtieError("derive_once is already in force for this model.")
     regions = [owner for owner in owners if isinstance(owner, Region)]
     by_owner = _compute(owners)
@@ -86,7 +87,7 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
     hook = register_optimizer_step_pre_hook(refuse_step)
     try:
         for region in regions:
-            region._fxtie_read_from(_values_of(region, by_owner))
+            region._fxtie.read_from(_values_of(region, by_owner))
         yield
         for value in values:
             value.check()
@@ -97,9 +98,9 @@ def derive_once(tied: nn.Module) -> Iterator[None]:
             value.is_open = False
             value.unwatch()
         for region in regions:
-            region._fxtie_read_from(None)
+            region._fxtie.read_from(None)
         for owner in owners:
-            owner.__dict__.pop("_fxtie_once", None)
+            state_of(owner).once = {}
     pairs = [(value.live, value.leaf.grad) for value in values if value.leaf is not value.live]
     reached = [(live, grad) for live, grad in pairs if grad is not None]
     if reached:
@@ -125,11 +126,11 @@ def _compute(owners: list[TiedModule]) -> _ByOwner:
     entry = _Entry()
     by_owner: dict[nn.Module, dict[str, Value]] = {}
     for owner in owners:
-        derived = owner._fxtie_derived
+        derived = state_of(owner).derived
         if once := {attr: entry.value(owner, attr, found) for attr, found in derived.items()}:
             by_owner[owner] = once
     for module, once in by_owner.items():  # now that all of them could be computed
-        module.__dict__["_fxtie_once"] = once
+        state_of(module).once = once
     return by_owner
 
 
@@ -182,7 +183,7 @@ class _Entry:
 
     def _read(self, derived: Derived, source: Source) -> tuple[torch.Tensor, Iterable[Guard]]:
         owner, attr = source.owner, source.attr
-        inner = getattr(owner, "_fxtie_derived", {}).get(attr)
+        inner = state_of(owner).derived.get(attr)
         if inner is not None and not source.is_own:
             value = self.value(owner, attr, inner)
             return value.live, value.guards

@@ -22,6 +22,7 @@ from fxtie.looking.matching import Matching, match_graphs
 from fxtie.looking.nodes import NodeInfo, module_text, node_info
 from fxtie.looking.shapes import node_values
 from fxtie.shown import Paged
+from fxtie.tied.state import state_of
 from fxtie.words import count, parameter_change
 
 
@@ -141,7 +142,7 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
     for name, old, new in pairs:
         sides = (old, _within(before, name)), (new, _within(after, name))
         regions.append(_region(name, *sides, values))
-    report = vars(after).get("_fxtie_report") if pairs else None
+    report = state_of(after).report if pairs else None
     return GraphDiff(
         tuple(regions),
         (_parameters(before), _parameters(after)),
@@ -169,7 +170,7 @@ def _graph_pairs(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, fx.
     old, new = _graphs(before), _graphs(after)
     if old.keys() & new.keys():
         yield from ((name, old[name], new[name]) for name in old if name in new)
-    elif isinstance(vars(after).get("_fxtie_report"), Report):
+    elif isinstance(state_of(after).report, Report):
         yield from untied_graphs(before, after)
     elif isinstance(after, fx.GraphModule):
         yield "", _traced(before, after.graph), after.graph

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from fxtie._torch import FakeTensorMode
 from fxtie.errors import FxtieError, closest
 from fxtie.planning.spec import Spec
+from fxtie.tracing.user_class import derived_of
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -166,7 +167,7 @@ class Names:
         prefix, _, attr = name.rpartition(".")
         owner = self.modules.get(prefix)
         value = None if owner is None else owner.__dict__.get(attr)
-        if owner is not None and attr in owner.__dict__.get("_fxtie_derived", ()):
+        if owner is not None and attr in derived_of(owner):
             return "is derived already. Tie to what it is derived from, or give all rules at once."
         if isinstance(value, torch.Tensor):
             return (

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from fxtie.tied.derived import Derived, Source
-from fxtie.tied.path_copy import user_members
+from fxtie.tied.state import State, state_of
 from fxtie.tracing.user_class import user_class
 
 
@@ -66,8 +66,12 @@ def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
     copies = {module: object.__new__(user_class(module)) for module in modules}
     rewire = _Rewiring(lambda module: copies.get(module, module))
     for module, new in copies.items():
-        members = new.__dict__
-        members.update(user_members(module))
+        members, state = new.__dict__, state_of(module)
+        members.update(module.__dict__)
+        for name in ("_fxtie", *state.added):  # by capturing and running it
+            members.pop(name, None)
+        if state.derived:
+            members["_fxtie"] = State(dict(state.derived), state.order)
         for name, value in members.items():
             if type(value) not in _ATOMS:  # most are
                 members[name] = rewired = rewire(value)
@@ -196,6 +200,7 @@ class _Rewiring:
         weakref.ReferenceType: weak_reference,
         Source: lambda self, value: replace(value, root=self(value.root)),
         Derived: lambda self, value: replace(value, sources=self(value.sources)),
+        State: lambda self, value: replace(value, derived=self(value.derived)),
     }
 
 

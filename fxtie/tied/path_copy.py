@@ -1,20 +1,31 @@
 """Modules that were copied by the pass: of a class that is made of the user's.
 
-In: copies along the paths to the targets (`copying.py`). Out: objects whose class is a subclass of
-the user's, made here. `tied.py` and `region.py` build on it.
+In: copies along the paths to the targets (`copy_paths.py`). Out: objects whose class is a subclass
+of the user's, made here. `tied_module.py` and `region.py` build on it.
 """
 
 from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.tied.call_cache import value_of
+from fxtie.tied.state import State
 from fxtie.tracing.user_class import user_class
+
+
+class Made(NamedTuple):
+    """What a class is made of. Copies that have the same are of one class."""
+
+    base: type[PathCopy]
+    user: type[nn.Module]
+    names: tuple[str, ...]  # of derived attributes
+    contents: tuple[Any, ...] | None = None  # what distinguishes regions, see `region.py`
 
 
 class PathCopy(nn.Module):
@@ -23,100 +34,83 @@ class PathCopy(nn.Module):
     Promises: `isinstance` with the user's class holds; deepcopy, `copy.copy` and pickle work.
     """
 
-    _fxtie_base: ClassVar[type[PathCopy]]
-    _fxtie_class: ClassVar[type[nn.Module]]
-    _fxtie_names: ClassVar[tuple[str, ...]]  # of derived attributes
-    _fxtie_contents: ClassVar[Hashable]  # what distinguishes classes of one base, see `region.py`
+    _fxtie: State
+    _fxtie_made: ClassVar[Made]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # `self.__class__(...)`, as in the slicing of nn.Sequential, makes one of the user's class.
-        return cls._fxtie_class(*args, **kwargs)
+        return cls._fxtie_made.user(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Classes made here are none of the user's: keep them out of the user's registries."""
 
     @classmethod
-    def _fxtie_of(
-        cls, user_cls: type[nn.Module], names: tuple[str, ...], contents: Hashable = None
-    ) -> type[PathCopy]:
-        """The class of copies of the user's class: one for all that have the same contents."""
-        classes = _classes.setdefault(user_cls, weakref.WeakValueDictionary())
-        found = classes.get((cls, names, contents))
-        if found is None:
-            namespace = {
-                "_fxtie_names": names,
-                "_fxtie_contents": contents,
-                **{name: cls._fxtie_attribute(name) for name in names},
-                **cls._fxtie_namespace(user_cls, contents),
-            }
-            found = classes[cls, names, contents] = _subclass(cls, user_cls, namespace)
-        return found
-
-    @staticmethod
-    def _fxtie_attribute(name: str) -> Any:
-        """The descriptor of a derived attribute."""
-        raise NotImplementedError
-
-    @classmethod
-    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
-        """What such a class has that the user's has not."""
+    def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:
+        """What such a class has that the user's has not, beside derived attributes."""
         return {}
 
-    # -- copies ---------------------------------------------------------------------------------
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        like = self._fxtie_base, self._fxtie_class, self._fxtie_names
-        return _new_like, like, self.__getstate__()
+        return new_like, self._fxtie_made[:3], self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
         users = getattr(super(), "__getstate__", None)  # object has one from Python 3.11 on
-        return dict(users() if users else self.__dict__)
+        return {**(users() if users else self.__dict__), "_fxtie": self._fxtie}
 
 
-# --- Classes ----------------------------------------------------------------------------------
+# An instance holds its class, and that the user's.
+_classes: weakref.WeakValueDictionary[Made, type[PathCopy]] = weakref.WeakValueDictionary()
 
-# Weak in both: an instance holds its class, and that the user's.
-_classes: weakref.WeakKeyDictionary[
-    type, weakref.WeakValueDictionary[tuple[type, tuple[str, ...], Hashable], type[PathCopy]]
-] = weakref.WeakKeyDictionary()
+
+def _class_of(made: Made) -> type[PathCopy]:
+    """The class of copies: it looks like that of the user's and behaves like the base."""
+    if (found := _classes.get(made)) is not None:
+        return found
+    base, cls = made.base, made.user
+    namespace = {
+        **{name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")},
+        **{name: _derived_attribute(name) for name in made.names},
+        **base._fxtie_namespace(cls, made.contents),
+        "_fxtie_made": made,
+    }
+    bases = (base,) if cls is nn.Module else (base, cls)
+    _classes[made] = new = types.new_class(cls.__name__, bases, None, lambda b: b.update(namespace))
+    return new
+
+
+def _derived_attribute(name: str) -> property:
+    # No `__getattr__`: below a class that has one, torch.export(strict=True) doesn't name modules
+    # and tensors as the state_dict does.
+    def read(self: PathCopy) -> Any:
+        state = self._fxtie
+        once = state.once.get(name)
+        derived = state.derived[name]
+        try:
+            return value_of(derived) if once is None else once()
+        except AttributeError as error:  # which would read as if there were no such attribute
+            raise FxtieError(f"{derived.name!r} can't be derived: {error}") from error
+
+    return property(read)
 
 
 def user_forward(module: PathCopy) -> Callable[..., Any]:
     """The forward that the user wrote, bound: that of now, if the class was patched."""
-    forward: Callable[..., Any] = super(PathCopy, module).forward
-    return forward
+    return super(PathCopy, module).forward
 
 
-def _subclass(
-    base: type[PathCopy], cls: type[nn.Module], members: Mapping[str, Any]
-) -> type[PathCopy]:
-    """A class that looks like `cls` and behaves like `base`."""
-    bases = (base,) if cls is nn.Module else (base, cls)
-    namespace = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "_fxtie_base": base,
-        "_fxtie_class": cls,
-        **members,
-    }
-    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
-
-
-def new_like(module: PathCopy) -> Any:
+def new_like(base: type[PathCopy], cls: type[nn.Module], names: tuple[str, ...]) -> Any:
     """An empty object of such a class as a copy has."""
-    return _new_like(module._fxtie_base, module._fxtie_class, module._fxtie_names)
+    new = object.__new__(_class_of(Made(base, cls, names)))
+    # For a `__setstate__` of the user's that sets attributes before it takes the state in.
+    vars(new)["_fxtie"] = State()
+    return new
 
 
-def _new_like(base: type[PathCopy], cls: type[nn.Module], names: tuple[str, ...]) -> Any:
-    return object.__new__(base._fxtie_of(cls, names))
-
-
-def become(module: nn.Module, base: type[PathCopy], contents: Hashable = None) -> None:
+def become(module: nn.Module, base: type[PathCopy], contents: Any = None) -> None:
     """Give a copy, in place, a class made of `base` and its own, for these contents."""
-    names = tuple(module.__dict__.get("_fxtie_derived", ()))
+    state = vars(module).setdefault("_fxtie", State())
+    made = Made(base, user_class(module), tuple(state.derived), contents)
     # Past a `__setattr__` of the user's, which may refuse it.
-    object.__setattr__(module, "__class__", base._fxtie_of(user_class(module), names, contents))
+    object.__setattr__(module, "__class__", _class_of(made))
 
 
 def tied_model(model: Any) -> nn.Module:
@@ -131,18 +125,3 @@ def tied_model(model: Any) -> nn.Module:
     raise FxtieError(
         f"This is not a tied model, but {type(model).__name__}. Pass what fxtie.transform returned."
     )
-
-
-def user_members(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes, less what capturing and running it have added."""
-    if not isinstance(module, PathCopy):
-        return module.__dict__
-    added = module.__dict__.get("_fxtie_added", ())
-    return {
-        name: value
-        for name, value in module.__dict__.items()
-        if name in _OF_TIES or not (name in added or name.startswith("_fxtie_"))
-    }
-
-
-_OF_TIES = frozenset({"_fxtie_derived", "_fxtie_order"})  # of `TiedModule`

@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +21,10 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.planning.names import join
-from fxtie.tied.call_cache import remembering, value_of
+from fxtie.tied.call_cache import remembering
 from fxtie.tied.derived import Derived, Stored
 from fxtie.tied.path_copy import PathCopy, new_like, user_forward
+from fxtie.tied.state import state_of
 
 
 class TiedModule(PathCopy):
@@ -35,30 +35,13 @@ class TiedModule(PathCopy):
     a checkpoint that has keys for them loads.
     """
 
-    _fxtie_derived: Mapping[str, Derived] = types.MappingProxyType({})
-    _fxtie_once: Mapping[str, Callable[[], Any]] = types.MappingProxyType({})  # see once.py
-
     @property
     def _fxtie_stored(self) -> Stored:
         """By which graphs refer to the stored value of a self-derived tensor."""
         return Stored(self)
 
-    @staticmethod
-    def _fxtie_attribute(name: str) -> property:
-        # No `__getattr__`: below a class that has one, torch.export(strict=True) doesn't name
-        # modules and tensors as the state_dict does.
-        def read(self: TiedModule) -> Any:
-            once = self._fxtie_once.get(name)
-            derived = self._fxtie_derived[name]
-            try:
-                return value_of(derived) if once is None else once()
-            except AttributeError as error:  # which would read as if there were no such attribute
-                raise FxtieError(f"{derived.name!r} can't be derived: {error}") from error
-
-        return property(read)
-
     def __setattr__(self, name: str, value: Any) -> None:
-        derived = self._fxtie_derived.get(name)
+        derived = self._fxtie.derived.get(name)
         if derived is not None and not derived.stored:
             raise FxtieError(
                 f"{derived.name!r} is derived and cannot be set. Set its sources, or make a plain "
@@ -67,7 +50,7 @@ class TiedModule(PathCopy):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        derived = self._fxtie_derived.get(name)
+        derived = self._fxtie.derived.get(name)
         if derived is not None and not derived.stored:
             raise FxtieError(f"{derived.name!r} is derived and cannot be deleted.")
         super().__delattr__(name)
@@ -75,18 +58,18 @@ class TiedModule(PathCopy):
     # copy.deepcopy and copy.copy ask for these: a class of the user's, or GraphModule, may have its
     # own, which know nothing of derived tensors.
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        new = new_like(self)
+        new = new_like(*self._fxtie_made[:3])
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def __copy__(self) -> Any:
-        new = new_like(self)
-        new.__setstate__(self.__getstate__())
+        new = new_like(*self._fxtie_made[:3])
+        new.__setstate__({**self.__getstate__(), "_fxtie": copy.copy(self._fxtie)})
         return new
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, derived in self._fxtie_derived.items():
+        for name, derived in self._fxtie.derived.items():
             if not derived.stored:  # a checkpoint of the untied model has keys for these
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -97,15 +80,14 @@ class TiedModule(PathCopy):
         How far their values of the derived tensors are from the derived ones is in
         `fxtie.report(tied).distances` afterwards.
         """
-        if any(getattr(module, "_fxtie_once", ()) for module in self.modules()):
+        if any(state_of(module).once for module in self.modules()):
             raise FxtieError("Loading inside of derive_once would leave its values stale.")
         result = super().load_state_dict(state_dict, *args, **kwargs)
-        distances = {}
-        for name, _, derived in derived_tensors(self):
-            given = state_dict.get(name)
-            if given is not None and not derived.stored:
-                distances[derived.name] = relative_distance(derived.compute(), given)
-        self.__dict__["_fxtie_distances"] = distances
+        self._fxtie.distances = {
+            derived.name: relative_distance(derived.compute(), state_dict[name])
+            for name, _, derived in derived_tensors(self)
+            if not derived.stored and state_dict.get(name) is not None
+        }
         return result
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -116,7 +98,6 @@ class TiedModule(PathCopy):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        state.pop("_fxtie_once", None)
         for name, value in state.items():
             if type(value) is list and any(map(_is_computed, value)):
                 # nn.LSTM lists its weights, derived ones too, and does so again when they change.
@@ -128,9 +109,9 @@ class KeptModule(TiedModule):
     """A tied module whose forward could not be captured: in a call, it derives each tensor once."""
 
     @classmethod
-    def _fxtie_namespace(cls, user_cls: type[nn.Module], contents: Any) -> dict[str, Any]:
-        forward = remembering(user_forward)
-        return {"forward": functools.wraps(user_cls.forward)(forward)}  # for its signature
+    def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:
+        # Wrapped for its signature.
+        return {"forward": functools.wraps(user.forward)(remembering(user_forward))}
 
 
 class Ties(nn.Module):
@@ -158,12 +139,12 @@ def _is_computed(value: Any) -> bool:
 
 def deriving(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model whose tensors are derived already, by name."""
-    return {name: m for name, m in model.named_modules() if "_fxtie_derived" in m.__dict__}
+    return {name: m for name, m in model.named_modules() if state_of(m).derived}
 
 
 def rename_derived(module: nn.Module, name: str) -> None:
     """Let derived tensors of a module be named as it is now that it is called `name`."""
-    derived = module.__dict__["_fxtie_derived"]
+    derived = state_of(module).derived
     for attr, value in derived.items():
         derived[attr] = replace(value, name=join(name, attr))
 
@@ -171,6 +152,5 @@ def rename_derived(module: nn.Module, name: str) -> None:
 def derived_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Derived]]:
     """Name, owner and derivation of each derived tensor in a model or a part of one."""
     for prefix, module in model.named_modules():
-        if isinstance(module, TiedModule):
-            for attr, derived in module._fxtie_derived.items():
-                yield join(prefix, attr), module, derived
+        for attr, derived in state_of(module).derived.items():
+            yield join(prefix, attr), module, derived

@@ -53,12 +53,14 @@ class Variant:
         """The same with another graph, of which no code is made yet."""
         return replace(self, graph=graph, generated=None, forward=None, reading=None)
 
-    def generate(self) -> None:
-        """Make code of the graph."""
-        self.generated = self.graph.python_code("self")
-        self.forward = _torch.forward_from_source(self.generated.src, self.generated.globals)
-        checks = self.graph.find_nodes(op="call_function", target=torch._assert)
-        self.has_checks = bool(checks)
+    def generate(self) -> PythonCode:
+        """The code of the graph, made if there is none yet."""
+        if self.generated is None:
+            self.generated = self.graph.python_code("self")
+            self.forward = _torch.forward_from_source(self.generated.src, self.generated.globals)
+            checks = self.graph.find_nodes(op="call_function", target=torch._assert)
+            self.has_checks = bool(checks)
+        return self.generated
 
     @property
     def contents(self) -> tuple[Any, ...]:

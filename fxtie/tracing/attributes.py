@@ -21,6 +21,7 @@ from fxtie.tracing.recorder import Recorder
 from fxtie.tracing.scope import Scope
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
+from fxtie.tracing.user_class import user_class
 
 
 class Attributes(Recorder):
@@ -46,7 +47,7 @@ class Attributes(Recorder):
             after = classes[classes.index(owner.__thisclass__) + 1 :]
             return self._bound(self.lookup(after, name), owner.__self__)
         if name == "__class__":
-            return class_of(owner)
+            return user_class(owner)
         if isinstance(owner, nn.Module):
             return self.module_attribute(owner, name)
         if kind is types.ModuleType:
@@ -101,7 +102,7 @@ class Attributes(Recorder):
         if kind is staticmethod:
             return found.__func__
         if kind is classmethod:
-            return types.MethodType(found.__func__, class_of(owner))
+            return types.MethodType(found.__func__, user_class(owner))
         if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
             raise Stop(f"reads a {kind.__name__}")
         return found if found is MISSING else self.taken(found)
@@ -174,12 +175,6 @@ _CONSTANT = (
 """Types of objects of torch's whose attributes don't change."""
 
 _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
-
-
-def class_of(value: Any) -> type:
-    """The class of a value, less what fxtie has made of it; a class itself."""
-    cls = value if isinstance(value, type) else type(value)
-    return getattr(cls, "_fxtie_class", cls)
 
 
 def is_frozen(value: Any) -> bool:

@@ -1,11 +1,21 @@
-"""The class that the user wrote, for a module whose class fxtie has made."""
+"""Modules that `tied` has made: the class that the user wrote, and which tensors are derived."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 
-def user_class(module: nn.Module) -> type[nn.Module]:
-    """A module's class; for a copy (`tied/path_copy.py`), that of the original."""
-    cls = type(module)
-    return getattr(cls, "_fxtie_class", cls)
+def user_class(value: Any) -> Any:
+    """The class of a value, or a class; of what is made in `tied/path_copy.py`, the user's."""
+    cls = value if isinstance(value, type) else type(value)
+    made = getattr(cls, "_fxtie_made", None)
+    return cls if made is None else made.user
+
+
+def derived_of(module: nn.Module) -> Mapping[str, Any]:
+    """The derived tensors of a module, by attribute."""
+    state = module.__dict__.get("_fxtie")
+    return {} if state is None else state.derived

@@ -98,7 +98,7 @@ def test_copies_and_pickles():
     file.seek(0)
     for other in (copy.deepcopy(tied), torch.load(file, weights_only=False)):
         assert any(isinstance(node.target, Remember) for node in other.graph.nodes)
-        assert other._fxtie_recomputes
+        assert other._fxtie.recomputes
         for a, b in zip(gradients(other, x), expected, strict=True):
             assert torch.equal(a, b)
 

@@ -102,3 +102,11 @@ def test_a_source_that_is_pruned_is_refused(make):
         pytest.raises(fxtie.FxtieError, match=r"'a\.weight', a plain attribute by now"),
     ):
         tied(torch.randn(3, 4))
+
+
+def test_a_layer_that_has_a_derived_tensor_can_be_a_source_of_others():
+    tied = fxtie.transform(Two(), Tie("b.weight", "a.weight"))
+    again = fxtie.transform(tied, Tie("a.bias", "b.bias", torch.neg))
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), fxtie.materialize(again)(x))
+    assert sorted(again.state_dict()) == ["a.weight", "b.bias"]

@@ -219,7 +219,7 @@ def test_a_source_that_a_layer_changes():
     twin = copy.deepcopy(tied)
     given = torch.randn(3, 4)
     with torch.no_grad():
-        expected = tied._fxtie_class.forward(twin, given)  # reads the attributes
+        expected = type(tied)._fxtie_made.user.forward(twin, given)  # reads the attributes
         assert torch.equal(tied(given), expected)
 
 
@@ -399,7 +399,7 @@ def test_transforms_follow_what_they_read(monkeypatch):
     assert torch.equal(tied.b.weight, tied.a.weight * 5)
     given = x()
     with pytest.warns(fxtie.Outdated):
-        assert torch.equal(tied(given), tied._fxtie_class.forward(tied, given))
+        assert torch.equal(tied(given), type(tied)._fxtie_made.user.forward(tied, given))
 
 
 def test_transforms_follow_the_shape_of_their_source():

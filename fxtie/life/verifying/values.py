@@ -64,12 +64,12 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
         return {}
     hidden = _OF_GRAPHS if isinstance(module, fx.GraphModule) else _OF_MODULES
     members = vars(module).items()
-    return {n: v for n, v in members if n not in hidden and not n.startswith("_fxtie_")}
+    return {n: v for n, v in members if n not in hidden}
 
 
 # An nn.LSTM also keeps its parameters in lists, from which a tied one lacks some.
 _LISTS = {"_flat_weights", "_flat_weight_refs"}
-_OF_MODULES = {"_compiled_call_impl", *_LISTS, *vars(nn.Module())} - {"training"}
+_OF_MODULES = {"_fxtie", "_compiled_call_impl", *_LISTS, *vars(nn.Module())} - {"training"}
 _OF_GRAPHS = _OF_MODULES | vars(fx.GraphModule({}, fx.Graph())).keys() - {"training"}
 
 
