@@ -43,8 +43,12 @@ class Region(TiedModule, fx.GraphModule):
 
     @classmethod
     def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:
-        forward = _dispatch(user)
-        return {"forward": recomputing(forward) if contents and contents[0] else forward}
+        forward: Any = _dispatch(user)
+        if contents and contents[0]:
+            forward = recomputing(forward)
+        # Dynamo limits how often it compiles one code object, and each class is compiled anew.
+        forward.__code__ = forward.__code__.replace()
+        return {"forward": forward}
 
     # torch.fx reads and writes these; they belong to the variant of the current mode.
     @property

@@ -274,3 +274,26 @@ def test_opaque_transform(net, x):
 
     tied = fxtie.transform(net, Rule("conv_2", "conv_1", weight=scaled))
     assert_equals_oracle(Case(net, tied, x), compiled(tied, fullgraph=False), train=False)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+class Halved(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dynamo_counts_each_class_by_itself(recompute):
+    """It limits how often it compiles one code object, and each class is compiled anew."""
+    dynamo.reset()
+    x = torch.randn(2, 4)
+    with dynamo.config.patch(recompile_limit=1):
+        for cls in (Doubled, Halved):
+            net = cls(*(nn.Linear(4, 4) for _ in range(3)))
+            tied = fxtie.transform(net, Rule("2", "0", weight=torch.square), recompute=recompute)
+            compiled = torch.compile(tied, backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(x), tied(x))
