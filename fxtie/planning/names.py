@@ -6,9 +6,9 @@ identity, since one module may have several names and one Parameter several owne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -117,7 +117,8 @@ class Names:
         for prefix, module in self.modules.items():
             if not prefix.endswith(".parametrizations") and ".parametrizations." not in prefix:
                 self._add_slots(prefix, module)
-        self.tensors = dict.fromkeys(self._slots)
+        self.tensors: dict[str, None] = dict.fromkeys(self._slots)
+        self._inside: dict[str, list[str]] = {}
 
     def _add_slots(self, prefix: str, module: nn.Module) -> None:
         for attr in self.tensors_of(module):
@@ -137,6 +138,26 @@ class Names:
         """Let the tensors of a module outside of the model be found below `prefix`."""
         for name, inner in module.named_modules(remove_duplicate=False):
             self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
+
+    def inside(self, name: str) -> Sequence[str]:
+        """The tensors of a module and of those inside of it, by their whole names."""
+        if not self._inside:
+            for tensor in self.tensors:
+                owner = tensor
+                while owner:
+                    owner = owner.rpartition(".")[0]
+                    self._inside.setdefault(owner, []).append(tensor)
+        return self._inside.get(name, ())
+
+    def owned(self, modules: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+        """The tensors of each of these modules; of modules within one another, the inner one's."""
+        if len(modules) == 1:
+            return {name: self.inside(name) for name in modules}
+        owned: dict[str, list[str]] = {name: [] for name in modules}
+        for name in self.tensors if modules else ():
+            if (inner := _innermost(name, owned)) is not None:
+                owned[inner].append(name)
+        return {**owned}
 
     def find(self, name: str) -> Slot | str:
         """The slot of a tensor name, or the end of a sentence that says why there is none."""
@@ -195,3 +216,13 @@ class Names:
             if held_by <= dropped.keys() and not held_by & saved.keys():
                 saved[key] = parameter.numel()
         return saved
+
+
+def _innermost(tensor: str, modules: dict[str, Any]) -> str | None:
+    """The innermost of these modules that a tensor is in, by its name."""
+    owner = tensor.rpartition(".")[0]
+    while owner not in modules:
+        if not owner:
+            return None
+        owner = owner.rpartition(".")[0]
+    return owner

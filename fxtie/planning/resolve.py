@@ -7,7 +7,7 @@ stays stored inside of the modules that matched.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,25 +138,40 @@ class Resolver:
         """What one pattern matches: modules with their tensors, else tensors."""
         matched = {
             name: match
-            for name, module in self.names.modules.items()
-            if (match := pattern.match(name, module)) is not None
-            and not self.excluded(rule, name, module)
+            for name, module, match in self.matching(pattern, self.names.modules)
+            if not self.excluded(rule, name, module)
         }
-        tensors: dict[str, list[str]] = {name: [] for name in matched}
-        for name in self.names.tensors if matched else ():
-            inner = _innermost(name, tensors)
-            if inner is not None and not self.excluded_inside(rule, name, inner):
-                tensors[inner].append(name.removeprefix(f"{inner}."))
-        found = {name: (match, tuple(tensors[name])) for name, match in matched.items()}
-        # A pattern skips modules that have no tensors left; a plain name is a fault there.
-        modules = {name: one for name, one in found.items() if pattern.is_literal or one[1]}
-        if modules:
-            return modules
+        modules = {
+            name: (matched[name], self.relative(rule, name, tensors))
+            for name, tensors in self.names.owned(matched).items()
+        }
+        # A pattern passes by what has no tensor of its own left, and a name is told of.
+        found = {name: one for name, one in modules.items() if pattern.is_literal or one[1]}
+        if found:
+            return found
         return {
             name: (match, ("",))
-            for name in self.names.tensors
-            if (match := pattern.match(name)) is not None and not self.excluded(rule, name, None)
+            for name, _, match in self.matching(pattern, self.names.tensors)
+            if not self.excluded(rule, name, None)
         }
+
+    @staticmethod
+    def matching(
+        pattern: Pattern, names: Mapping[str, nn.Module | None]
+    ) -> Iterator[tuple[str, nn.Module | None, Match]]:
+        """The names that a pattern matches; of a literal one, without going through all."""
+        if pattern.is_literal and (name := str(pattern)) in names:
+            names = {name: names[name]}
+        elif pattern.is_literal:
+            return
+        for name, module in names.items():
+            if (match := pattern.match(name, module)) is not None:
+                yield name, module, match
+
+    def relative(self, rule: Rule, name: str, tensors: Sequence[str]) -> tuple[str, ...]:
+        """Relative names of the tensors inside of a module that a rule does not exclude."""
+        start = len(name) + 1 if name else 0
+        return tuple(t[start:] for t in tensors if not self.excluded_inside(rule, t, name))
 
     @staticmethod
     def excluded(rule: Rule, name: str, module: nn.Module | None) -> bool:
@@ -366,13 +381,3 @@ class Resolver:
         unique = free_name(name, {*self.modules, *self.taken})
         self.modules[unique] = module
         return unique
-
-
-def _innermost(tensor: str, modules: dict[str, Any]) -> str | None:
-    """The innermost of these modules that a tensor is in, by its name."""
-    owner = tensor.rpartition(".")[0]
-    while owner not in modules:
-        if not owner:
-            return None
-        owner = owner.rpartition(".")[0]
-    return owner
