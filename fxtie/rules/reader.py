@@ -184,7 +184,14 @@ class SharedNames:
         return Rule(**given.pop("tensors", {}), **given)
 
     def sources(self, value: Any) -> tuple[OneSource, ...]:
-        return tuple(map(self.source, value if isinstance(value, list) else [value]))
+        if not isinstance(value, list):
+            return (self.source(value),)
+        faults, sources = Faults(), []
+        for i, one in enumerate(value):
+            with faults.at(i):
+                sources.append(self.source(one))
+        faults.tell()
+        return tuple(sources)
 
     def source(self, value: Any) -> OneSource:
         """A name, or free tensors: all of them, or one."""

@@ -41,6 +41,11 @@ RULE = '[[rule]]\ntarget = "a"\nsource = "b"\n'
             6,
             "argument 'k' of transform",
         ),
+        (
+            '[[rule]]\ntarget = "a"\nsource = [\n"b",\n{ bank = "x", ntry = 1 }]',
+            3,
+            "rule[0].source[1].ntry: There is no such key. Closest names: 'entry'.",
+        ),
         (RULE + "weight = true", 4, "A transform is written as its name"),
         (RULE + "weight = { shared = 'x' }", 4, "There is no shared transform 'x'"),
         (RULE + "weight = { shared = [] }", 4, "There is no shared transform []"),
