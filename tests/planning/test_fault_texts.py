@@ -1,0 +1,103 @@
+"""The texts of what goes wrong with rules, as a reader sees them.
+
+`FXTIE_RENEW=1 pytest tests/planning/test_fault_texts.py` writes them anew.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxtie
+from fxtie import Bank, Rule, Tensors, Tie
+from fxtie import transforms as T
+
+SNAPSHOT = Path(__file__).parents[1] / "snapshots/faults.txt"
+
+
+def linears(n=3):
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(n)))
+
+
+def blocks():
+    return nn.ModuleDict(
+        {
+            "a": nn.Sequential(nn.Linear(3, 4), nn.ReLU()),
+            "b": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+            "conv": nn.Conv2d(4, 4, 3),
+            "deconv": nn.ConvTranspose2d(4, 4, 3),
+            "attention": nn.MultiheadAttention(4, 2),
+            "act": nn.ReLU(),
+        }
+    )
+
+
+PLANS = {
+    "a module whose structure does not fit": (blocks, Rule("b", "a")),
+    "a bias that the source has not": (
+        lambda: nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2)),
+        Rule("1", "0"),
+    ),
+    "a module without tensors": (blocks, Rule("act", "conv")),
+    "a tensor that no target has": (blocks, Rule("attention", "attention", in_proj=T.square())),
+    "everything left out": (linears, Rule("1", "0", weight=None, bias=None)),
+    "a source before the first": (linears, Rule("*", "{0 - 1}")),
+    "arithmetic on a word": (blocks, Rule("*", "{0 + 1}")),
+    "division by zero": (linears, Rule("*", "{0 // 0}")),
+    "a group that is not there": (linears, Rule("*", "{1}")),
+    "two rules for one tensor": (linears, [Rule("*", "0"), Rule("2", "1")]),
+    "two rules, one inside of the other": (blocks, [Rule("b.0", "a.0"), Rule("b", "a")]),
+    "several targets, no tuple": (linears, Tie(("1.weight", "2.weight"), "0.weight", torch.neg)),
+    "several targets, too few results": (
+        linears,
+        Tie(("0.weight", "1.weight"), "2.weight", lambda w: (w,)),
+    ),
+    "several targets that match apart": (blocks, Rule(("*.0", "*.2"), "{0}", weight=torch.neg)),
+    "each, which raises": (linears, Rule("*", "0", weight=fxtie.each(lambda i: 1 / 0))),
+    "each, which makes nothing": (linears, Rule("*", "0", weight=fxtie.each(lambda i: None))),
+    "same of several sources": (linears, Rule("2", ("0", "1"))),
+    "transpose to a transposed convolution": (
+        blocks,
+        Rule("deconv", "conv", weight=T.transpose(), bias=None),
+    ),
+    "a basis of other shapes": (linears, Rule("*", Bank(2, (4, 4)), weight=T.basis(2))),
+    "a mixture of another number": (linears, Rule("*", Bank(2, (4, 4)), weight=T.Mix(3))),
+}
+MADE = {
+    "braces that hold code": lambda: Rule("*", "{__import__('os')}"),
+    "a power": lambda: Rule("*", "{0 ** 2}"),
+    "a source that is a number": lambda: Rule("a", 3),
+    "no target": lambda: Rule((), "a"),
+    "one target twice": lambda: Tie(("a", "a"), "b"),
+    "an uncalled class": lambda: Rule("a", "b", weight=T.LowRank),
+    "an uncalled maker": lambda: Tie("a", "b", T.rot90),
+    "a transform that is a number": lambda: Rule("a", "b", weight=2),
+    "tensors without a shape": lambda: Tensors(A=3),
+    "tensors of integers": lambda: Tensors(A=torch.ones(2, dtype=torch.int64)),
+    "a name of a module's own": lambda: Tensors(forward=(2,)),
+    "what is frozen and not there": lambda: Tensors(A=(2,), frozen="B"),
+    "a template that is not there": lambda: Bank(2, (2,))[2],
+    "no function": lambda: fxtie.each(3),
+}
+
+
+def texts():
+    for name, (model, rules) in PLANS.items():
+        with pytest.raises(fxtie.PlanError) as told:
+            fxtie.plan(model(), rules)
+        yield name, str(told.value)
+    for name, make in MADE.items():
+        with pytest.raises(fxtie.RuleError) as told:
+            make()
+        yield name, str(told.value)
+
+
+def test_texts():
+    found = "\n\n".join(f"# {name}\n{text}" for name, text in texts()) + "\n"
+    found = re.sub(r" at 0x[0-9a-f]+", "", found)
+    if os.environ.get("FXTIE_RENEW"):
+        SNAPSHOT.write_text(found, encoding="utf-8")
+    assert found == SNAPSHOT.read_text(encoding="utf-8")
