@@ -2,6 +2,7 @@
 
 import itertools
 import linecache
+import sys
 import types
 
 import pytest
@@ -49,8 +50,12 @@ def test_other_source_is_not_believed(shown):
 def test_lambdas_on_one_line():
     source = "f, g = lambda x: x + 1, lambda x: x + 2\n"
     for name, number in (("f", 1), ("g", 2)):
-        node = function_node(defined(source, name))
-        assert node.body.right.value == number
+        function = defined(source, name)
+        if sys.version_info < (3, 11):  # whose code objects don't tell where on a line they begin
+            with pytest.raises(Stop):
+                function_node(function)
+        else:
+            assert function_node(function).body.right.value == number
 
 
 def test_generators_have_none():
