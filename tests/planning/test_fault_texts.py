@@ -15,7 +15,7 @@ import fxtie
 from fxtie import Bank, Rule, Tensors, Tie
 from fxtie import transforms as T
 
-SNAPSHOT = Path(__file__).parents[1] / "snapshots/faults.txt"
+SNAPSHOT = Path(__file__).with_name("fault_texts.txt")
 
 
 def linears(n=3):
