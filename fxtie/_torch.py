@@ -1,7 +1,7 @@
 """Every private name of torch that fxtie uses, each with its reason.
 
 Classes are imported. Functions are looked up when they are called: a release of torch without one
-breaks what needs it and not `import fxtie`. tests/test_torch_names.py says which is gone.
+breaks what needs it and not `import fxtie`. tests/test_house.py says which is gone.
 """
 
 from __future__ import annotations

@@ -48,6 +48,11 @@ def role(name: str) -> str:
     return re.sub(r"\d+", "#", parents) + dot + re.sub(r"(?<![^_])\d+$", "#", own)
 
 
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `a.9` before `a.10`."""
+    return [(int(d), "") if d else (-1, w) for w, d in re.findall(r"(\D+)|(\d+)", name)]
+
+
 def free_name(name: str, taken: Container[str]) -> str:
     """`name`, or the first of `name_2`, `name_3`, ... that is not taken."""
     numbered = (f"{name}_{i}" for i in itertools.count(2))

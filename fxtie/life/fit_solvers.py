@@ -6,7 +6,6 @@ In: a `Problem` and its components. Out: nothing; the variables have new values.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from fxtie.errors import FxtieError
 from fxtie.life.fit_problem import Component, Problem, numbers
 from fxtie.rules.rule import Tie
-from fxtie.words import role
+from fxtie.words import natural_key, role
 
 _HOWS = ("mean", "average", "stepwise", "lower")
 _EXACT = 1e-10  # of the norm of all targets: a gradient below it is rounding
@@ -57,17 +56,12 @@ def _set_stepwise(problem: Problem) -> None:
         rows.setdefault((role(name), value.shape, value.dtype), []).append(name)
     key_of = {name: key for key, name in problem.sources.items() if key in problem.own}
     for row in rows.values():
-        row.sort(key=_natural)
+        row.sort(key=natural_key)
         sources = [name for name in row if name in key_of]
         for i, name in enumerate(sources):
             at = round(i * (len(row) - 1) / max(1, len(sources) - 1))
             value = trained[row[at]] if row[at] in trained else problem.trained[row[at]]
             problem.values[key_of[name]][1].copy_(value)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts `a.9` before `a.10`."""
-    return [(int(d), "") if d else (-1, w) for w, d in re.findall(r"(\D+)|(\d+)", name)]
 
 
 # -- closed forms ---------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from fxtie.looking.suggestions import Closeness, Suggestion, Suggestions
 from fxtie.planning.names import Names
 from fxtie.rules.rule import Rule
 from fxtie.transforms import FitsTarget, Transform, same
-from fxtie.words import human_count
+from fxtie.words import human_count, natural_key
 
 __all__ = ["Suggestion", "Suggestions", "suggest"]
 
@@ -169,14 +169,9 @@ def _joined(single: Iterable[Candidate]) -> list[Candidate]:
         groups.setdefault(key, []).extend(one.links)
         first.setdefault(key, one)
     return [
-        replace(first[key], links=tuple(sorted(links, key=lambda link: _natural(link[0].name))))
+        replace(first[key], links=tuple(sorted(links, key=lambda link: natural_key(link[0].name))))
         for key, links in groups.items()
     ]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts `a.9` before `a.10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 # -- suggestions ----------------------------------------------------------------------------------

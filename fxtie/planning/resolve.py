@@ -89,8 +89,8 @@ class Resolver:
 
     def expand(self, rule: Rule) -> None:
         """The ties of a rule, and what is wrong with it."""
-        matched = list(self.matches(rule))
         before, found, expanded = len(self.faults), 0, 0
+        matched = list(self.matches(rule))
         for one in matched:
             sources = self.fill_sources(rule, one)
             if sources is not None and self.is_own_source(rule, one, sources):
@@ -100,12 +100,14 @@ class Resolver:
                 expanded += self.expand_match(rule, one, sources)
         is_told = expanded or len(self.faults) > before
         self.check_names(rule, matched)
-        if not matched:
-            self.faults.append(f"{rule} {self.nothing_matched(rule)}")
-        elif not found:
-            self.faults.append(f"{rule} matches nothing but its own source.")
-        elif not is_told:
-            self.faults.append(f"{rule} ties nothing: {self.why_nothing(rule, matched)}")
+        if not is_told:
+            if not matched:
+                why = self.nothing_matched(rule)
+            elif not found:
+                why = "matches nothing but its own source."
+            else:
+                why = f"ties nothing: {self.why_nothing(rule, matched)}"
+            self.faults.append(f"{rule} {why}")
         if rule.count is not None and found != rule.count:
             listed = ", ".join(one.targets[0] for one in matched[:10]) or "none"
             self.faults.append(

@@ -6,7 +6,7 @@ In: ties with the slots of their targets. Out: `Step`s, each after those that it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from fxtie.transforms import Transform
 from fxtie.transforms.parts import Part, module_of, whole_of
 from fxtie.transforms.protocol import fitted_to, transform_name
 from fxtie.words import count
+
+Ready: TypeAlias = Lowered | Opaque | nn.Module | Part
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Step:
     spec: Spec
     dropped: int
     added: int
-    lowered: Lowered | Opaque | nn.Module | Part
+    lowered: Ready
 
     @property
     def saved(self) -> int:
@@ -61,7 +63,6 @@ class Step:
         return state
 
 
-Ready: TypeAlias = Lowered | Opaque | nn.Module | Part
 Examined: TypeAlias = tuple[Ready, str | None]
 
 
@@ -78,7 +79,7 @@ class Planner:
         self._specs: dict[SlotKey, Spec] = {}
         self._examined: dict[Any, Examined] = {}
         self._general: dict[Any, Lowered] = {}  # those that are for tensors of any shape
-        self._wholes: dict[Any, Any] = {}
+        self._wholes: dict[Any, _Tried] = {}
         self._bound: dict[tuple[str, ...], Transform] = {}
         self._added: dict[int, int] = {}
         self._free = {
@@ -228,49 +229,69 @@ class Planner:
         """Try a transform on tensors without data."""
         if isinstance(transform, Part):
             return self.examine_part(transform, sources, target)
-        name = transform_name(transform)
-        fakes = [source.fake(self.mode) for source in sources]
-        try:
-            lowered, result = lower(transform, fakes, self.mode)
-        except DataDependentOutputException as error:
-            # It branches on values, which fake tensors lack: its shape is known when it runs.
-            lowered, result = Opaque(transform, str(error)), None
-        fault = None
-        if any(fake._version for fake in fakes):
-            fault = (
-                f"the transform {name} of <target> changes its source in place, at each use. Let "
-                f"it make a new tensor: w.clamp(0) instead of w.clamp_(0), w = w * 2 instead of "
-                f"w *= 2."
-            )
-        elif result is None and isinstance(lowered, Opaque):
-            return lowered, None
-        fault = fault or _misfit(name, result, sources, target)
+        tried = self.try_out(transform, sources)
+        fault = tried.fault
+        if tried.is_known:
+            fault = fault or _misfit(transform_name(transform), tried.result, sources, target)
         if fault is not None:
             return Opaque(transform, fault), fault
         key = (_hashable(transform), len(sources))
         if key in self._general:
             return self._general[key], None
-        if isinstance(lowered, Lowered) and lowered.is_general:
-            self._general[key] = lowered
-        return lowered, None
+        if isinstance(tried.lowered, Lowered) and tried.lowered.is_general:
+            self._general[key] = tried.lowered
+        return tried.lowered, None
 
     def examine_part(self, part: Part, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """Try a transform that returns several tensors, once for all of them."""
         key = (_hashable(part.whole), sources)
         if key not in self._wholes:
-            fakes = [source.fake(self.mode) for source in sources]
-            self._wholes[key] = lower(part.whole, fakes, self.mode)
-        lowered, results = self._wholes[key]
-        name, fault = transform_name(part.whole), None
-        n = len(results) if isinstance(results, tuple | list) else None
-        if n is None:
+            self._wholes[key] = self.try_out(part.whole, sources)
+        tried = self._wholes[key]
+        ready = replace(part, whole=tried.lowered)
+        if tried.fault is not None or not tried.is_known:
+            return ready, tried.fault
+        name, results = transform_name(part.whole), tried.result
+        if not isinstance(results, tuple | list):
             kind = "Tensor" if isinstance(results, torch.Tensor) else type(results).__name__
-            fault = f"the transform {name} of <target> returns {kind}, not a tuple."
-        elif part.index >= n:
-            fault = f"the transform {name} of <target> and others returns {count(n, 'tensor')}."
-        else:
-            fault = _misfit(repr(part), results[part.index], sources, target)
-        return replace(part, whole=lowered), fault
+            return ready, f"the transform {name} of <target> returns {kind}, not a tuple."
+        if part.index >= len(results):
+            n = count(len(results), "tensor")
+            return ready, f"the transform {name} of <target> and others returns {n}."
+        return ready, _misfit(repr(part), results[part.index], sources, target)
+
+    def try_out(self, transform: Transform, sources: tuple[Spec, ...]) -> _Tried:
+        """Call a transform, which may be of several targets, with tensors without data."""
+        fakes = [source.fake(self.mode) for source in sources]
+        try:
+            tried = _Tried(*lower(transform, fakes, self.mode))
+        except DataDependentOutputException as error:
+            # It branches on values, which fake tensors lack: its shape is known when it runs.
+            tried = _Tried(Opaque(transform, str(error)), None, is_known=False)
+        if any(fake._version for fake in fakes):
+            fault = (
+                f"the transform {transform_name(transform)} of <target> changes its source in "
+                f"place, at each use. Let it make a new tensor: w.clamp(0) instead of "
+                f"w.clamp_(0), w = w * 2 instead of w *= 2."
+            )
+            return tried._replace(fault=fault)
+        return tried
+
+
+class _Tried(NamedTuple):
+    """What came of trying a transform out.
+
+    Attributes:
+        lowered: the transform, ready for a graph.
+        result: what it gives, without data.
+        is_known: whether the result is: not if it depends on values.
+        fault: what is wrong with the transform for any target.
+    """
+
+    lowered: Ready
+    result: Any
+    is_known: bool = True
+    fault: str | None = None
 
 
 def _misfit(name: str, result: Any, sources: tuple[Spec, ...], target: Spec) -> str | None:

@@ -61,7 +61,6 @@ for editors.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from bisect import bisect_left
@@ -72,7 +71,7 @@ from typing import Any, TypeAlias
 
 from fxtie.errors import RuleError
 from fxtie.rules.reader import DataPath, RuleDataError, listed, path_text, read_rules
-from fxtie.rules.replacing import replacing
+from fxtie.rules.replacing import FilePath, replacing
 from fxtie.rules.rule import Rule, Rules, Tie, as_rules
 from fxtie.rules.writer import write_rules
 
@@ -84,7 +83,7 @@ else:
 LineOf: TypeAlias = Callable[[DataPath], int]
 
 
-def load_rules(path: str | os.PathLike[str]) -> list[Rule | Tie]:
+def load_rules(path: FilePath) -> list[Rule | Tie]:
     """The rules of a TOML or JSON file. `help("fxtie.rules.files")` shows all that it can say.
 
     Args:
@@ -145,7 +144,7 @@ def _load(path: Path) -> list[Rule | Tie]:
         raise RuleError(listed(lines, len(error.faults))) from error
 
 
-def dump_rules(rules: Rules, path: str | os.PathLike[str]) -> None:
+def dump_rules(rules: Rules, path: FilePath) -> None:
     """Write rules to a TOML or JSON file, which `load_rules` reads back.
 
     Args:

@@ -4,7 +4,8 @@ In: a path copy and the graphs of its forward. Out: a module of the user's class
 generated from a graph in which the derivations stand inline.
 
 Calls that the graph was not captured for (another mix of training flags, an optional argument that
-is given) run the class's own forward on the copy, which reads derived attributes (`tied.py`).
+is given) run the class's own forward on the copy, which reads derived attributes
+(`tied_module.py`).
 """
 
 from __future__ import annotations

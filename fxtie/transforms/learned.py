@@ -70,13 +70,6 @@ class Learned(nn.Module):
             )
         return self.shape
 
-    def _channels(self, shape: tuple[int, ...]) -> int:
-        """The size of the dimension `self.dim`, if the target has one."""
-        dim: int = self.dim  # type: ignore[assignment]
-        if not -len(shape) <= dim < len(shape):
-            raise ValueError(f"{self!r}: a target of shape {shape} has no dimension {dim}.")
-        return shape[dim]
-
     def _check(self, source: Tensor) -> tuple[int, ...]:
         """The shape it is fitted to, if the source has it."""
         shape = self._fitted_shape()
@@ -88,6 +81,29 @@ class Learned(nn.Module):
                 f"chain(tile(), {self!r}), or crop(), pad(), resize()."
             )
         return shape
+
+
+class PerChannel(Learned):
+    """Base of those that learn one number for each channel, along the dimension `dim`."""
+
+    def __init__(self, dim: int = 0) -> None:
+        super().__init__()
+        self.dim = integer(dim, f"{type(self).__name__}(dim)")
+
+    def _channels(self, shape: tuple[int, ...]) -> int:
+        """How many channels a target has."""
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(f"{self!r}: a target of shape {shape} has no dimension {self.dim}.")
+        return shape[self.dim]
+
+    def _along_channels(self, source: Tensor) -> list[int]:
+        """The shape in which one number for each channel broadcasts over the source."""
+        shape = [1] * len(self._check(source))
+        shape[self.dim] = -1
+        return shape
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}" if self.dim else ""
 
 
 @register("LowRank")
@@ -178,7 +194,7 @@ class LowRank(Learned):
 
 
 @register("ChannelScale")
-class ChannelScale(Learned):
+class ChannelScale(PerChannel):
     """The source with one learned factor per output channel, starting at 1.
 
     Shape of the source: the target's. Each target gets factors of its own, `scale` of shape
@@ -199,10 +215,6 @@ class ChannelScale(Learned):
 
     scale: nn.Parameter
 
-    def __init__(self, dim: int = 0) -> None:
-        super().__init__()
-        self.dim = integer(dim, "ChannelScale(dim)")
-
     def _sizes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"scale": (self._channels(shape),)}
 
@@ -211,16 +223,12 @@ class ChannelScale(Learned):
         nn.init.ones_(self.scale)
 
     def forward(self, source: Tensor) -> Tensor:
-        ones = [1] * len(self._check(source))
-        ones[self.dim] = -1
-        return source * self.scale.reshape(ones)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}" if self.dim else ""
+        shape = self._along_channels(source)
+        return source * self.scale.reshape(shape)
 
 
 @register("weight_norm")
-class weight_norm(Learned):
+class weight_norm(PerChannel):
     """The direction of the source and a learned magnitude: `g * source / |source|`, per channel.
 
     Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
@@ -250,10 +258,6 @@ class weight_norm(Learned):
 
     g: nn.Parameter
 
-    def __init__(self, dim: int = 0) -> None:
-        super().__init__()
-        self.dim = integer(dim, "weight_norm(dim)")
-
     def for_target(self, target: Tensor, *, value: Tensor | None = None) -> nn.Module:
         fitted = super().for_target(target)
         if fitted is not self and value is not None:
@@ -282,9 +286,5 @@ class weight_norm(Learned):
         return norm
 
     def forward(self, source: Tensor) -> Tensor:
-        ones = [1] * len(self._check(source))
-        ones[self.dim] = -1
-        return source * (self.g.reshape(ones) / self._norm(source))
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}" if self.dim else ""
+        shape = self._along_channels(source)
+        return source * (self.g.reshape(shape) / self._norm(source))

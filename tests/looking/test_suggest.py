@@ -8,6 +8,7 @@ import torch
 from blocks import Blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from three_convs import Net as Convs
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from vision import import_torchvision
@@ -57,16 +58,6 @@ class Autoencoder(nn.Module):
 
     def forward(self, x):
         return self.decoder(self.encoder(x))
-
-
-class Convs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv_1, self.conv_2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Conv2d(4, 2, 1)
-
-    def forward(self, x):
-        return self.head(self.conv_2(self.conv_1(x).relu()))
 
 
 def dense():

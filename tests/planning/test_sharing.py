@@ -102,13 +102,14 @@ def test_what_a_rule_says_of_names():
 
 def test_what_stays_stored_is_told():
     plan = fxtie.plan(Stack(2), Rule("layers.*", "layers.0", bias=None))
-    stored = {name: why for name, why in plan.stored.items()}
-    assert stored["layers.1.mlp.0.bias"] == "bias=None"
-    assert "buffers=True" in stored["layers.1.norm.running_mean"]
-    assert not [name for name in stored if name.startswith("layers.0.")]
-    *_, first, second, last = str(plan).splitlines()
-    assert first.startswith("stored: layers.1.attention.out_proj.bias") or "buffers=True" in first
-    assert {"(bias=None)", "too)"} == {line.rpartition(" ")[2] for line in (first, second)}
+    assert plan.stored["layers.1.mlp.0.bias"] == "bias=None"
+    assert "buffers=True" in plan.stored["layers.1.norm.running_mean"]
+    assert not [name for name in plan.stored if name.startswith("layers.0.")]
+    *_, biases, buffers, last = str(plan).splitlines()
+    assert biases.startswith("stored: layers.1.attention.out_proj.bias, layers.1.norm.bias")
+    assert biases.endswith("(bias=None)")
+    assert buffers.startswith("stored: layers.1.norm.running_mean")
+    assert buffers.endswith("(a buffer: buffers=True derives it too)")
     assert last == plan.summary()
 
 
@@ -394,7 +395,6 @@ def test_its_ops_stand_in_the_graph_once():
 @pytest.mark.parametrize("cls", [Attention, KeptAttention], ids=["graph", "kept"])
 def test_one_random_draw_for_all_targets(cls):
     model = cls()
-    model.seen = []
     names = ("q.weight", "k.weight")
     draw = Tie(names, "v.weight", lambda w: (z := w * torch.rand(()), z))
     other = Tie(("qkv.weight", "out.weight"), (), lambda: (torch.rand(18, 6), torch.rand(6, 18)))
@@ -435,12 +435,35 @@ def rule_targets(rule):
         (lambda w: w.chunk(3)[:2], "returns 2 tensors"),
         (lambda w: w.chunk(2), "gives shape (9, 6)"),
         (lambda w: (w[:6], w[:6], 3), "returns int, not a tensor"),
+        (lambda w: w.clamp_(0).chunk(3), "changes its source in place"),
     ],
 )
 def test_faults_of_several_targets(transform, words):
     with pytest.raises(fxtie.PlanError) as told:
         fxtie.plan(Attention(), Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", transform))
     assert words in str(told.value)
+
+
+def test_several_targets_of_a_transform_that_branches_on_values():
+    def signed(w):
+        return w.chunk(3) if w.sum() > 0 else (-w).chunk(3)
+
+    model = Attention()
+    tie = Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", signed)
+    for sign in (1, -1):
+        with torch.no_grad():
+            model.qkv.weight.copy_(sign * model.qkv.weight.abs())
+        tied = check(model, tie, X6)
+        assert torch.equal(tied.k.weight, model.qkv.weight.abs()[6:12])
+
+
+def test_a_rule_that_aligns_nothing_is_told_once():
+    rule = Rule(("0.*", "1.*"), "2", weight=lambda w: (w, w))
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(2)), nn.Linear(2, 2))
+    model[1] = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    with pytest.raises(fxtie.PlanError, match="nothing with the same wildcards") as told:
+        fxtie.plan(model, rule)
+    assert len(told.value.faults) == 1
 
 
 def test_targets_that_do_not_match_the_same():
