@@ -7,6 +7,7 @@ breaks what needs it and not `import fxtie`. tests/test_house.py says which is g
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,14 +40,25 @@ __all__ = [
     "OpOverloadPacket",
     "TorchDispatchMode",
     "conjugate_view",
+    "dtensor",
     "empty_fake",
     "forward_from_source",
+    "fsdp_groups",
+    "fsdp_inner_spec",
+    "fsdp_modules",
+    "fsdp_places",
+    "fsdp_policy",
+    "fsdp_state",
+    "fsdp_states",
+    "fsdp_whole",
     "get_frame_callback",
     "has_global_hooks",
     "has_storage",
     "in_functorch",
     "in_place_functions",
+    "is_called_by_fsdp",
     "is_exporting",
+    "is_fsdp_managed",
     "is_jit_traced",
     "is_jit_tracing",
     "is_wrapped",
@@ -204,3 +216,74 @@ QUESTIONS = tuple(
     if hasattr(torch._C, name)
 )
 """What torch's own layers ask about the state of the process."""
+
+
+def dtensor() -> Any:
+    """`torch.distributed.tensor`, which takes half a second to import; None if nobody has."""
+    return sys.modules.get("torch.distributed.tensor")
+
+
+def is_fsdp_managed(module: torch.nn.Module) -> bool:
+    """Whether `fully_shard` has looked at the tensors of a module."""
+    return "_is_fsdp_managed_module" in module.__dict__
+
+
+def fsdp_state(module: torch.nn.Module) -> Any:
+    """What FSDP2 keeps of a module that is a unit of it; None of others."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return None
+    return module._get_fsdp_state()
+
+
+def fsdp_states() -> list[Any]:
+    """What FSDP2 keeps of all units in this process."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
+    from torch.distributed._composable_state import _module_state_mapping
+
+    states = map(fsdp_state, list(_module_state_mapping))
+    return list({id(state): state for state in states if state is not None}.values())
+
+
+def fsdp_groups(state: Any) -> list[Any]:
+    """The Parameters of a unit, in the groups in which FSDP2 gathers them."""
+    groups: list[Any] | None = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch 2.9
+        return [group] if (group := state._fsdp_param_group) else []
+    return groups
+
+
+def is_called_by_fsdp() -> bool:
+    """Whether the caller of the caller is FSDP2's own code."""
+    name: str = sys._getframe(2).f_globals.get("__name__", "")
+    return name.startswith("torch.distributed.fsdp._fully_shard")
+
+
+def fsdp_modules(unit: Any) -> tuple[torch.nn.Module, ...]:
+    """The modules of a unit, given what FSDP2 keeps of it, or of one of its groups."""
+    modules: tuple[torch.nn.Module, ...]
+    modules = unit.modules if hasattr(unit, "modules") else unit._modules
+    return modules
+
+
+def fsdp_policy(state: Any) -> Any:
+    """The mixed-precision policy of a unit."""
+    return state._mp_policy
+
+
+def fsdp_places(param: Any) -> list[tuple[torch.nn.Module, str]]:
+    """The modules and attributes where FSDP2 puts a Parameter."""
+    info = param._module_info
+    shared = zip(info.shared_modules, info.shared_param_names, strict=True)
+    return [(info.module, info.param_name), *shared]
+
+
+def fsdp_whole(param: Any) -> torch.Tensor | None:
+    """What stands in the place of a sharded Parameter while its unit runs."""
+    return getattr(param, "_unsharded_param", None)
+
+
+def fsdp_inner_spec(param: Any) -> Any:
+    """How tensor parallelism had placed a Parameter before FSDP2 sharded it; None if it had not."""
+    return param._unsharded_dtensor_spec

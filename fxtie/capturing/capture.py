@@ -90,6 +90,7 @@ class Capture:
                 sources.append(Source(root, source.name, is_own=source.key == slot.key))
             derived = Derived(
                 step.tie.target,
+                owner,
                 step.lowered,
                 tuple(sources),
                 torch.Size(step.spec.shape),

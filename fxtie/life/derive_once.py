@@ -161,18 +161,18 @@ class _Entry:
         transform, part = whole_of(derived.transform), derived.part
         is_module = isinstance(transform, nn.Module)
         alike = id(transform) if is_module and part is None else derived.identity
-        run = alike, *map(id, sources)
-        key = run if part is None else (*run, part.index)
+        run = alike, *derived.where, *map(id, sources)
+        key = *run, derived.placement, part and part.index
         if key in self._by_derivation:
             return self._by_derivation[key]
         # A module has no graph to tell whether it is random.
         draws = _Draws()  # type: ignore[no-untyped-call]
         if run not in self._runs:
             with draws if is_module else contextlib.nullcontext():
-                result = transform(*sources)
+                result = derived.run(sources)
             if part is not None:
                 self._runs[run] = result
-        live = result if part is None else self._runs[run][part.index]
+        live = derived.one_of(result if part is None else self._runs[run])
         guards += guards_of(transform, f"the transform of {derived.name}")
         is_cut = self.with_grad and live.requires_grad
         leaf = live.detach().requires_grad_() if is_cut else live

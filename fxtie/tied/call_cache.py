@@ -34,8 +34,9 @@ class _Call:
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()
-        self._values: dict[Any, tuple[Sequence[torch.Tensor], Any]] = {}
+        self._values: dict[Any, tuple[Any, Sequence[torch.Tensor], Any]] = {}
         self._casts: dict[Any, torch.Tensor] = {}
+        self._gathers: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
         self._hooks: list[RemovableHandle] = []
         self._steps = _steps
@@ -46,10 +47,9 @@ class _Call:
 
     def value(self, derived: Derived) -> torch.Tensor:
         """A derived tensor's value, remembered if that is worth it."""
-        values = self._values_of(derived, whole_of(derived.transform))
-        return values[0] if derived.part is None else values[derived.part.index]
+        return derived.one_of(self._result_of(derived, whole_of(derived.transform)))
 
-    def _values_of(self, derived: Derived, transform: Any) -> Sequence[torch.Tensor]:
+    def _result_of(self, derived: Derived, transform: Any) -> Any:
         """What a transform gives: one tensor, or one for each of its parts."""
         if self._steps != _steps:
             self._forget_all()
@@ -58,24 +58,24 @@ class _Call:
         # Without a source, nothing tells that a value is stale; its parts have to be of one run.
         is_told = bool(sources) or is_part
         if not is_told or not all(map(self._is_known, derived.sources, sources)):
-            result = transform(*sources)
-            return result if is_part else (result,)
+            return derived.run(sources)
         key = derived.identity, *_key(transform, sources)
         if (found := self._values.get(key)) is not None:
             return found[0]
-        result = transform(*sources)
-        values: Sequence[torch.Tensor] = result if is_part else (result,)
+        result = derived.run(sources, self._gathers)
+        values = result if is_part else (result,)
         if derived.is_shared or any(value.requires_grad for value in values):
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
                 key = derived.identity, *_key(transform, sources)
-            self._values[key] = values, (sources, transform, *_state(transform))  # ids stay theirs
+            alive = sources, transform, *_state(transform)  # so that an id is one tensor's
+            self._values[key] = result, values, alive
             for value in values:
                 self._known.add(id(value))
                 if value.grad_fn is not None:
                     # A backward inside of the call, after which the value can't have another.
                     hook = value.grad_fn.register_hook(lambda *_: self._forget(key))
                     self._hooks.append(hook)
-        return values
+        return result
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in another dtype; of a remembered one, remembered as well."""
@@ -93,7 +93,8 @@ class _Call:
         return (stored or id(tensor) in self._known) and not tensor.is_inference()
 
     def _forget(self, key: Any) -> None:
-        values, _ = self._values.pop(key, ((), None))
+        _, values, _ = self._values.pop(key, (None, (), None))
+        self._gathers.clear()  # a backward goes through them only once, too
         gone = set(map(id, values))
         self._casts = {cast: held for cast, held in self._casts.items() if cast[0] not in gone}
         self._known -= gone
@@ -102,6 +103,7 @@ class _Call:
         self._steps = _steps
         self._values.clear()
         self._casts.clear()
+        self._gathers.clear()
         self._known.clear()
 
 

@@ -199,7 +199,9 @@ class _Rewiring:
         functools.partial: partial,
         weakref.ReferenceType: weak_reference,
         Source: lambda self, value: replace(value, root=self(value.root)),
-        Derived: lambda self, value: replace(value, sources=self(value.sources)),
+        Derived: lambda self, value: replace(
+            value, owner=self(value.owner), sources=self(value.sources)
+        ),
         State: lambda self, value: replace(value, derived=self(value.derived)),
     }
 

@@ -5,7 +5,7 @@ In: names of tensors, and a transform. Out: its value, computed at each read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,15 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.tied.sharded import (
+    Reader,
+    derive,
+    is_distributed,
+    is_sharded,
+    placed,
+    reading_dtype,
+    source_value,
+)
 from fxtie.transforms.parts import Part, whole_of
 
 
@@ -40,7 +49,9 @@ class Source:
         """The module that owns the tensor now."""
         module: Any = self.root
         for part in self.name.split(".")[:-1]:
-            module = module._modules[part]
+            child = module._modules.get(part)
+            # Wrappers, as of activation checkpointing, have the attributes of what they wrap.
+            module = getattr(module, part) if child is None else child
         return module  # type: ignore[no-any-return]
 
     def steps(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -58,24 +69,62 @@ class Derived:
 
     Attributes:
         name: the target's tensor name in the whole model.
+        owner: the module that reads it.
         transform: callable on the source tensors (lowered), or a learnable module.
         sources: what it gets.
         shape: the shape it gives.
         requires_grad: of the Parameter that it stands for; None if it stands for a buffer.
         stored: the target's own stored value is a source (a self-derived tensor).
         is_shared: whether others are derived alike, or from it.
+        placement: the mesh and the placements that tensor parallelism wants it to have.
     """
 
     name: str
+    owner: nn.Module
     transform: Callable[..., torch.Tensor]
     sources: tuple[Source, ...]
     shape: torch.Size
     requires_grad: bool | None = True
     stored: bool = False
     is_shared: bool = False
+    placement: tuple[Any, tuple[Any, ...]] | None = None
 
     def compute(self) -> torch.Tensor:
-        return self.transform(*map(self.read, self.sources))
+        return self.one_of(self.run([*map(self.read, self.sources)]))
+
+    def run(
+        self, sources: Sequence[torch.Tensor], gathers: dict[Any, torch.Tensor] | None = None
+    ) -> Any:
+        """What the transform gives: a tensor, or one for each of its parts.
+
+        Args:
+            sources: what `read` gave.
+            gathers: those of them that were gathered from other processes in the same call.
+        """
+        transform = whole_of(self.transform)
+        if not is_distributed():
+            return transform(*sources)
+        places = ((source.owner, source.attr) for source in self.sources)
+        given = [(*place, value) for place, value in zip(places, sources, strict=True)]
+        reader = Reader(self.owner, self._is_distributed, {} if gathers is None else gathers)
+        return derive(transform, given, reader)
+
+    def one_of(self, result: Any) -> torch.Tensor:
+        """This tensor, out of what `run` gave."""
+        value: torch.Tensor = result if self.part is None else result[self.part.index]
+        return value if self.placement is None else placed(value, *self.placement)
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether several processes hold it, or a source of it, together."""
+        return self.placement is not None or any(
+            is_sharded(source.owner, source.attr) for source in self.sources
+        )
+
+    @property
+    def _is_distributed(self) -> bool:
+        is_distributed: bool = self.owner.__dict__["_fxtie"].is_distributed
+        return is_distributed
 
     @property
     def part(self) -> Part | None:
@@ -87,9 +136,14 @@ class Derived:
         """Equal for tensors that one run of a transform gives: not for two random ones."""
         whole = whole_of(self.transform)
         if getattr(whole, "is_repeatable", False):
-            return id(whole)
+            return id(whole), *self.where
         part = self.part
-        return id(whole), self.name if part is None else part.of
+        return id(whole), self.name if part is None else part.of, *self.where
+
+    @property
+    def where(self) -> tuple[Any, ...]:
+        """Equal for tensors that come in equal form, given equal sources."""
+        return (self._is_distributed, reading_dtype(self.owner)) if is_distributed() else ()
 
     def read(self, source: Source) -> Any:
         owner = source.owner
@@ -100,7 +154,8 @@ class Derived:
                 f"elsewhere gives a stale value. Use torch.nn.utils.parametrize instead, or remove "
                 f"the hook first."
             )
-        return getattr(Stored(owner) if source.is_own else owner, source.attr)
+        value = getattr(Stored(owner) if source.is_own else owner, source.attr)
+        return source_value(owner, source.attr, value, self.owner) if is_distributed() else value
 
 
 class Stored:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from fxtie._torch import is_called_by_fsdp, is_fsdp_managed
 from fxtie.errors import FxtieError
 from fxtie.tied.call_cache import value_of
 from fxtie.tied.state import State
@@ -84,6 +85,8 @@ def _derived_attribute(name: str) -> property:
         state = self._fxtie
         once = state.once.get(name)
         derived = state.derived[name]
+        if derived.stored and is_fsdp_managed(self) and is_called_by_fsdp():
+            return nn.Module.__getattr__(self, name)  # it wants the Parameter that it shards
         try:
             return value_of(derived) if once is None else once()
         except AttributeError as error:  # which would read as if there were no such attribute

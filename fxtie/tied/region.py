@@ -23,8 +23,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxtie import _torch
 from fxtie.errors import Outdated
+from fxtie.tied.call_cache import remembering
 from fxtie.tied.path_copy import become, user_forward
 from fxtie.tied.recompute import recomputing
+from fxtie.tied.sharded import is_distributed
 from fxtie.tied.state import Reads, RegionState
 from fxtie.tied.tied_module import TiedModule, derived_tensors
 from fxtie.tied.variant import Signature, Variant
@@ -133,7 +135,10 @@ def fill(
         switches=switches,
         signature=Signature(user_class(region).forward),
         recomputes=recompute,
-        reads=Reads((derived.name, derived) for _, _, derived in derived_tensors(region)),
+        reads=Reads(
+            (derived.name, (owner, name.rpartition(".")[2]))
+            for name, owner, derived in derived_tensors(region)
+        ),
     )
     # Past nn.Module, which would register modules, and past a `__setattr__` of the user's.
     vars(region).update(added)
@@ -153,6 +158,9 @@ def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Va
     for module in state.switches:
         if module.training is not training:
             return None
+    if is_distributed() and not is_compiling and any(d.is_in_parts for d in state.reads.derived()):
+        _miss(region, "tensors that it derives from are sharded", lasts=False)
+        return None
     variant = state.variants[training]
     if not state.signature.fits(len(args), kwargs, exactly=variant.by_position):
         return None
@@ -205,12 +213,13 @@ def _call_graph(region: Region) -> fx.Graph:
 
 def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
     """A forward that runs the variant captured for the call, else the user's own code."""
+    as_written = remembering(user_forward)
 
     @functools.wraps(user_cls.forward)  # for its signature
     def forward(self: Region, *args: Any, **kwargs: Any) -> Any:
         variant = _select(self, args, kwargs)
         if variant is None:
-            return user_forward(self)(*args, **kwargs)
+            return as_written(self, *args, **kwargs)
         if variant.forward is None:  # its mode was set past `__setattr__`
             variant.generate()
         assert variant.forward is not None
@@ -219,7 +228,7 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
         try:
             return variant.forward(self, *args, **kwargs)
         except AssertionError:  # the user's own code raises what it raises
-            return user_forward(self)(*args, **kwargs)
+            return as_written(self, *args, **kwargs)
 
     return forward
 

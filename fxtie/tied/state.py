@@ -5,7 +5,7 @@ In: what `capturing` and `life` note. Out: what derived attributes and regions l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class State:
         derived: its derived tensors, by attribute.
         order: its parameters and buffers before the first of them was derived.
         once: inside of `derive_once`, what gives the values of the derived tensors.
+        is_distributed: whether tensor parallelism has it compute on DTensors.
         added: attributes that capturing has added.
         missed: how many calls its graph, if any, did not hold for, and why the last one.
         report: of a root, the `Report` of how it was made.
@@ -35,6 +36,7 @@ class State:
     derived: dict[str, Derived] = field(default_factory=dict)
     order: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     once: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    is_distributed: bool = False
     added: tuple[str, ...] = ()
     missed: tuple[int, str] = (0, "")
     report: Any = None
@@ -76,7 +78,7 @@ class RegionState(State):
         if self.is_edited:  # maybe a derivation
             return variant
         if self.read_once is None and (
-            current_call() is None or not any(map(is_worth_it, self.reads.values()))
+            current_call() is None or not any(map(is_worth_it, self.reads.derived()))
         ):
             return variant
         return variant.reading or variant.make_reading(self.reads.keys())
@@ -101,11 +103,16 @@ class RegionState(State):
         vars(self).update(state, variants=_converted(state["variants"], graph_from_records))
 
 
-class Reads(dict[str, Derived]):
-    """Derived tensors by name, each read as its attribute is."""
+class Reads(dict[str, tuple[nn.Module, str]]):
+    """Owner and attribute of derived tensors, by name; each is read as its attribute is."""
 
     def __getitem__(self, name: str) -> Any:
-        return value_of(super().__getitem__(name))
+        owner, attr = super().__getitem__(name)
+        return value_of(state_of(owner).derived[attr])
+
+    def derived(self) -> Iterator[Derived]:
+        for owner, attr in self.values():
+            yield state_of(owner).derived[attr]
 
 
 def _converted(variants: dict[bool, Variant], convert: Callable[[Any], Any]) -> dict[bool, Variant]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.planning.names import join
+from fxtie.tied import placed
 from fxtie.tied.call_cache import remembering
 from fxtie.tied.derived import Derived, Stored
 from fxtie.tied.path_copy import PathCopy, new_like, user_forward
@@ -47,6 +48,9 @@ class TiedModule(PathCopy):
                 f"{derived.name!r} is derived and cannot be set. Set its sources, or make a plain "
                 f"model of it first (fxtie.materialize)."
             )
+        if derived is not None and isinstance(value, nn.Parameter):
+            self._parameters[name] = value  # nn.Module would ask whether there is one: derive it
+            return
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -54,6 +58,25 @@ class TiedModule(PathCopy):
         if derived is not None and not derived.stored:
             raise FxtieError(f"{derived.name!r} is derived and cannot be deleted.")
         super().__delattr__(name)
+
+    # torch.distributed.tensor.distribute_module asks for this first and sets it last. In between it
+    # takes what named_parameters gives, and registers DTensors in their place.
+    @property
+    def _distribute_module_applied(self) -> bool:
+        placed.begin(self)
+        return self._fxtie.is_distributed
+
+    @_distribute_module_applied.setter
+    def _distribute_module_applied(self, _: bool) -> None:
+        placed.end(self)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from super().named_parameters(*args, **kwargs)
+        yield from placed.stand_ins(self)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if not placed.take(self, name, param):
+            super().register_parameter(name, param)
 
     # copy.deepcopy and copy.copy ask for these: a class of the user's, or GraphModule, may have its
     # own, which know nothing of derived tensors.

@@ -1,0 +1,160 @@
+"""Stored tensors that FSDP2 shards.
+
+In: a stored tensor, by its owner, and the module that reads it. Out: the tensor to read, and its
+values, gathered.
+
+FSDP2 gathers the tensors of a unit for the unit's own forward. A module outside of the unit gathers
+them by itself: it reads the sharded Parameter, and autograd reduces the gradient. It never reads
+what the unit happens to have gathered: FSDP2 reduces the gradient of that when the backward of the
+unit is over, and what comes later is lost.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxtie import _torch
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A Parameter that FSDP2 shards.
+
+    Attributes:
+        param: what FSDP2 knows of it.
+        group: what FSDP2 knows of those that it gathers along with it.
+    """
+
+    param: Any
+    group: Any
+
+    @staticmethod
+    def find(owner: nn.Module, attr: str) -> Managed | None:
+        """What FSDP2 knows of a stored tensor; None if it leaves it alone."""
+        if not _torch.is_fsdp_managed(owner) or attr not in owner._parameters:
+            return None
+        if attr not in _found.get(owner, {}):
+            for state in _torch.fsdp_states():
+                for group in _torch.fsdp_groups(state):
+                    _note(group)
+        if (found := _found.get(owner, {}).get(attr)) is None:
+            return None
+        param, group = (ref() for ref in found)
+        return None if param is None else Managed(param, group)
+
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The sharded Parameter, which optimizers see."""
+        return self.param.sharded_param  # type: ignore[no-any-return]
+
+    def read(self, value: Any, reader: nn.Module) -> Any:
+        """What a module derives from: the attribute in the same unit, else the Parameter."""
+        is_whole = value is _torch.fsdp_whole(self.param)
+        return value if is_whole and reader in _members(self.group) else self.parameter
+
+    def gather(self, reader: nn.Module) -> torch.Tensor:
+        """The values of the Parameter, in the dtype that the unit of the reader computes in.
+
+        Whole over the processes that FSDP2 shards over; where tensor parallelism shards it too, a
+        DTensor still. FSDP2's own rules hold for the gradient: it is the mean over the processes,
+        or the sum divided by the factor that the user has set, in the dtype of the policy.
+        """
+        api: Any = _torch.dtensor()
+        tensor: Any = self.parameter
+        policy = policy_of(reader) or self.group.mp_policy
+        dtype = policy.param_dtype if tensor.is_floating_point() else None
+        if dtype is not None and policy.reduce_dtype in (None, dtype):
+            tensor = tensor.to(dtype)  # before the gather: less to send
+        mesh = tensor.device_mesh
+        inner = _torch.fsdp_inner_spec(self.param)  # of tensor parallelism, on the last dimensions
+        dims = mesh.ndim if inner is None else mesh.ndim - inner.mesh.ndim
+        kept = tensor.placements[dims:]
+        factor = self.group.gradient_divide_factor
+        reduced = [api.Partial("avg" if factor is None else "sum")] * dims
+        if self.param.offload_to_cpu:
+            tensor = _moved(tensor, self.param.device)
+        tensor = tensor.redistribute(placements=[*[api.Replicate()] * dims, *kept])
+        whole: torch.Tensor = tensor.to_local(grad_placements=[*reduced, *kept])
+        if factor is not None:
+            whole = _DividedGradient.apply(whole, factor)  # type: ignore[no-untyped-call]
+        if dtype is not None:
+            whole = whole.to(dtype)
+        return whole if inner is None else _as_dtensor(whole, inner, tensor)
+
+
+def policy_of(module: nn.Module) -> Any:
+    """The mixed-precision policy of the unit that a module is in; None outside of all units."""
+    ref = _innermost.get(module)
+    if ref is None or (state := ref()) is None:
+        around = [state for state in _torch.fsdp_states() if module in _members(state)]
+        if not around:
+            return None
+        state = min(around, key=lambda state: len(_members(state)))
+        _innermost[module] = weakref.ref(state)
+    return _torch.fsdp_policy(state)
+
+
+def _note(group: Any) -> None:
+    """Note where the Parameters of a group are."""
+    for param in group.fsdp_params:
+        for module, attr in _torch.fsdp_places(param):
+            _found.setdefault(module, {})[attr] = weakref.ref(param), weakref.ref(group)
+
+
+def _members(unit: Any) -> weakref.WeakSet[nn.Module]:
+    """The modules inside of a unit, given what FSDP2 knows of it or of a group of it."""
+    if unit not in _inside:
+        inside = (inner for module in _torch.fsdp_modules(unit) for inner in module.modules())
+        _inside[unit] = weakref.WeakSet(inside)
+    return _inside[unit]
+
+
+_Refs: TypeAlias = tuple[weakref.ref[Any], weakref.ref[Any]]
+
+# All weak, since what FSDP2 knows of a unit refers to its modules.
+_found: weakref.WeakKeyDictionary[nn.Module, dict[str, _Refs]] = weakref.WeakKeyDictionary()
+_innermost: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+_inside: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def _moved(tensor: Any, device: torch.device) -> Any:
+    """A DTensor that is offloaded to the CPU, on the device that it is computed on."""
+    return _torch.dtensor().DTensor.from_local(
+        tensor.to_local().to(device),
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
+def _as_dtensor(local: torch.Tensor, spec: Any, whole: Any) -> torch.Tensor:
+    """A DTensor of tensor parallelism, of what each process holds of it."""
+    made: torch.Tensor = _torch.dtensor().DTensor.from_local(
+        local,
+        spec.mesh,
+        spec.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+    return made
+
+
+class _DividedGradient(torch.autograd.Function):
+    """Hands on a tensor, and divides its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, divisor: float) -> torch.Tensor:
+        ctx.divisor = divisor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.divisor, None

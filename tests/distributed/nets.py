@@ -1,0 +1,179 @@
+"""A small decoder, the kinds of ties that the tests shard, and what one process makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+import fxtie
+from fxtie import Bank, Rule, transforms
+from fxtie.life.verifying.oracle import dropped, oracle_run, slot
+
+WIDTH = 8
+
+
+class Block(nn.Module):
+    """The MLP of a decoder's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    """A decoder without attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.head = nn.Linear(WIDTH, 12, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def rules(kind: str) -> list[Rule]:
+    """Rules of a kind: what is derived, and where its sources are."""
+    T = transforms
+    return {
+        "across": [Rule("re:blocks[.]([23])", "blocks.{0 - 2}", weight=torch.sin)],
+        "before": [Rule("re:blocks[.]([01])", "blocks.{0 + 2}", weight=torch.sin)],
+        "self": [Rule("blocks.*.up", "blocks.{0}.up", weight=T.LowRank(2), bias=None)],
+        "learned": [Rule("re:blocks[.][1-3][.]up", "blocks.0.up", weight=T.LowRank(2))],
+        "bank": [Rule("blocks.*.up", Bank(2, (2 * WIDTH, WIDTH)), weight=T.Mix(), bias=None)],
+        "head": [Rule("head", "embed")],
+        "chain": [
+            Rule("blocks.1.up", "blocks.0.up", weight=torch.sin),
+            Rule("blocks.2.up", "blocks.1.up", weight=torch.cos),
+        ],
+    }[kind]
+
+
+KINDS = ["across", "before", "self", "learned", "bank", "head", "chain"]
+
+
+def planned(kind: str) -> tuple[Net, fxtie.Plan]:
+    """A model and a plan for it, the same each time."""
+    torch.manual_seed(0)
+    model = Net()
+    plan = fxtie.plan(model, rules(kind))
+    for module in plan.modules.values():
+        for parameter in module.parameters():  # LowRank begins with zeros
+            nn.init.normal_(parameter, std=0.3)
+    return model, plan
+
+
+def made(kind: str, **options: Any) -> nn.Module:
+    """A tied model."""
+    return fxtie.transform(*planned(kind), **options)
+
+
+class Reference:
+    """What one process makes of the same model, by `torch.func.functional_call`.
+
+    Attributes:
+        parameters: those that a tied model has, by the names that they have there.
+    """
+
+    def __init__(self, kind: str, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.plan = planned(kind)
+        for module in (self.model, *self.plan.modules.values()):
+            module.to(dtype)
+        self.learned = {f"ties.{name}": m for name, m in self.plan.modules.items()}
+        gone = dropped(self.model, self.plan.ties)
+        named = self.model.named_parameters(remove_duplicate=False)
+        self.parameters = {n: p for n, p in named if slot(self.model, n) not in gone}
+        for prefix, module in self.learned.items():
+            self.parameters |= {f"{prefix}.{n}": p for n, p in module.named_parameters()}
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        ties = self.plan.ties
+        return oracle_run(self.model, ties, (ids,), {}, learned=self.learned)
+
+
+def batch(count: int, number: int) -> torch.Tensor:
+    """A batch with two rows for each rank."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randint(0, 12, (2 * count, 5), generator=generator)
+
+
+def loss(output: torch.Tensor) -> torch.Tensor:
+    return output.float().square().mean()
+
+
+def train(
+    tied: nn.Module,
+    reference: Reference,
+    rank: int,
+    count: int,
+    *,
+    tolerance: float = 1e-5,
+    steps: int = 3,
+    micro_batches: int = 1,
+    before: Callable[[nn.Module, bool], None] = lambda tied, is_last: None,
+    after: Callable[[nn.Module, dict[str, nn.Parameter]], None] = lambda tied, parameters: None,
+) -> None:
+    """Train both, and compare outputs, gradients and parameters at each step.
+
+    Args:
+        tied: the model on this rank, sharded or not.
+        reference: the model of one process, which gets the batches of all ranks.
+        rank: this rank, of those that split the batch.
+        count: how many ranks split the batch.
+        tolerance: of the norm of a difference, as a part of the norm of what is expected.
+        steps: how many.
+        micro_batches: how many batches make a step.
+        before: called before each of them, and whether it is the last of a step.
+        after: called before each step of the optimizers, with the parameters of the reference.
+    """
+    ours = torch.optim.SGD(tied.parameters(), lr=0.05)
+    theirs = torch.optim.SGD(reference.parameters.values(), lr=0.05)
+    mine = slice(2 * rank, 2 * rank + 2)
+    for step in range(steps):
+        for micro in range(micro_batches):
+            ids = batch(count, step * micro_batches + micro)
+            before(tied, micro == micro_batches - 1)
+            output, expected = tied(ids[mine]), reference(ids)
+            close(whole(output), expected[mine], tolerance, "output")
+            loss(output).backward()
+            loss(expected).backward()
+        after(tied, reference.parameters)
+        named = {
+            name.replace("_checkpoint_wrapped_module.", ""): parameter
+            for name, parameter in tied.named_parameters()
+        }
+        assert named.keys() == reference.parameters.keys()
+        for name, parameter in reference.parameters.items():
+            assert named[name].grad is not None, name
+            close(whole(named[name].grad), parameter.grad, tolerance, f"gradient of {name}")
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in reference.parameters.items():
+        close(whole(named[name]), parameter, tolerance, name)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered from all ranks if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def close(a: torch.Tensor, b: torch.Tensor | None, tolerance: float, what: str) -> None:
+    """Raise unless two tensors are close, measured by the norm of the second."""
+    assert b is not None, what
+    error, size = (a.detach().float() - b.detach().float()).norm(), b.detach().float().norm()
+    assert size > 0, f"{what} is zero"
+    assert error <= tolerance * size, f"{what} differs by {float(error / size):.1e}"

@@ -1,0 +1,122 @@
+"""Processes that run a function of a test together, as the ranks of one gloo group.
+
+Starting a process takes seconds, so they stay for all tests of a session. A failure or a timeout
+ends them: what a collective has left behind is nobody's to use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+LIMIT = 90.0
+"""Seconds that one function may take on a loaded machine; a hang takes as long."""
+
+
+class Ranks:
+    """A group of processes.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._processes: list[Any] = []
+        self._ends: list[Connection] = []
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function of a test file on each rank. Returns what each gave.
+
+        Args:
+            function: one at the top of its file; it is looked up there by its name.
+            *args: what it gets; they are pickled.
+
+        Raises:
+            AssertionError: with the traceback of each rank on which it failed, or that took too
+                long.
+        """
+        if not self._processes:
+            self._start()
+        where = inspect.getfile(function), function.__name__
+        for end in self._ends:
+            end.send((where, args))
+        answers = [self._answer(end) for end in self._ends]
+        faults = [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(answers) if fault]
+        if faults:
+            self.stop()
+            raise AssertionError("\n".join(faults))
+        return [value for value, _ in answers]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._ends = [], []
+
+    @staticmethod
+    def _answer(end: Connection) -> tuple[Any, str]:
+        try:
+            return end.recv() if end.poll(LIMIT) else (None, f"no answer in {LIMIT} s")
+        except EOFError:
+            return None, "the process has died"
+
+    def _start(self) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        store = os.path.join(tempfile.mkdtemp(), "store")
+        for rank in range(self.count):
+            mine, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(rank, self.count, store, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()  # so that the death of the process is seen
+            self._processes.append(process)
+            self._ends.append(mine)
+
+
+def _serve(rank: int, count: int, store: str, end: Connection) -> None:
+    """What each process does: answer until the other end is closed."""
+    warnings.simplefilter("error")
+    # torch says so of each Linear that is a unit of its own and gets several dimensions.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count
+    )
+    while True:
+        try:
+            (file, name), args = end.recv()
+        except EOFError:
+            return
+        try:
+            torch.manual_seed(0)
+            answer = getattr(_module(file), name)(rank, *args), ""
+        except BaseException:
+            answer = None, traceback.format_exc()
+        end.send(answer)
+
+
+def _module(file: str) -> Any:
+    """A test file as a module, imported once."""
+    name = f"on_ranks_{Path(file).stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]

@@ -1,0 +1,161 @@
+"""FSDP2: `fully_shard` of tied models, in any mixture of units."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from nets import KINDS, Block, Reference, close, made, train, whole
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+
+UNITS = {
+    "root": lambda net: [],
+    "blocks": lambda net: list(net.blocks),
+    "one block": lambda net: [net.blocks[1]],
+    "leaves": lambda net: [m for m in net.modules() if isinstance(m, nn.Linear | nn.LayerNorm)],
+    "lists": lambda net: [[net.blocks[0], net.blocks[3]], [net.blocks[1], net.blocks[2]]],
+    "ties": lambda net: [*net.blocks, *([net.ties] if hasattr(net, "ties") else [])],
+    "each of ties": lambda net: [
+        *net.blocks,
+        *(net.ties.children() if hasattr(net, "ties") else []),
+    ],
+}
+"""What is a unit beside the root."""
+
+
+def shard(net, units, **options):
+    for unit in UNITS[units](net):
+        fully_shard(unit, **options)
+    return fully_shard(net, **options)
+
+
+def trains(rank, kind, units, options, transform):
+    net = shard(made(kind, **transform), units, **options)
+    train(net, Reference(kind), rank, torch.distributed.get_world_size())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("units", UNITS)
+def test_equals_one_process(two_ranks, kind, units):
+    two_ranks.run(trains, kind, units, {}, {})
+
+
+def test_without_graphs(two_ranks):
+    two_ranks.run(trains, "across", "blocks", {}, {"trace": False})
+
+
+OPTIONS = {
+    "reshard": {"reshard_after_forward": True},
+    "keep": {"reshard_after_forward": False},
+    "offload": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(two_ranks, kind, options):
+    two_ranks.run(trains, kind, "blocks", OPTIONS[options], {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduced", [None, torch.float32])
+def test_mixed_precision(two_ranks, kind, reduced):
+    two_ranks.run(trains_in_bf16, kind, MixedPrecisionPolicy(torch.bfloat16, reduced))
+
+
+def trains_in_bf16(rank, kind, policy):
+    net = shard(made(kind), "blocks", mp_policy=policy)
+    seen = set()
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda b, _: seen.add(b.up.weight.dtype))
+    # One step, since FSDP2 adds it to parameters in single precision.
+    train(net, Reference(kind, torch.bfloat16), rank, 2, steps=1, tolerance=2e-2)
+    assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches(two_ranks, kind):
+    two_ranks.run(trains_in_micro_batches, kind)
+
+
+def trains_in_micro_batches(rank, kind):
+    def before(net, is_last):
+        net.set_requires_gradient_sync(is_last)
+        net.set_reshard_after_backward(is_last)
+
+    net = shard(made(kind), "blocks")
+    train(net, Reference(kind), rank, 2, micro_batches=2, before=before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_divide_factor_and_clipping(two_ranks, kind):
+    two_ranks.run(trains_with_factor, kind)
+
+
+def trains_with_factor(rank, kind):
+    def after(net, expected):
+        for parameter in expected.values():
+            parameter.grad *= 2 / 3  # the sum of two means, by 3
+        norms = [
+            nn.utils.clip_grad_norm_(parameters, 0.1)
+            for parameters in (net.parameters(), expected.values())
+        ]
+        close(whole(norms[0]), norms[1], 1e-5, "norm of the gradients")
+
+    net = shard(made(kind), "blocks")
+    for unit in net.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(3)
+            unit.set_force_sum_reduction_for_comms(True)  # all that gloo has
+    train(net, Reference(kind), rank, 2, after=after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hybrid(four_ranks, kind):
+    """Sharded over two ranks, and replicated over two."""
+    four_ranks.run(trains_on_mesh, kind, (2, 2), {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reshard_to_a_part_of_the_ranks(four_ranks, kind):
+    four_ranks.run(trains_on_mesh, kind, (4,), {"reshard_after_forward": 2})
+
+
+def trains_on_mesh(rank, kind, shape, options):
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicated", "sharded")[-len(shape) :])
+    train(shard(made(kind), "blocks", mesh=mesh, **options), Reference(kind), rank, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed(two_ranks, kind):
+    two_ranks.run(trains, kind, "blocks", {}, {"recompute": True})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks(two_ranks, kind, reentrant):
+    two_ranks.run(trains_checkpointed, kind, reentrant)
+
+
+def trains_checkpointed(rank, kind, reentrant):
+    impl = CheckpointImpl.REENTRANT if reentrant else CheckpointImpl.NO_REENTRANT
+    net = made(kind)
+    apply_activation_checkpointing(
+        net,
+        checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=impl),
+        check_fn=lambda module: isinstance(module, Block),
+    )
+    train(shard(net, "blocks"), Reference(kind), rank, 2)
