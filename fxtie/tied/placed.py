@@ -29,7 +29,7 @@ def begin(module: nn.Module) -> None:
     for inner in module.modules():
         state = state_of(inner)
         if state.derived and not state.once:
-            state.once = {a: _StandIn(inner, a) for a, d in state.derived.items() if not d.stored}
+            state.once = {attr: _StandIn(inner, attr) for attr in state.derived}
 
 
 def end(module: nn.Module) -> None:
@@ -44,7 +44,7 @@ def end(module: nn.Module) -> None:
 def stand_ins(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What stands among the parameters of a module while torch distributes it."""
     for attr, once in state_of(module).once.items():
-        if isinstance(once, _StandIn) and _is_distributing():
+        if isinstance(once, _StandIn) and not once.derived.stored and _is_distributing():
             yield attr, once.parameter
 
 
@@ -54,7 +54,9 @@ def take(module: nn.Module, attr: str, parameter: Any) -> bool:
     if not isinstance(state.once.get(attr), _StandIn):
         return False
     placement = parameter.device_mesh, tuple(parameter.placements)
-    state.derived[attr] = replace(state.derived[attr], placement=placement)
+    derived = state.derived[attr] = replace(state.derived[attr], placement=placement)
+    if derived.stored:
+        module._parameters[attr] = parameter
     return True
 
 
@@ -70,7 +72,9 @@ class _StandIn:
         return state_of(self.module).derived[self.attr]
 
     @property
-    def parameter(self) -> nn.Parameter:
+    def parameter(self) -> Any:
+        if self.derived.stored:
+            return self.module._parameters[self.attr]
         data = torch.empty(self.derived.shape, device="meta")
         return nn.Parameter(data, bool(self.derived.requires_grad))
 

@@ -82,10 +82,20 @@ def derive(
         reader: the module that reads the result.
     """
     values = [reader.gathered(*source) for source in sources]
-    if any(map(is_dtensor, values)) and not (
-        reader.is_distributed and _is_elementwise(transform, values)
-    ):
-        values = [value.full_tensor() if is_dtensor(value) else value for value in values]
+    mesh = next((value.device_mesh for value in values if is_dtensor(value)), None)
+    if mesh is not None and reader.is_distributed and _is_elementwise(transform, values):
+        return transform(*values)
+    result = _run(transform, [*map(_whole, values)], reader)
+    if mesh is None or not reader.is_distributed:
+        return result
+    replicated = [_torch.dtensor().Replicate()] * mesh.ndim
+    if isinstance(result, tuple):
+        return tuple(placed(value, mesh, replicated) for value in result)
+    return placed(result, mesh, replicated)
+
+
+def _run(transform: Callable[..., Any], values: Sequence[Any], reader: Reader) -> Any:
+    """A transform of whole tensors."""
     if not isinstance(transform, nn.Module) or _torch.fsdp_state(transform) is not None:
         return transform(*values)  # a unit of its own gathers its parameters
     own = dict(_own_tensors(transform, reader))
@@ -106,12 +116,17 @@ def reading_dtype(reader: nn.Module) -> torch.dtype | None:
     return None if policy is None else policy.param_dtype
 
 
+def _whole(value: Any) -> Any:
+    """A tensor, gathered from the processes that hold it together."""
+    return value.full_tensor() if is_dtensor(value) else value
+
+
 def _own_tensors(transform: nn.Module, reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those parameters of a learnable transform that FSDP2 shards, gathered."""
+    """Those parameters of a learnable transform that are sharded, gathered."""
     for prefix, owner in transform.named_modules():
         for attr, parameter in owner.named_parameters(recurse=False):
             source = source_value(owner, attr, parameter, reader.module)
-            value = reader.gathered(owner, attr, source)
+            value = _whole(reader.gathered(owner, attr, source))
             if value is not parameter:
                 yield join(prefix, attr), value
 

@@ -107,7 +107,7 @@ class Reference:
 def batch(count: int, number: int) -> torch.Tensor:
     """A batch with two rows for each rank."""
     generator = torch.Generator().manual_seed(number)
-    return torch.randint(0, 12, (2 * count, 5), generator=generator)
+    return torch.randint(0, 12, (2 * count, 6), generator=generator)
 
 
 def loss(output: torch.Tensor) -> torch.Tensor:
