@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from fxtie._torch import has_storage, storage_id
-from fxtie.errors import PlanError
+from fxtie.errors import FxtieError, PlanError
 from fxtie.planning.names import Names, Slot, SlotKey
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules, Tie
 from fxtie.tied.copy_paths import copy_paths
 from fxtie.tied.path_copy import PathCopy, tied_model
 from fxtie.tied.state import state_of
-from fxtie.tied.tied_module import TiedModule, Ties
+from fxtie.tied.tied_module import TiedModule, Ties, derived_tensors, untied_values
 from fxtie.transforms import same
 
 M = TypeVar("M", bound=nn.Module)
@@ -172,7 +172,7 @@ def materialize(tied: M) -> M:
         nothing of fxtie; its outputs equal those of `tied` bit for bit.
 
     Raises:
-        FxtieError: if `tied` is not a tied model.
+        FxtieError: if `tied` is not a tied model, or a sharded one.
 
     Example:
         >>> import fxtie
@@ -182,6 +182,11 @@ def materialize(tied: M) -> M:
         (<class 'torch.nn.modules.container.Sequential'>, True)
     """
     model = tied_model(tied)
+    if any(derived.is_in_parts for _, _, derived in derived_tensors(model)):
+        raise FxtieError(
+            "The model is sharded, and torch copies no sharded model. Load "
+            "fxtie.untied_state_dict(tied) into an untied model instead."
+        )
     ours = [module for module in model.modules() if isinstance(module, PathCopy)]
     copies = copy_paths(model, ours)
     for module in ours:
@@ -210,14 +215,16 @@ def _store(owner: TiedModule, plain: nn.Module) -> None:
         plain._init_flat_weights()
 
 
+@torch.no_grad()
 def untied_state_dict(tied: nn.Module) -> dict[str, torch.Tensor]:
     """The state_dict of the untied model: with the derived tensors' values of now.
 
     Args:
-        tied: the result of `transform`, compiled or not.
+        tied: the result of `transform`, compiled or not, sharded or not.
 
     Returns:
-        Fresh tensors under the original names, which load into the untied model.
+        Fresh tensors under the original names, which load into the untied model. Of a sharded model
+        they are DTensors, and all ranks have to call this.
 
     Raises:
         FxtieError: if `tied` is not a tied model.
@@ -229,4 +236,9 @@ def untied_state_dict(tied: nn.Module) -> dict[str, torch.Tensor]:
         >>> net.load_state_dict(fxtie.untied_state_dict(tied))
         <All keys matched successfully>
     """
-    return materialize(tied).state_dict()
+    with untied_values():
+        values = tied_model(tied).state_dict()
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):  # and not what a module calls its extra state
+            values[name] = value.clone()
+    return values

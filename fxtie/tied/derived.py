@@ -17,7 +17,7 @@ from fxtie.tied.sharded import (
     Reader,
     derive,
     is_distributed,
-    is_sharded,
+    layout_of,
     placed,
     reading_dtype,
     source_value,
@@ -114,11 +114,20 @@ class Derived:
         value: torch.Tensor = result if self.part is None else result[self.part.index]
         return value if self.placement is None else placed(value, *self.placement)
 
+    def in_parts(self, value: torch.Tensor) -> torch.Tensor:
+        """Its value, sharded as the first source is that is sharded."""
+        if is_distributed():
+            for source in self.sources:
+                if (layout := layout_of(source.owner, source.attr)) is not None:
+                    return placed(value, *layout)
+        return value
+
     @property
     def is_in_parts(self) -> bool:
         """Whether several processes hold it, or a source of it, together."""
-        return self.placement is not None or any(
-            is_sharded(source.owner, source.attr) for source in self.sources
+        return is_distributed() and (
+            self.placement is not None
+            or any(layout_of(source.owner, source.attr) for source in self.sources)
         )
 
     @property

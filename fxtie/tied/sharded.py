@@ -56,9 +56,11 @@ class Reader(NamedTuple):
         return self.gathers[key]
 
 
-def is_sharded(owner: nn.Module, attr: str) -> bool:
-    """Whether FSDP2 or tensor parallelism shards a stored tensor."""
-    return is_dtensor(owner._parameters.get(attr)) or Managed.find(owner, attr) is not None
+def layout_of(owner: nn.Module, attr: str) -> tuple[Any, Any] | None:
+    """The mesh and the placements of a stored tensor that is sharded; None of others."""
+    managed = Managed.find(owner, attr)
+    stored: Any = owner._parameters.get(attr) if managed is None else managed.parameter
+    return (stored.device_mesh, stored.placements) if is_dtensor(stored) else None
 
 
 def source_value(owner: nn.Module, attr: str, value: Any, reader: nn.Module) -> Any:

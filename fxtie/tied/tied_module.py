@@ -9,10 +9,13 @@ whatever its forwards do, with no graph at all; `region.py` adds the graphs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +100,18 @@ class TiedModule(PathCopy):
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state = self._fxtie
+        if not _untied.get() or not state.derived:
+            return
+        for attr, derived in state.derived.items():
+            if attr not in self._non_persistent_buffers_set:
+                destination[prefix + attr] = derived.in_parts(getattr(self, attr)).detach()
+        for attr in itertools.chain(*state.order):
+            if prefix + attr in destination:
+                destination[prefix + attr] = destination.pop(prefix + attr)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As `nn.Module.load_state_dict`; also takes checkpoints of the untied model.
 
@@ -143,6 +158,24 @@ class Ties(nn.Module):
     def forward(self, x: Any) -> Any:
         """Hand on the input: the forward of an nn.Sequential calls every child that it has."""
         return x
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return (
+            kwargs.get("destination", {}) if _untied.get() else super().state_dict(*args, **kwargs)
+        )
+
+
+_untied: ContextVar[bool] = ContextVar("untied", default=False)
+
+
+@contextlib.contextmanager
+def untied_values() -> Iterator[None]:
+    """A block in which a tied model's state_dict is that of the untied model."""
+    token = _untied.set(True)
+    try:
+        yield
+    finally:
+        _untied.reset(token)
 
 
 @torch.no_grad()
