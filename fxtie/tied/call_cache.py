@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxtie._torch import get_frame_callback, is_jit_tracing, skip_code, surroundings
 from fxtie.tied.derived import Derived, Source
+from fxtie.tied.sharded import is_distributed
 from fxtie.transforms.parts import whole_of
 
 
@@ -182,8 +183,22 @@ def is_worth_it(derived: Derived) -> bool:
 
 def value_of(derived: Derived) -> Any:
     """How derived attributes are read."""
+    is_compiled = is_distributed() and (is_dynamo_compiling() or get_frame_callback() is not None)
+    if is_compiled and _is_left_alone(derived):
+        return torch.compiler.disable(derived.compute)()  # type: ignore[no-untyped-call]
     call = current_call() if is_worth_it(derived) else None
     return derived.compute() if call is None else call.value(derived)
+
+
+def _is_left_alone(derived: Derived) -> bool:
+    """Whether torch.compile, which can't tell units of FSDP2 apart, has to leave a read alone."""
+    if is_left_alone := derived.is_in_parts:
+        skip_code(value_of)
+    return is_left_alone
+
+
+# A constant: the compiler doesn't look at how it is found.
+_is_left_alone._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

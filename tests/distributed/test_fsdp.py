@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import pytest
 import torch
-from nets import KINDS, Block, Reference, close, made, train, whole
+from nets import KINDS, Block, Net, Reference, batch, close, made, rules, train, whole
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -20,6 +22,9 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     fully_shard,
 )
+from torch.distributed.tensor.debug import CommDebugMode
+
+import fxtie
 
 UNITS = {
     "root": lambda net: [],
@@ -159,3 +164,57 @@ def trains_checkpointed(rank, kind, reentrant):
         check_fn=lambda module: isinstance(module, Block),
     )
     train(shard(net, "blocks"), Reference(kind), rank, 2)
+
+
+@pytest.mark.parametrize("kind", ["across", "self", "bank"])
+def test_compiled_blocks(two_ranks, kind):
+    two_ranks.run(trains_compiled, kind, "blocks")
+
+
+def test_compiled(two_ranks):
+    two_ranks.run(trains_compiled, "across", "root")
+
+
+def trains_compiled(rank, kind, what):
+    torch.compiler.reset()
+    net = made(kind)
+    for module in net.blocks if what == "blocks" else [net]:
+        module.compile(backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Dynamo asks each tensor for its gradient, and torch warns
+        train(shard(net, "blocks"), Reference(kind), rank, 2)
+
+
+def test_one_gather_for_several_readers(two_ranks):
+    two_ranks.run(gathers_once)
+
+
+def gathers_once(rank):
+    """Two blocks read all of a third: the tensors that it has are sent once more, not twice."""
+    counts = []
+    for readers in ("3", "23"):
+        torch.manual_seed(0)
+        rule = fxtie.Rule(f"re:blocks[.][{readers}]", "blocks.0", weight=torch.sin)
+        net = shard(fxtie.transform(Net(), rule), "blocks")
+        with CommDebugMode() as sent, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CommDebugMode hooks all modules, and torch warns
+            net(batch(2, 0))
+        counts.append(sum(n for op, n in sent.get_comm_counts().items() if "gather" in str(op)))
+    units, tensors = 2, 6  # the root and the other block; of the block that is read
+    assert counts == [units + 2 + tensors, units + 1 + tensors]
+
+
+def test_made_without_data(two_ranks):
+    """Sharded, then given memory, then loaded: as large models are made."""
+    two_ranks.run(loads_into_meta)
+
+
+def loads_into_meta(rank):
+    with torch.device("meta"):
+        model = Net()
+    net = shard(fxtie.transform(model, rules("across")), "blocks")
+    assert all(parameter.is_meta for parameter in net.parameters())
+    net.to_empty(device="cpu")
+    values = made("across").state_dict()
+    set_model_state_dict(net, values, options=StateDictOptions(full_state_dict=True))
+    train(net, Reference("across"), rank, 2)
