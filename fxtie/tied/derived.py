@@ -51,8 +51,24 @@ class Source:
         for part in self.name.split(".")[:-1]:
             child = module._modules.get(part)
             # Wrappers, as of activation checkpointing, have the attributes of what they wrap.
-            module = getattr(module, part) if child is None else child
+            module = getattr(module, part, None) if child is None else child
+            if module is None:
+                raise FxtieError(
+                    f"{self.name!r} is a source of derived tensors, and the model has no {part!r} "
+                    f"any more. If this is a stage of a pipeline, call "
+                    f"fxtie.distributed.share_across_stages; else put the module back, or make a "
+                    f"plain model with fxtie.materialize before you take it out."
+                )
         return module  # type: ignore[no-any-return]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the model still has the tensor."""
+        try:
+            owner = self.owner
+        except FxtieError:
+            return False
+        return self.attr in {*owner._parameters, *owner._buffers} or hasattr(owner, self.attr)
 
     def steps(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         """The way to the owner: each module, the name of its child, and the child."""

@@ -1,0 +1,9 @@
+"""Tied models over several processes: what torch's own calls can't know by themselves.
+
+DistributedDataParallel, `fully_shard`, `parallelize_module` and torch.distributed.checkpoint need
+nothing of this: see docs/distributed.md.
+"""
+
+from fxtie.distributed.stages import SharedSources, share_across_stages
+
+__all__ = ["SharedSources", "share_across_stages"]
