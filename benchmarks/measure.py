@@ -89,6 +89,9 @@ class Times:
     def seconds(self, subject: str) -> float:
         return statistics.median(self.rounds[subject])
 
+    def milliseconds(self, subject: str) -> Ratio:
+        return Ratio.of(1e3 * seconds for seconds in self.rounds[subject])
+
 
 def interleave(
     contenders: Mapping[str, Callable[[], object]],

@@ -18,6 +18,7 @@ from speed_peers import Contender, TrainStep, contenders, derivations, hand_link
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtie
+from fxtie.life.verifying.values import relative_error
 
 Figures = Iterator[Figure]
 
@@ -135,12 +136,15 @@ def _against_untied(
             yield Figure(what, label, name, "untied", ratio, goal, within_spread=within)
 
 
-def compare_outputs(ways: Mapping[str, Contender], x: torch.Tensor) -> None:
+def compare_outputs(
+    ways: Mapping[str, Contender], x: torch.Tensor, tolerance: float = 1e-3
+) -> None:
     """All ways to tie must compute the same, or comparing their times says nothing."""
     expected = ways["fxtie"].inference(x)()
     for name, way in ways.items():
         if name != "untied":
-            torch.testing.assert_close(way.inference(x)(), expected, rtol=1e-3, atol=1e-3)
+            error = relative_error(way.inference(x)(), expected)
+            assert error < tolerance, f"{name} differs from fxtie by {error:.1e}"
 
 
 # -- memory -------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def sixteen_blocks() -> Workload:
     return Workload("16 blocks", ConvNet(16, 16), tuple(links), (3, 16, 16), (1, 16))
 
 
-def resnet50() -> Workload:
+def resnet50(pixels: int = 64, batches: tuple[int, ...] = (1, 8)) -> Workload:
     """Within each stage, the convs of equal shape derive from the first of them."""
     model = import_torchvision().models.resnet50(weights=None)
     links = []
@@ -108,26 +108,32 @@ def resnet50() -> Workload:
         for conv, first in (("conv1", 1), ("conv2", 0), ("conv3", 0)):
             source = f"layer{stage}.{first}.{conv}"
             links += [Link(f"layer{stage}.{i}.{conv}", source) for i in range(first + 1, blocks)]
-    return Workload("ResNet-50", model, tuple(links), (3, 64, 64), (1, 8))
+    return Workload("ResNet-50", model, tuple(links), (3, pixels, pixels), batches)
 
 
-def vit_b_16() -> Workload:
+def vit_b_16(pixels: int = 64, batches: tuple[int, ...] = (1,)) -> Workload:
     """The Linears of every block derive from those of the first."""
     import_torchvision()
     import timm
 
-    model = timm.create_model("vit_base_patch16_224", img_size=64)
+    model = timm.create_model("vit_base_patch16_224", img_size=pixels)
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     links = (Link(f"blocks.{i}.{k}", f"blocks.0.{k}") for i in range(1, 12) for k in layers)
-    return Workload("ViT-B/16", model, tuple(links), (3, 64, 64))
+    return Workload("ViT-B/16", model, tuple(links), (3, pixels, pixels), batches)
 
 
-def decoder() -> Workload:
-    """24 layers with tied Linears on 8 tokens: bound by the reading of weights."""
-    model = nn.Sequential(*(DecoderBlock(384, 6) for _ in range(24)))
+def decoder(
+    depth: int = 24,
+    width: int = 384,
+    heads: int = 6,
+    tokens: int = 8,
+    batches: tuple[int, ...] = (1,),
+) -> Workload:
+    """Layers with tied Linears; the 24 on 8 tokens are bound by the reading of weights."""
+    model = nn.Sequential(*(DecoderBlock(width, heads) for _ in range(depth)))
     layers = ("qkv", "out", "up", "down")
-    links = (Link(f"{i}.{k}", f"0.{k}") for i in range(1, 24) for k in layers)
-    return Workload("decoder", model, tuple(links), (8, 384))
+    links = (Link(f"{i}.{k}", f"0.{k}") for i in range(1, depth) for k in layers)
+    return Workload("decoder", model, tuple(links), (tokens, width), batches)
 
 
 def one_source() -> Workload:

@@ -30,8 +30,8 @@ class Contender:
     model: nn.Module
     block: Block = contextlib.nullcontext
 
-    def compiled(self) -> Contender:
-        return replace(self, model=torch.compile(self.model))
+    def compiled(self, **options: Any) -> Contender:
+        return replace(self, model=torch.compile(self.model, **options))
 
     def inference(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         model = self.model.eval()
@@ -46,9 +46,10 @@ class Contender:
 class TrainStep:
     """Forward, backward and Adam on the same input. Between steps there are no gradients."""
 
-    def __init__(self, contender: Contender, x: torch.Tensor) -> None:
+    def __init__(self, contender: Contender, x: torch.Tensor, lr: float = 1e-3) -> None:
         self.model, self.block, self.x = contender.model.train(), contender.block, x
-        self.optimizer = torch.optim.Adam(p for p in self.model.parameters() if p.requires_grad)
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        self.optimizer = torch.optim.Adam(trained, lr)
 
     def __call__(self) -> None:
         with self.block():
@@ -64,17 +65,19 @@ class TrainStep:
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def contenders(workload: Workload) -> dict[str, Contender]:
-    """Every way to tie the workload's model, by name, and the untied model first."""
-    cached = parametrized(workload)
-    return {
-        "untied": Contender(copy.deepcopy(workload.model)),
-        "hand-linked": Contender(hand_linked(workload)),
-        "parametrize": Contender(parametrized(workload)),
-        "parametrize, cached": Contender(cached, parametrize.cached),
-        "functional_call": Contender(Functional(workload)),
-        "fxtie": Contender(tied(workload)),
+def contenders(workload: Workload, *names: str) -> dict[str, Contender]:
+    """The named ways to tie the workload's model, or all of them, and the untied model first."""
+    ways: dict[str, Callable[[], Contender]] = {
+        "untied": lambda: Contender(copy.deepcopy(workload.model)),
+        "hand-linked": lambda: Contender(hand_linked(workload)),
+        "parametrize": lambda: Contender(parametrized(workload)),
+        "parametrize, cached": lambda: Contender(parametrized(workload), parametrize.cached),
+        "functional_call": lambda: Contender(Functional(workload)),
+        "fxtie": lambda: Contender(tied(workload)),
+        "recompute": lambda: Contender(tied(workload, recompute=True)),
     }
+    wanted = names or [name for name in ways if name != "recompute"]  # it costs time, on request
+    return {name: ways[name]() for name in wanted}
 
 
 def derivations(workload: Workload) -> Callable[[], None]:

@@ -90,8 +90,8 @@ def table(figures: Iterable[Figure], form: str, *, headers: bool = True) -> str:
             figure.workload,
             figure.subject,
             figure.against,
-            f"{_number(figure.ratio.median)} {figure.unit}".rstrip(),
-            _spread(figure),
+            f"{number(figure.ratio.median)} {figure.unit}".rstrip(),
+            spread(figure),
             _goal(figure),
             {True: "met", False: "not met", None: ""}[figure.met],
         )
@@ -100,13 +100,13 @@ def table(figures: Iterable[Figure], form: str, *, headers: bool = True) -> str:
     return tabulate(body, names if headers else (), tablefmt=form, disable_numparse=True)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def _spread(figure: Figure) -> str:
+def spread(figure: Figure) -> str:
     ratio = figure.ratio
-    return "" if ratio.samples == 1 else f"{_number(ratio.low)} - {_number(ratio.high)}"
+    return "" if ratio.samples == 1 else f"{number(ratio.low)} - {number(ratio.high)}"
 
 
 def _goal(figure: Figure) -> str:
@@ -129,7 +129,7 @@ def peers(figures: Sequence[Figure], what: str) -> str:
     rows = against_untied(figures, what)
     subjects = list(dict.fromkeys(subject for row in rows.values() for subject in row))
     body = [
-        [label, *(_number(row[s].ratio.median) if s in row else "" for s in subjects)]
+        [label, *(number(row[s].ratio.median) if s in row else "" for s in subjects)]
         for label, row in rows.items()
     ]
     return tabulate(body, [what, *subjects], tablefmt="github", disable_numparse=True)
@@ -178,10 +178,10 @@ def write_docs(figures: Sequence[Figure], folder: Path) -> None:
     plot_growth(figures, folder / "growth.png")
 
 
-def plot(figures: Sequence[Figure], path: Path) -> None:
+def plot(figures: Sequence[Figure], path: Path, compared: Iterable[str] = COMPARED) -> None:
     """Every way to tie, by workload: medians, with the quartiles as bars."""
-    pyplot = _pyplot()
-    found = [(what, rows) for what in COMPARED if (rows := against_untied(figures, what))]
+    pyplot = pyplot_of_files()
+    found = [(what, rows) for what in compared if (rows := against_untied(figures, what))]
     heights = [len(rows) for _, rows in found]
     figure, axes = pyplot.subplots(
         len(found),
@@ -224,7 +224,7 @@ def plot(figures: Sequence[Figure], path: Path) -> None:
 
 def plot_growth(figures: Sequence[Figure], path: Path) -> None:
     """Seconds of `transform` by the number of ties, on log-log axes, beside a straight line."""
-    pyplot = _pyplot()
+    pyplot = pyplot_of_files()
     curves: dict[str, dict[int, float]] = {}
     for figure in figures:
         if figure.what == BY_SIZE:
@@ -245,7 +245,8 @@ def plot_growth(figures: Sequence[Figure], path: Path) -> None:
     pyplot.close(drawing)
 
 
-def _pyplot() -> Any:
+def pyplot_of_files() -> Any:
+    """matplotlib's pyplot, which needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
