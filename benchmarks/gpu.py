@@ -36,7 +36,7 @@ import gpu_tests  # noqa: E402
 import torch  # noqa: E402
 from gpu_cases import SECTIONS, Case, Setting, cases  # noqa: E402
 from gpu_device import Device  # noqa: E402
-from gpu_results import CUT_OFF, DONE, FAILED, append, append_figure, read  # noqa: E402
+from gpu_results import BAD, CUT_OFF, DONE, FAILED, append, append_figure, read  # noqa: E402
 from measure import Figure  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "gpu.jsonl"  # of GPUs; the page is written from it
@@ -63,7 +63,8 @@ def told(figure: Figure) -> str:
     ratio, against = figure.ratio, f" / {figure.against}" if figure.against else ""
     spread = f" ({ratio.low:.3f} - {ratio.high:.3f})" if ratio.samples > 1 else ""
     goal = {True: ", met", False: ", not met", None: ""}[figure.met]
-    value = f"{ratio.median:.3f} {figure.unit}".rstrip()
+    median = ratio.median if isinstance(ratio.median, int) else f"{ratio.median:.3f}"
+    value = f"{median} {figure.unit}".rstrip()
     return f"{figure.what}, {figure.workload}: {figure.subject}{against} = {value}{spread}{goal}"
 
 
@@ -245,8 +246,8 @@ def run(options: argparse.Namespace, device: Device, wanted: Sequence[Case]) -> 
     for name, attempt in attempts.items():
         print(f"{name}: {attempt.ended if attempt else 'not begun'}")
     tests = [outcome for a in attempts.values() if a for outcome in a.tests.values()]
-    failed = sum(outcome.word == "failed" for outcome in tests)
-    print(f"{len(tests)} tests, {failed} failed")
+    failed = sum(outcome.word in BAD for outcome in tests)
+    print(f"{len(tests)} tests, {failed} of them failed or not collected")
     return 0 if not failed and all(a and a.ended == DONE for a in attempts.values()) else 1
 
 

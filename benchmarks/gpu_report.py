@@ -34,7 +34,7 @@ from gpu_cases import (
     Goal,
     cases,
 )
-from gpu_results import DONE, Attempt, Results
+from gpu_results import BAD, DONE, Attempt, Results
 from measure import Figure
 from speed_report import number, plot, pyplot_of_files, spread, table
 from tabulate import tabulate
@@ -158,9 +158,9 @@ def _tests(attempts: dict[str, Attempt]) -> str:
     """How many passed, and which did not."""
     outcomes = {name: o for attempt in attempts.values() for name, o in attempt.tests.items()}
     counts = Counter(outcome.word for outcome in outcomes.values())
-    told = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-    failed = [f"* `{n}`: {o.why}" for n, o in outcomes.items() if o.word == "failed"]
-    return "\n".join(["## Tests\n", f"{told or 'Not run'}.\n", *failed, *[""] * bool(failed)])
+    told = ", ".join(f"{count} {word}" for word, count in counts.most_common()) or "Not run"
+    bad = [f"* `{n}`, {o.word}: {o.why}\n" for n, o in outcomes.items() if o.word in BAD]
+    return "\n".join(["## Tests\n", f"{told}.\n", "".join(bad)])
 
 
 def columns(figures: Sequence[Figure], what: str) -> str:
@@ -182,7 +182,9 @@ def columns(figures: Sequence[Figure], what: str) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    return f"{number(figure.ratio.median)} ({spread(figure)})".removesuffix(" ()")
+    median = figure.ratio.median
+    value = f"{median:,}" if isinstance(median, int) else number(median)  # counts are exact
+    return f"{value} ({spread(figure)})".removesuffix(" ()")
 
 
 def verdict(figures: Sequence[Figure]) -> str:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from measure import Figure, Ratio
 
-DONE, FAILED, CUT_OFF = "done", "failed", "cut off"
+DONE, FAILED, CUT_OFF = "done", "failed", "cut off"  # cases
+BAD = ("failed", "not collected")  # tests
 
 
 class Outcome(NamedTuple):

@@ -167,7 +167,7 @@ def parametrized(workload: Workload) -> nn.Module:
             parametrize.register_parametrization(layer, attr, Reads(source, attr, transform))
             original = layer.parametrizations[attr].original
             original.requires_grad_(False)
-            original.data = torch.empty(0)  # parametrize keeps what it replaces
+            original.data = original.new_empty(0)  # parametrize keeps what it replaces
     return model
 
 

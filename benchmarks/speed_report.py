@@ -205,11 +205,14 @@ def plot(figures: Sequence[Figure], path: Path, compared: Iterable[str] = COMPAR
                     markersize=5,
                 )
         axis.set_yticks(range(len(rows)), rows)
-        axis.invert_yaxis()
+        axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xscale("log")
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(what, loc="left", fontsize="medium")
-    ticks = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    low, high = axes.flat[-1].get_xlim()
+    ticks = [10.0**i * j for i in range(-1, 3) for j in (1, 1.5, 2, 3, 5, 7)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.flat[-1].minorticks_off()
     axes.flat[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.flat[-1].set_xlabel("time, ratio to the untied model (log scale; less is faster)")
     handles = {
