@@ -1,15 +1,17 @@
 """What fxtie does on a GPU: its tests, and its speed and memory against other ways to tie.
 
-    python benchmarks/gpu.py                 everything, in under 8 minutes
-    python benchmarks/gpu.py --limit 200     what is worth most in 200 seconds
-    python benchmarks/gpu.py --docs          write docs/gpu.md, and run nothing
+    python benchmarks/gpu.py                     for under 8 minutes; again, for what is left
+    python benchmarks/gpu.py --limit 200         what is worth most in 200 seconds
+    python benchmarks/gpu.py --docs              write docs/gpu.md, and run nothing
     python benchmarks/gpu.py --device cpu --small    try it out without a GPU
 
 It needs a Python with torch, pytest and numpy, and no network; fxtie is that of this checkout.
-torchvision and timm are for the models that they have. Results go to a file of JSON lines as they
-are found (`gpu_results.py`); what is done already, on the same device with the same versions, is
-not run again. Each case runs in a process of its own, which is stopped when its time is up: a crash
-or a hang loses no other.
+torchvision and timm are for the models that they have: what is missing fails its case, and no
+other. Tests that print tables want tabulate: its wheel on PYTHONPATH is enough.
+
+Results go to a file of JSON lines as they are found (`gpu_results.py`); what is done already, on
+the same device with the same versions, is not run again. Each case runs in a process of its own,
+which is stopped when its time is up: a crash or a hang loses no other.
 """
 
 from __future__ import annotations

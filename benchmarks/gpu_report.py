@@ -42,9 +42,10 @@ from tabulate import tabulate
 INTRODUCTION = """# On a GPU
 
 Written by `./run gpu --docs`, not by hand, from `benchmarks/gpu.jsonl`, which `./run gpu` writes on
-a machine with a GPU, in under 8 minutes and without a network. Where nothing can be installed,
-`python benchmarks/gpu.py` does the same with any Python that has torch, pytest and numpy. A run
-that is cut off keeps what it has found, and the next one goes on from there.
+a machine with a GPU, without a network; commit both. It takes under 8 minutes, for what is worth
+most first: a run whose time is up, or that is cut off, keeps what it has found, and the next one
+goes on from there. Where nothing can be installed, `python benchmarks/gpu.py` does the same with
+any Python that has torch, pytest and numpy.
 """
 
 NEVER = """**Never run on a GPU.** There are no figures yet. A test runs the same code on the CPU,

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import gpu
 import gpu_tests
 import pytest
 import torch
-from gpu_cases import GOALS, LARGE, MODES, SECTIONS, Setting, cases, figure, largest
+from gpu_cases import GOALS, LARGE, MODES, SECTIONS, Setting, cases, figure, largest, longest
 from gpu_derivations import Squares, foreach, pairs, together
 from gpu_device import Device
 from gpu_report import NEVER, PARTS, columns, of_a_gpu, page, verdict, write_docs
@@ -27,8 +28,9 @@ from gpu_results import (
     read,
 )
 from measure import Figure, Ratio
+from speed_models import decoder
 from speed_peers import Contender, TrainStep, tied
-from torch import nn
+from torch import fx, nn
 
 RATIO = Ratio(0.5, 0.4, 0.6, 9)
 
@@ -377,6 +379,52 @@ def test_many_derivations_as_one_compute_and_train_the_same():
 
 
 # -- devices --------------------------------------------------------------------------------------
+
+
+def test_time_of_the_gpu_is_summed_from_event_to_event(monkeypatch):
+    milliseconds = iter([5.0, 15.0, 40.0])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(milliseconds)
+            self.is_over = False
+
+        def synchronize(self):
+            self.is_over = True
+
+        def elapsed_time(self, later):
+            assert later.is_over
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = Device("cuda").clock()
+    assert [clock(), clock()] == pytest.approx([0.010, 0.035])
+
+
+def test_the_peak_of_the_gpu_is_that_of_the_step_alone(monkeypatch):
+    calls = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: calls.append("ask") or 100)
+    assert Device("cuda").peak(lambda: calls.append("step"), before=30) == 70
+    assert calls == ["synchronize", "reset_peak_memory_stats", "step", "synchronize", "ask"]
+
+
+def test_what_runs_out_of_memory_does_not_fit(monkeypatch):
+    def peak(self, step, before):
+        tokens, tied = step.x.shape[1], isinstance(step.model, fx.GraphModule)
+        if tokens + (0 if tied else 50) > 100:
+            raise torch.OutOfMemoryError
+        return 0
+
+    monkeypatch.setattr(Device, "peak", peak)
+    make = functools.partial(decoder, depth=2, width=8, heads=1)
+    figures = longest(make, 2**20, 4, Setting(Device("cpu"), seconds=0))
+    found = {f.subject: f.ratio.median for f in figures if f.unit == "tokens"}
+    assert found == {"untied": 48, "fxtie": 100, "recompute": 100}
 
 
 def test_kernels(device):
