@@ -26,6 +26,7 @@ from fxtie.errors import Outdated
 from fxtie.tied.call_cache import remembering
 from fxtie.tied.path_copy import become, user_forward
 from fxtie.tied.recompute import recomputing
+from fxtie.tied.sharded import is_distributed
 from fxtie.tied.state import Reads, RegionState
 from fxtie.tied.tied_module import TiedModule, derived_tensors
 from fxtie.tied.variant import Signature, Variant
@@ -157,7 +158,7 @@ def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Va
     for module in state.switches:
         if module.training is not training:
             return None
-    if not is_compiling and any(derived.is_in_parts for derived in state.reads.derived()):
+    if not is_compiling and is_distributed() and any(d.is_in_parts for d in state.reads.derived()):
         _miss(region, "tensors that it derives from are sharded", lasts=False)
         return None
     variant = state.variants[training]

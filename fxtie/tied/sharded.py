@@ -22,7 +22,10 @@ from fxtie.tied.fsdp import Managed, policy_of
 
 def is_distributed() -> bool:
     """Whether there is a process group: without one, no tensor is sharded."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _IS_AVAILABLE and torch.distributed.is_initialized()
+
+
+_IS_AVAILABLE = torch.distributed.is_available()  # in this build of torch
 
 
 def is_dtensor(value: Any) -> bool:

@@ -1,7 +1,35 @@
-"""Groups of processes, which the tests of a session share."""
+"""Groups of processes, which the tests of a session share, and the tables that these write."""
+
+from pathlib import Path
 
 import pytest
 from ranks import Ranks
+from settings_table import Tables
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--distributed-table", metavar="PATH", help="write what works to the tables of a page"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "setting(name): a row of docs/distributed.md; {units} stands for a parameter of the test",
+    )
+    path = config.getoption("--distributed-table", default=None)
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Tables(Path(path)))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("setting")
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if marker is not None and "kind" in parameters:
+            setting = marker.args[0].format(**parameters)
+            item.user_properties.append(("setting", (setting, parameters["kind"])))
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,7 @@ def same(found, expected):
         close(found[name], value, 1e-5, name)
 
 
+@pytest.mark.setting("checkpoints: 2 ranks to 1, 2 and 4")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_async", [False, True], ids=["save", "async_save"])
 def test_resumes_on_other_numbers_of_ranks(two_ranks, four_ranks, tmp_path, kind, is_async):
@@ -86,6 +87,7 @@ def test_resumes_on_other_numbers_of_ranks(two_ranks, four_ranks, tmp_path, kind
     same(values(net), expected)
 
 
+@pytest.mark.setting("checkpoints of the untied model")
 @pytest.mark.parametrize("kind", ["across", "before", "self", "head", "chain"])
 def test_tied_and_untied(two_ranks, tmp_path, kind):
     """What an untied model saves loads into the tied one, and the other way round."""

@@ -17,6 +17,7 @@ class _Unwrapped(DistributedDataParallel):
         return self.module.named_parameters(*args, **kwargs)
 
 
+@pytest.mark.setting("DDP")
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_one_process(two_ranks, kind):
     two_ranks.run(trains, kind)
@@ -28,6 +29,7 @@ def trains(rank, kind):
     assert fxtie.report(net).missed == {}  # its graph ran
 
 
+@pytest.mark.setting("DDP, compiled")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled(two_ranks, kind):
     two_ranks.run(trains_compiled, kind)
@@ -41,6 +43,7 @@ def trains_compiled(rank, kind):
     train(compiled, Reference(kind), rank, 2)
 
 
+@pytest.mark.setting("DDP, no_sync and derive_once")
 @pytest.mark.parametrize("kind", KINDS)
 def test_derive_once_for_all_micro_batches_but_the_last(two_ranks, kind):
     two_ranks.run(derives_once, kind)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 
 import pytest
 import torch
-from nets import KINDS, Block, Net, Reference, batch, close, made, rules, train, whole
+from nets import KINDS, Block, Net, Reference, batch, close, loss, made, rules, train, whole
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -22,7 +23,8 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     fully_shard,
 )
-from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fxtie
 
@@ -52,6 +54,7 @@ def trains(rank, kind, units, options, transform):
     train(net, Reference(kind), rank, torch.distributed.get_world_size())
 
 
+@pytest.mark.setting("FSDP2, units: {units}")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("units", UNITS)
 def test_equals_one_process(two_ranks, kind, units):
@@ -69,12 +72,14 @@ OPTIONS = {
 }
 
 
+@pytest.mark.setting("FSDP2, {options}")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options(two_ranks, kind, options):
     two_ranks.run(trains, kind, "blocks", OPTIONS[options], {})
 
 
+@pytest.mark.setting("FSDP2, bf16")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduced", [None, torch.float32])
 def test_mixed_precision(two_ranks, kind, reduced):
@@ -91,6 +96,7 @@ def trains_in_bf16(rank, kind, policy):
     assert seen == {torch.bfloat16}
 
 
+@pytest.mark.setting("FSDP2, micro-batches without gradient sync")
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches(two_ranks, kind):
     two_ranks.run(trains_in_micro_batches, kind)
@@ -105,6 +111,7 @@ def trains_in_micro_batches(rank, kind):
     train(net, Reference(kind), rank, 2, micro_batches=2, before=before)
 
 
+@pytest.mark.setting("FSDP2, divide factor, clipped norm")
 @pytest.mark.parametrize("kind", KINDS)
 def test_divide_factor_and_clipping(two_ranks, kind):
     two_ranks.run(trains_with_factor, kind)
@@ -128,12 +135,14 @@ def trains_with_factor(rank, kind):
     train(net, Reference(kind), rank, 2, after=after)
 
 
+@pytest.mark.setting("FSDP2, hybrid (HSDP), 4 ranks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_hybrid(four_ranks, kind):
     """Sharded over two ranks, and replicated over two."""
     four_ranks.run(trains_on_mesh, kind, (2, 2), {})
 
 
+@pytest.mark.setting("FSDP2, reshard_after_forward=2, 4 ranks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_reshard_to_a_part_of_the_ranks(four_ranks, kind):
     four_ranks.run(trains_on_mesh, kind, (4,), {"reshard_after_forward": 2})
@@ -144,11 +153,13 @@ def trains_on_mesh(rank, kind, shape, options):
     train(shard(made(kind), "blocks", mesh=mesh, **options), Reference(kind), rank, 4)
 
 
+@pytest.mark.setting("FSDP2, recompute=True")
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed(two_ranks, kind):
     two_ranks.run(trains, kind, "blocks", {}, {"recompute": True})
 
 
+@pytest.mark.setting("FSDP2, activation checkpoints")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_blocks(two_ranks, kind, reentrant):
@@ -166,6 +177,7 @@ def trains_checkpointed(rank, kind, reentrant):
     train(shard(net, "blocks"), Reference(kind), rank, 2)
 
 
+@pytest.mark.setting("FSDP2, blocks compiled")
 @pytest.mark.parametrize("kind", ["across", "self", "bank"])
 def test_compiled_blocks(two_ranks, kind):
     two_ranks.run(trains_compiled, kind, "blocks")
@@ -185,23 +197,50 @@ def trains_compiled(rank, kind, what):
         train(shard(net, "blocks"), Reference(kind), rank, 2)
 
 
-def test_one_gather_for_several_readers(two_ranks):
-    two_ranks.run(gathers_once)
+class Sent(TorchDispatchMode):
+    """Counts collectives, and the bytes of the largest tensor of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "c10d" in function.namespace and re.search("gather|reduce", str(function)):
+            tensors = [t for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
+            self.count += 1
+            self.bytes += max((t.nbytes for t in tensors), default=0)
+        return result
 
 
-def gathers_once(rank):
-    """Two blocks read all of a third: the tensors that it has are sent once more, not twice."""
-    counts = []
-    for readers in ("3", "23"):
-        torch.manual_seed(0)
+READERS = {"untied": "", "1 block read by another": "3", "1 block read by 2 others": "23"}
+
+
+@pytest.mark.parametrize("ranks", ["two_ranks", "four_ranks"])
+def test_what_is_sent(request, record_property, ranks):
+    """What is read elsewhere is gathered once in a step, however many read it, and reduced once."""
+    group = request.getfixturevalue(ranks)
+    counts = {what: group.run(step_of, names)[0] for what, names in READERS.items()}
+    rows = [(what, group.count, n, b / 1e6) for what, (n, b) in counts.items()]
+    record_property("sent", rows)
+    tensors = len(list(Block().parameters()))
+    untied, one, two = (count for count, _ in counts.values())
+    # A block that has nothing left is no unit: no gather in forward and backward, no reduction.
+    assert one - (untied - 3) == 2 * tensors
+    assert two - (untied - 6) == 2 * tensors
+
+
+def step_of(rank, readers):
+    torch.manual_seed(0)
+    net = Net()
+    if readers:
         rule = fxtie.Rule(f"re:blocks[.][{readers}]", "blocks.0", weight=torch.sin)
-        net = shard(fxtie.transform(Net(), rule), "blocks")
-        with CommDebugMode() as sent, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # CommDebugMode hooks all modules, and torch warns
-            net(batch(2, 0))
-        counts.append(sum(n for op, n in sent.get_comm_counts().items() if "gather" in str(op)))
-    units, tensors = 2, 6  # the root and the other block; of the block that is read
-    assert counts == [units + 2 + tensors, units + 1 + tensors]
+        net = fxtie.transform(net, rule)
+    shard(net, "blocks")
+    for _ in range(2):  # the first call sets things up
+        with Sent() as sent:
+            loss(net(batch(2, 0))).backward()
+    return sent.count, sent.bytes
 
 
 def test_made_without_data(two_ranks):

@@ -41,6 +41,7 @@ def mean_square(output, target):
     return output.square().mean() + 0 * target.sum()
 
 
+@pytest.mark.setting("pipeline, {schedule}")
 @pytest.mark.parametrize("kind", ["across", "before", "self", "learned", "bank", "head"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_equals_one_process(two_ranks, kind, schedule):

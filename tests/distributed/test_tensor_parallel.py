@@ -54,6 +54,7 @@ STYLES = {
 }
 
 
+@pytest.mark.setting("tensor parallel: {of}")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("of", STYLES)
 def test_equals_one_process(two_ranks, kind, of):
@@ -83,6 +84,7 @@ def train_on_all_ranks(net, reference):
             optimizer.zero_grad()
 
 
+@pytest.mark.setting("tensor parallel and FSDP2, 4 ranks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_fsdp(four_ranks, kind):
     """Two ranks split the batch, two the layers."""
@@ -96,6 +98,7 @@ def trains_in_two_dimensions(rank, kind):
     train(net, Reference(kind), mesh.get_local_rank("data"), 2)
 
 
+@pytest.mark.setting("distribute_module, replicated")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_model(two_ranks, kind):
     two_ranks.run(distributes, kind)
@@ -112,6 +115,7 @@ def distributes(rank, kind):
     train_on_all_ranks(net, Reference(kind))
 
 
+@pytest.mark.setting("distribute_module, with a function")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_function_that_partitions(two_ranks, kind):
     two_ranks.run(partitions, kind)
