@@ -11,6 +11,7 @@ from fxtie.life.saving import check_saveable, load, save
 from fxtie.life.verify import verify
 from fxtie.life.verifying.results import Verification, VerificationError
 from fxtie.looking.diff import GraphDiff, diff
+from fxtie.looking.picture import TiePicture, picture
 from fxtie.looking.suggest import Suggestion, Suggestions, suggest
 from fxtie.pipelines.freeze import freeze
 from fxtie.pipelines.passes import TiePass
@@ -41,6 +42,7 @@ __all__ = [
     "Tensors",
     "Tie",
     "TiePass",
+    "TiePicture",
     "Verification",
     "VerificationError",
     "check_saveable",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "load_rules",
     "materialize",
+    "picture",
     "plan",
     "register",
     "report",

@@ -1,20 +1,28 @@
-"""Text for `print`, and pages for a browser or a notebook.
+"""Text for `print`, tables and pages for a browser or a notebook.
 
-In: a plan, a report, a diff and their like. Out: their text and their page, by the two functions
-below. The files of `looking/` register how each class is shown; no other folder has to know.
+In: a plan, a report, a diff and their like. Out: their text, HTML and page, by the functions below.
+The files of `looking/` register how each class is shown; no other folder has to know.
 """
 
 from __future__ import annotations
 
 import functools
+import html
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
 @functools.singledispatch
-def text(shown: Any) -> str:
-    """What `print` shows."""
+def parts(shown: Any) -> Sequence[Any]:
+    """Lines of text and `fxtie.looking.tables.Table`s, in order."""
     raise NotImplementedError(type(shown))
+
+
+@functools.singledispatch
+def text(shown: Any) -> str:
+    """What `print` shows: the parts, unless something else is registered."""
+    return "\n".join(map(str, parts(shown)))
 
 
 @functools.singledispatch
@@ -24,12 +32,25 @@ def page(shown: Any) -> Any:
 
 
 class Printed:
-    """Base of what `print` shows by `text`."""
+    """Base of what `print` shows by `text`, and a notebook as HTML tables."""
 
     __slots__ = ()
 
+    def summary(self) -> str:
+        """The whole as one line."""
+        raise NotImplementedError
+
     def __str__(self) -> str:
         return text(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        found = parts(self)
+        return "".join(
+            f"<p>{html.escape(p)}</p>" if isinstance(p, str) else p.html() for p in found
+        )
 
 
 class Paged(Printed):
@@ -38,13 +59,9 @@ class Paged(Printed):
     __slots__ = ()
 
     def html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page that shows this with pictures: one file, which needs no network.
-
-        Raises:
-            FxtieError: if what draws it is not installed (`pip install fxtie[viz]`, and graphviz).
-        """
+        """Write a page that shows this with pictures: one file, which needs no network."""
         page(self).write(path)
 
     def _repr_html_(self) -> str:
-        html: str = page(self).notebook(text(self))
+        html: str = page(self).notebook()
         return html

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 _MOST_NAMES = 8
 
@@ -59,6 +59,14 @@ def free_name(name: str, taken: Container[str]) -> str:
     return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
+def cut(text: str, longest: int) -> str:
+    """`text` without its middle, if it is too long."""
+    if len(text) <= longest:
+        return text
+    head = longest // 2
+    return f"{text[:head]}…{text[head + 1 - longest :]}"
+
+
 def list_names(names: Sequence[str]) -> str:
     """Names in short: `layers.1 … layers.9, layers.12, layers.14 … layers.20`.
 
@@ -78,6 +86,15 @@ def list_names(names: Sequence[str]) -> str:
     if len(parts) > _MOST_NAMES:
         parts = [*parts[: _MOST_NAMES - 1], f"… {parts[-1]}"]
     return ", ".join(parts) + (f" ({len(names)} in all)" if len(parts) >= _MOST_NAMES else "")
+
+
+def list_tensors(names: Iterable[str]) -> str:
+    """Names of tensors in short: those that differ in indices of their layers only, together."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        owner, _, attr = name.rpartition(".")
+        alike.setdefault((role(owner), attr), []).append(name)
+    return ", ".join(map(list_names, alike.values()))
 
 
 def _progression(names: Sequence[str]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ In: the plan and what the capture noted. Out: `Report`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fxtie.tied.path_copy import tied_model
 from fxtie.tied.state import state_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.user_class import user_class
-from fxtie.words import count, parameter_change
+from fxtie.words import count, list_names, parameter_change, role
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Kept:
         return f"{self.name or 'the root'}: {self.type} {self.reason}{where}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Paged):
     """What the pass did. `print` shows a table, `summary()` one line.
 
@@ -81,6 +81,14 @@ class Report(Paged):
     earlier: tuple[Plan, ...] = ()
     missed: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     distances: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def whole_plan(self) -> Plan:
+        """All ties of the model, also those by which it was tied before."""
+        plans = (*self.earlier, self.plan)
+        steps = tuple(step for checked in plans for step in checked.steps)
+        modules = {name: module for checked in plans for name, module in checked.modules.items()}
+        return replace(plans[0], steps=steps, modules=modules)
 
     @property
     def ties(self) -> int:
@@ -124,24 +132,36 @@ class Report(Paged):
         return ", ".join(parts)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """What `print` shows, as headers and rows of text; what was not captured comes first."""
+        """What `print` shows, as headers and rows of text; what was not captured comes first.
+
+        Modules and tensors of which the same is said, and whose names differ in indices only, share
+        a row.
+        """
+        told: dict[tuple[str, str, str], list[str]] = {}
+        for name, form, remark in self._remarks():
+            told.setdefault((role(name), form, remark), []).append(name or "(root)")
         rows: list[tuple[str, ...]] = [
-            (k.name or "(root)", "kept", "\n".join(filter(None, (k.reason, k.place))))
-            for k in self.kept
-        ]
-        rows += [(name, "unused", "read by no forward") for name in self.unused]
-        rows += [
-            (name, "derived", f"{distance:.1%} away from the checkpoint's value")
-            for name, distance in self.distances.items()
-        ]
-        rows += [
-            (name or "(root)", "region", "captured as one graph") for name in self.region_names
-        ]
-        rows += [
-            (name or "(root)", "missed", f"calls that ran the forward as written: {n}; {reason}")
-            for name, (n, reason) in self.missed.items()
+            (list_names(names), form, remark) for (_, form, remark), names in told.items()
         ]
         return ("name", "form", "remark"), rows
+
+    def _remarks(self) -> Iterator[tuple[str, str, str]]:
+        """Name, form and remark of all that there is to tell of."""
+        for kept in self.kept:
+            yield kept.name, "kept", "\n".join(filter(None, (kept.reason, kept.place)))
+        for name in self.unused:
+            yield name, "unused", "read by no forward"
+        roles: dict[str, list[float]] = {}
+        for name, distance in self.distances.items():
+            roles.setdefault(role(name), []).append(distance)
+        for name in self.distances:
+            alike = roles[role(name)]
+            span = " to ".join(dict.fromkeys(f"{d:.1%}" for d in (min(alike), max(alike))))
+            yield name, "derived", f"{span} away from the checkpoint's value"
+        for name in self.region_names:
+            yield name, "region", "captured as one graph"
+        for name, (n, reason) in self.missed.items():
+            yield name, "missed", f"calls that ran the forward as written: {n}; {reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON.

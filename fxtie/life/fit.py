@@ -19,12 +19,12 @@ from fxtie.life.fit_solvers import minimise, set_bases, solve, start_learnable
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules
 from fxtie.shown import Printed
-from fxtie.words import list_names
+from fxtie.words import count, list_names
 
 _HALF = 0.5  # of its norm: a layer that loses more is another layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit(Printed):
     """How far the derived tensors are from the targets' trained values. `print` shows a table.
 
@@ -42,6 +42,13 @@ class Fit(Printed):
     after: dict[str, float]
     output_before: float | None = None
     output_after: float | None = None
+
+    def summary(self) -> str:
+        """How many targets, and the largest errors, as one line."""
+        largest = (
+            f"{max(errors.values(), default=0.0):.2%}" for errors in (self.before, self.after)
+        )
+        return f"{count(len(self.after), 'target')}, largest error {' -> '.join(largest)}"
 
     def verdict(self) -> str:
         """Which targets lose more than half of their norm, and what becomes of the output."""

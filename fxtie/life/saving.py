@@ -160,7 +160,7 @@ def load(path: FilePath, model: M) -> M:
 
 def _record(tied: nn.Module | Plan) -> dict[str, Any]:
     """What the file says of a tied model, if all of it can be saved."""
-    checked = tied if isinstance(tied, Plan) else _whole_plan(tied)
+    checked = tied if isinstance(tied, Plan) else report(tied).whole_plan
     shapes = {
         module: step.spec.shape
         for step in checked.steps
@@ -183,18 +183,6 @@ def _record(tied: nn.Module | Plan) -> dict[str, Any]:
             f"fxtie.check_saveable(plan) tells this before training."
         )
     return {"model": model, "modules": list(checked.modules), "rules": data}
-
-
-def _whole_plan(tied: nn.Module) -> Plan:
-    """All ties of a model, also those by which it was tied before."""
-    made = report(tied)
-    plans = (*made.earlier, made.plan)
-    steps = tuple(step for checked in plans for step in checked.steps)
-    return Plan(
-        steps,
-        {name: module for checked in plans for name, module in checked.modules.items()},
-        plans[0].parameters,
-    )
 
 
 def _rules(checked: Plan) -> list[Rule | Tie]:

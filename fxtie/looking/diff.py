@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -20,13 +20,16 @@ from fxtie.errors import FxtieError
 from fxtie.looking.layers import LayerDiff, RegionDiff
 from fxtie.looking.matching import Matching, match_graphs
 from fxtie.looking.nodes import NodeInfo, module_text, node_info
+from fxtie.looking.picture import TiePicture, picture
 from fxtie.looking.shapes import node_values
 from fxtie.shown import Paged
+from fxtie.tied.casts import without_casts
+from fxtie.tied.region import Region, variant_for
 from fxtie.tied.state import state_of
 from fxtie.words import count, parameter_change
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GraphDiff(Paged):
     """What changed between two graphs. `print` shows a table for each layer that did.
 
@@ -37,15 +40,15 @@ class GraphDiff(Paged):
         codes: the generated forwards before and after, one pair per region.
         unseen: derived tensors that appear in no graph, since the modules that read them run the
             forward that the user wrote.
-        ties: each derived tensor, with the tensors that it is derived from.
+        picture: of what is derived from what, if `after` is a tied model.
     """
 
     regions: tuple[RegionDiff, ...]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
-    codes: tuple[tuple[str, str], ...] = field(repr=False, default=())
+    codes: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()
-    ties: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False, default=())
+    picture: TiePicture | None = None
 
     @functools.cached_property
     def layers(self) -> tuple[LayerDiff, ...]:
@@ -112,7 +115,8 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
     """What changed from one module to another.
 
     Nodes are matched by where they come from (layer, then what they do), so a node that is
-    inserted does not shift the rest, and one that has but another name is no change.
+    inserted does not shift the rest, and one that has but another name is no change. Casts of
+    derived tensors, which are for autocast alone, are left out.
 
     Args:
         before: the model before: plain, tied or a GraphModule.
@@ -133,11 +137,18 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
         1 layer changed (nodes: -1 +4), parameters 40 -> 20 (50.0%)
     """
     before, after = (_uncompiled(module) for module in (before, after))
-    pairs = [] if before is after else list(_graph_pairs(before, after))
+    pairs = [
+        (name, without_casts(old), without_casts(new))
+        for name, old, new in (_graph_pairs(before, after) if before is not after else ())
+    ]
     values: dict[fx.Node, Any] = {}
     if args or kwargs:
-        values |= node_values(before, {name: old for name, old, _ in pairs}, args, kwargs)
-        values |= node_values(after, {name: new for name, _, new in pairs}, args, kwargs)
+        fits = functools.partial(_fits, after)
+        for module, graphs in (
+            (before, {name: old for name, old, _ in pairs}),
+            (after, {name: new for name, _, new in pairs}),
+        ):
+            values |= node_values(module, graphs, args, kwargs, fits)
     regions = []
     for name, old, new in pairs:
         sides = (old, _within(before, name)), (new, _within(after, name))
@@ -149,7 +160,7 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
         (_bytes(before), _bytes(after)),
         tuple((_code(old), _code(new)) for _, old, new in pairs),
         _unseen(report) if isinstance(report, Report) else (),
-        _ties(report) if isinstance(report, Report) else (),
+        picture(report) if isinstance(report, Report) else None,
     )
 
 
@@ -185,6 +196,12 @@ def _graphs(module: nn.Module) -> dict[str, fx.Graph]:
     return {name: m.graph for name, m in module.named_modules() if isinstance(m, fx.GraphModule)}
 
 
+def _fits(after: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the graphs of a module are for such a call; those of a GraphModule are for any."""
+    region = after.get_submodule(name)
+    return not isinstance(region, Region) or variant_for(region, args, kwargs) is not None
+
+
 def _traced(model: nn.Module, like: fx.Graph) -> fx.Graph:
     """A plain model's graph, with the modules opened that `like` has opened."""
     layers = {str(n.target) for n in like.nodes if n.op == "call_module"}
@@ -202,10 +219,6 @@ def _traced(model: nn.Module, like: fx.Graph) -> fx.Graph:
         raise FxtieError(
             f"{type(model).__name__} has no graph and can't be traced to compare it: {error}"
         ) from error
-
-
-def _ties(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((tie.target, tie.sources) for tie in report.plan.ties)
 
 
 def _unseen(report: Report) -> tuple[str, ...]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
 from fxtie.looking.diff import GraphDiff
 from fxtie.looking.layers import LayerDiff, Line
-from fxtie.looking.tables import table
+from fxtie.looking.tables import Table, terminal_width
 from fxtie.shown import text
-from fxtie.words import count, list_names, role
+from fxtie.words import count, list_names, list_tensors, role
 
 _COLOURS = {"-": "\033[31m", "+": "\033[32m"}
 _BOLD, _RESET = "\033[1m", "\033[0m"
@@ -40,7 +39,7 @@ def diff_text(diff: GraphDiff) -> str:
             same = "the same, sharing tensors of the first" if shares else "the same"
             parts[-1] += f"\n{names}: {same}"
     if diff.unseen:
-        names = list_names(diff.unseen)
+        names = list_tensors(diff.unseen)
         parts.append(f"derived in forwards that were kept, so in no graph: {names}")
     return "\n\n".join([*parts, diff.summary()])
 
@@ -56,16 +55,15 @@ def wants_colour() -> bool:
 
 def _table(layer: LayerDiff, colour: bool) -> str:
     rows = [(ln.mark, ln.op, ln.name, ln.target, ln.args) for ln in _with_context(layer.lines)]
-    text = table(rows, ("", "opcode", "name", "target", "args"))
-    lines = [line.rstrip() for line in text.splitlines()]
-    if not colour:
-        return "\n".join(lines)
-    width = shutil.get_terminal_size((0, 0)).columns
-    if width >= 60:  # a long line that wraps spoils the table
+    whole = Table(("", "opcode", "name", "target", "args"), rows).text()
+    lines = [line.rstrip() for line in whole.splitlines()]
+    if width := terminal_width():  # a line that is broken into several would hide the marks
         lines = [f"{line[: width - 1]}…" if len(line) > width else line for line in lines]
-    head, body = lines[:2], lines[2:]
-    body = [f"{_COLOURS[ln[0]]}{ln}{_RESET}" if ln[:1] in _COLOURS else ln for ln in body]
-    return "\n".join([*head, *body])
+    if colour:
+        lines[2:] = [
+            f"{_COLOURS[ln[0]]}{ln}{_RESET}" if ln[:1] in _COLOURS else ln for ln in lines[2:]
+        ]
+    return "\n".join(lines)
 
 
 def _with_context(lines: Sequence[Line]) -> Iterator[Line]:

@@ -41,6 +41,29 @@ document.getElementById("search").addEventListener("input", (event) => {
   found.textContent = wanted ? `${hits} of ${sections.length}` : "";
 });
 
+// A click on a block unfolds the picture, another one folds it again.
+const views = [...document.querySelectorAll(".view")];
+for (const block of views.length > 1 ? document.querySelectorAll(".view .block") : []) {
+  block.addEventListener("click", () => {
+    for (const view of views) view.hidden = !view.hidden;
+  });
+}
+
+// The layer that is pointed at shows its arcs alone.
+for (const layer of document.querySelectorAll(".layer")) {
+  const svg = layer.closest("svg");
+  const at = `[data-tail="${layer.dataset.layer}"], [data-head="${layer.dataset.layer}"]`;
+  layer.addEventListener("pointerenter", () => {
+    const ties = svg.querySelectorAll(at);
+    svg.classList.toggle("pointed", ties.length > 0);
+    for (const tie of ties) tie.classList.add("at");
+  });
+  layer.addEventListener("pointerleave", () => {
+    svg.classList.remove("pointed");
+    for (const tie of svg.querySelectorAll(".at")) tie.classList.remove("at");
+  });
+}
+
 // A link to a layer unfolds it.
 function show() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));

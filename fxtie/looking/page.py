@@ -2,7 +2,8 @@
 
 In: a `Page`. Out: HTML with its style, its script and its pictures inside, which needs no network.
 
-All text comes from the model and is the template's to escape (`page.html`, by jinja2's autoescape).
+Text comes from the model: the template escapes it (`page.html`, by jinja2's autoescape), and so do
+`tables.py` and `tie_svg.py`, whose HTML it takes as it is.
 The page's content security policy allows its own script, by its hash, and no request.
 """
 
@@ -17,20 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from fxtie.errors import FxtieError
-from fxtie.looking.layout import Picture, draw
+import jinja2
+
+from fxtie.looking.layout import Flow, draw
+from fxtie.looking.picturing.palette import page_style
+from fxtie.looking.picturing.scene import Scene
+from fxtie.looking.picturing.svg import tie_svg
+from fxtie.looking.tables import Table
 
 _HEIGHT = 640  # pixels of a notebook
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text."""
-
-    headers: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Section:
     Attributes:
         title: what stands in its head.
         note: text after the title, in small print.
-        pictures: side by side, each with a caption; none where there is nothing on that side.
+        flows: side by side, each with a caption; none where there is nothing on that side.
         table: below them.
         code: text that is shown as it is, below that. Lines marked `+` and `-` are coloured.
         id: its id in the page, for links.
@@ -50,7 +47,7 @@ class Section:
 
     title: str
     note: str = ""
-    pictures: Sequence[tuple[str, Picture | None]] = ()
+    flows: Sequence[tuple[str, Flow | None]] = ()
     table: Table | None = None
     code: str = ""
     id: str = ""
@@ -66,66 +63,55 @@ class Page:
         title: its name.
         summary: the one line that matters.
         facts: names and values.
+        scene: what the tie picture above the sections shows.
         sections: in order.
-        map: a picture that stays in sight beside the sections.
         legend: the kinds of boxes, and what they mean.
     """
 
     title: str
     summary: str
     facts: Sequence[tuple[str, str]] = ()
+    scene: Scene | None = None
     sections: Sequence[Section] = ()
-    map: Picture | None = None
     legend: Sequence[tuple[str, str]] = ()
 
     def html(self) -> str:
-        """The page as one HTML document.
-
-        Raises:
-            FxtieError: if what draws it is not installed.
-        """
-        pictures = [picture for section in self.sections for _, picture in section.pictures]
-        drawn = [picture for picture in (*pictures, self.map) if picture is not None]
-        drawings = dict(zip(map(id, drawn), draw(drawn), strict=True))
-        style, script = _resource("page.css"), _resource("page.js")
-        return str(
-            _template().render(
-                page=self,
-                drawing=lambda picture: drawings[id(picture)],
-                style=style,
-                style_hash=_hash(style),
-                script=script,
-                script_hash=_hash(script),
-            )
+        """The page as one HTML document."""
+        style = _resource("page.css") + page_style()
+        script = _resource("page.js")
+        return _template().render(
+            page=self,
+            views=self._views(),
+            draw=draw,
+            style=style,
+            style_hash=_hash(style),
+            script=script,
+            script_hash=_hash(script),
         )
+
+    def _views(self) -> list[str]:
+        """The tie picture, and as well unfolded if that makes a difference."""
+        if self.scene is None:
+            return []
+        return [*dict.fromkeys(tie_svg(self.scene, folded=folded) for folded in (True, False))]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page into a file."""
         Path(path).write_text(self.html(), encoding="utf-8")
 
-    def notebook(self, text: str) -> str:
-        """The page for a notebook, in a frame of its own; `text` where it can't be drawn.
+    def notebook(self) -> str:
+        """The page for a notebook, in a frame of its own.
 
         Nothing in the frame reaches the notebook: neither its style, nor what a model is named.
         """
-        try:
-            document = self.html()
-        except FxtieError as error:
-            return f"<pre>{html.escape(text)}</pre><small>{html.escape(str(error))}</small>"
         return (
-            f'<iframe srcdoc="{html.escape(document)}" sandbox="allow-scripts" width="100%" '
+            f'<iframe srcdoc="{html.escape(self.html())}" sandbox="allow-scripts" width="100%" '
             f'height="{_HEIGHT}" style="border: 0"></iframe>'
         )
 
 
 @functools.cache
-def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise FxtieError(
-            "Pages need the Python package jinja2: `pip install fxtie[viz]`."
-        ) from error
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -1,6 +1,6 @@
-"""Plans as text for a terminal.
+"""Plans as text.
 
-In: a `Plan`. Out: an aligned table, in which ties that differ in indices only share a row.
+In: a `Plan`. Out: a table, in which ties that differ in indices only share a row, and the totals.
 """
 
 from __future__ import annotations
@@ -8,36 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fxtie.looking.grouping import grouped
-from fxtie.looking.tables import table
+from fxtie.looking.tables import Table
 from fxtie.planning.plan import HEADERS, Plan, row
 from fxtie.planning.steps import Step
-from fxtie.shown import text
-from fxtie.words import list_names, role
+from fxtie.shown import parts
+from fxtie.words import list_tensors, role
 
 
-@text.register
-def plan_text(plan: Plan) -> str:
-    """The table, and the total."""
+@parts.register
+def plan_parts(plan: Plan) -> list[Table | str]:
+    """The table, what stays stored, and the total."""
+    tables = [ties_table(plan)] if plan.steps else []
+    return [*tables, *_stored(plan), plan.summary()]
+
+
+def ties_table(plan: Plan) -> Table:
+    """The ties of a plan."""
 
     def key(step: Step) -> tuple[object, ...]:
         _, _, transform, shape, _ = row([step])
         return *map(_role, (step.tie.target, *step.tie.sources)), transform, shape
 
-    groups = grouped(plan.steps, key)
-    if not groups:
-        return plan.summary()
-    align = ("left", "left", "left", "left", "right")
-    lines = [table(map(row, groups.values()), HEADERS, align), *_stored(plan), plan.summary()]
-    return "\n".join(lines)
+    rows = [row(steps) for steps in grouped(plan.steps, key).values()]
+    return Table(HEADERS, rows, numbers=("saved",))
 
 
 def _stored(plan: Plan) -> Iterator[str]:
     """What stays stored inside of modules that matched, and why."""
-    whys: dict[str, dict[tuple[str, str], list[str]]] = {}
-    for name, why in plan.stored.items():
-        whys.setdefault(why, {}).setdefault(_role(name), []).append(name)
-    for why, groups in whys.items():
-        yield f"stored: {', '.join(map(list_names, groups.values()))} ({why})"
+    for why, names in grouped(plan.stored, plan.stored.__getitem__).items():
+        yield f"stored: {list_tensors(names)} ({why})"
 
 
 def _role(tensor: str) -> tuple[str, str]:

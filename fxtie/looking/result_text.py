@@ -1,6 +1,6 @@
-"""Reports, fits and proofs as text for a terminal.
+"""Reports, fits and proofs as text.
 
-In: a `Report`, a `Fit`, a `Verification`. Out: a table.
+In: a `Report`, a `Fit`, a `Verification`. Out: tables and lines.
 """
 
 from __future__ import annotations
@@ -8,29 +8,28 @@ from __future__ import annotations
 from fxtie.capturing.report import Report
 from fxtie.life.fit import Fit
 from fxtie.life.verifying.results import Verification
-from fxtie.looking.tables import table
-from fxtie.shown import text
+from fxtie.looking.tables import Table
+from fxtie.shown import parts
 from fxtie.words import human_bytes
 
 
-@text.register
-def report_text(report: Report) -> str:
+@parts.register
+def report_parts(report: Report) -> list[Table | str]:
     """The table, below the totals."""
-    headers, rows = report.table()
     saved = f"{human_bytes(report.bytes_saved)} of parameters saved"
-    return f"{report.summary()}\n{saved}\n{table(rows, headers)}"
+    return [report.summary(), saved, Table(*report.table())]
 
 
-@text.register
-def fit_text(fit: Fit) -> str:
+@parts.register
+def fit_parts(fit: Fit) -> list[Table | str]:
     """The errors of each target, and which are too large."""
     rows = [(name, f"{fit.before[name]:.2%}", f"{error:.2%}") for name, error in fit.after.items()]
     headers = ("target", "error before", "error after")
-    return f"{table(rows, headers, ('left', 'right', 'right'))}\n{fit.verdict()}"
+    return [Table(headers, rows, numbers=headers[1:]), fit.verdict()]
 
 
-@text.register
-def verification_text(verification: Verification) -> str:
+@parts.register
+def verification_parts(verification: Verification) -> list[Table | str]:
     """A row for each call, and what was not compared."""
     rows = []
     for call in verification.calls:
@@ -38,8 +37,8 @@ def verification_text(verification: Verification) -> str:
         compared = ", ".join(call.compared)
         rows.append((call.mode, call.call, compared, str(call.tensors), *errors))
     headers = ("mode", "call", "compared", "tensors", "output error", "gradient error")
-    notes = [f"\nNot compared: {what} {why}." for what, why in verification.skipped.items()]
-    return table(rows, headers) + "".join(notes)
+    notes = [f"Not compared: {what} {why}." for what, why in verification.skipped.items()]
+    return [Table(headers, rows, numbers=headers[3:]), *notes]
 
 
 def _short(error: float | None) -> str:

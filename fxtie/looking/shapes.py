@@ -10,7 +10,8 @@ there is a graph, that graph is run on the arguments that arrived there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,16 +32,18 @@ def node_values(
     graphs: Mapping[str, fx.Graph],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    fits: Callable[[str, tuple[Any, ...], Mapping[str, Any]], bool],
 ) -> dict[fx.Node, Any]:
     """What each node of the graphs gives, on fake tensors.
 
     Args:
         graphs: by the name of the module that they are of; the empty name is `module` itself.
         args, kwargs: of a call of `module`. Their tensors are only looked at.
+        fits: tells by name and arguments whether a graph is for a call of the module that it is of.
 
     Returns:
         The values of all nodes that were reached: a forward that depends on the values of tensors
-        can't go on without them.
+        can't go on without them, and a graph may be for other calls than this.
 
     Raises:
         FxtieError: if the forward doesn't take these arguments.
@@ -53,7 +56,8 @@ def node_values(
                 module = copy.deepcopy(module)
             given = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (args, dict(kwargs)))
             for name, graph in graphs.items():
-                recorder = _Recorder(module.get_submodule(name), graph, values)
+                is_for = functools.partial(fits, name)
+                recorder = _Recorder(module.get_submodule(name), graph, values, is_for)
                 recorder.module.register_forward_pre_hook(recorder, prepend=True, with_kwargs=True)
             module(*given[0], **given[1])
     except (DataDependentOutputException, DynamicOutputShapeException):
@@ -70,15 +74,22 @@ def node_values(
 class _Recorder(fx.Interpreter):
     """Runs a module's graph each time that the module is called, as a hook of it."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        values: dict[fx.Node, Any],
+        is_for: Callable[[tuple[Any, ...], Mapping[str, Any]], bool],
+    ) -> None:
         super().__init__(module, graph=graph)
-        self.values = values
+        self.values, self.is_for = values, is_for
         self.kwargs: Mapping[str, Any] = {}
         self.extra_traceback = False  # torch.fx writes it into the error's own text
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.kwargs = kwargs
-        self.run(*args)
+        if self.is_for(args, kwargs):
+            self.kwargs = kwargs
+            self.run(*args)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in self.kwargs:

@@ -5,7 +5,6 @@ In: groups that `suggest` has found. Out: their rules for `transform`, rows of t
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 import re
@@ -91,7 +90,7 @@ class Suggestion:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Suggestions(Printed, Sequence[Suggestion]):
     """What could be tied, largest saving first. Goes into `plan` and `transform` as it is.
 
@@ -166,16 +165,6 @@ class Suggestions(Printed, Sequence[Suggestion]):
     @property
     def _with_values(self) -> bool:
         return all(group.closeness is not None for group in self._shown)
-
-    def _repr_html_(self) -> str:
-        headers, rows = self.table()
-        lines = [f"<th>{'</th><th>'.join(headers)}</th>"]
-        for row in rows:
-            span = f' colspan="{len(headers)}"' if len(row) == 1 else ""
-            lines.append("".join(f"<td{span}>{html.escape(cell)}</td>" for cell in row))
-        table = "".join(f"<tr>{line}</tr>" for line in lines) if rows else ""
-        notes = "<br>".join(map(html.escape, [*self.notes(), self.summary()]))
-        return f"<table>{table}</table><p>{notes}</p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON.

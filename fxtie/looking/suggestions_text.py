@@ -1,4 +1,4 @@
-"""Suggestions as text for a terminal.
+"""Suggestions as text.
 
 In: `Suggestions`. Out: a table, block by block, what its marks mean, and the total.
 """
@@ -6,15 +6,15 @@ In: `Suggestions`. Out: a table, block by block, what its marks mean, and the to
 from __future__ import annotations
 
 from fxtie.looking.suggestions import Suggestions
-from fxtie.looking.tables import table
-from fxtie.shown import text
+from fxtie.looking.tables import Table
+from fxtie.shown import parts
 
-_ALIGN = ("left", "right", "left", "left", "right", "right", "right")
+_NUMBERS = ("n", "saved", "distance", "best scale")
 
 
-@text.register
-def suggestions_text(found: Suggestions) -> str:
+@parts.register
+def suggestions_parts(found: Suggestions) -> list[Table | str]:
     """A table of what saves most, what its marks mean, and the total."""
     headers, rows = found.table()
-    lines = [table(rows, headers, _ALIGN[: len(headers)])] if rows else []
-    return "\n".join([*lines, *found.notes(), found.summary()])
+    tables = [Table(headers, rows, _NUMBERS)] if rows else []
+    return [*tables, *found.notes(), found.summary()]

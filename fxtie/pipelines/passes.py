@@ -67,6 +67,9 @@ class TiePass:
             )
         return PassResult(transform(module, self.rules), True)
 
+    def __repr__(self) -> str:
+        return f"TiePass({list(self.rules)!r})"
+
     def _targets(self, tied: nn.Module) -> set[str]:
         """What the rules name in the untied form of a tied model."""
         resolver = Resolver(_untied(tied))

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import PlanError
+from fxtie.planning.layers import Layer, layers_of
 from fxtie.planning.resolve import Resolver
 from fxtie.planning.steps import Planner, Step
 from fxtie.rules.rule import Rules, Tie, as_rules
@@ -22,7 +23,7 @@ from fxtie.shown import Paged
 from fxtie.words import count, list_names, parameter_change
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Paged):
     """The ordered, checked list of ties for one model. `print` shows it as a table.
 
@@ -32,12 +33,14 @@ class Plan(Paged):
             them (below `ties`). Models that are tied by one plan share them.
         parameters: number of parameters of the model before.
         stored: tensors inside of modules that matched which stay stored, and why.
+        layers: the model's modules that own parameters, for the picture.
     """
 
     steps: tuple[Step, ...]
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: int = 0
     stored: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
 
     @property
     def ties(self) -> tuple[Tie, ...]:
@@ -155,4 +158,4 @@ def plan_with(model: nn.Module, rules: Rules, modules: Mapping[str, nn.Module]) 
     parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     derived = {step.tie.target for step in steps}
     stored = {name: why for name, why in resolver.stored.items() if name not in derived}
-    return Plan(tuple(steps), resolver.modules, parameters, stored)
+    return Plan(tuple(steps), resolver.modules, parameters, stored, layers_of(model))

@@ -57,6 +57,18 @@ def share_casts(graph: fx.Graph, at_least: int = 2) -> None:
                 user.replace_input_with(node, cast)
 
 
+def without_casts(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph to be shown, in which derived tensors go to their uses as they are."""
+    values: dict[fx.Node, fx.Node] = {}
+    copied = fx.Graph()
+    for node in graph.nodes:
+        if node.target is cast_once:
+            values[node] = values[node.args[0]]
+        else:
+            values[node] = copied.node_copy(node, values.__getitem__)
+    return copied
+
+
 def _runs_in_low_precision(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _METHODS

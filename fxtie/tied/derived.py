@@ -23,6 +23,7 @@ from fxtie.tied.sharded import (
     source_value,
 )
 from fxtie.transforms.parts import Part, whole_of
+from fxtie.transforms.protocol import formula, transform_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +151,11 @@ class Derived:
     def _is_distributed(self) -> bool:
         is_distributed: bool = self.owner.__dict__["_fxtie"].is_distributed
         return is_distributed
+
+    @property
+    def formula(self) -> str:
+        """What it is derived as: `square(conv_1.weight)`."""
+        return formula(transform_name(self.transform), (source.name for source in self.sources))
 
     @property
     def part(self) -> Part | None:

@@ -81,6 +81,10 @@ class Region(TiedModule, fx.GraphModule):
             # Now, since torch.compile couldn't look through that.
             self._fxtie.current(self.training).generate()
 
+    def __str__(self) -> str:
+        """As the user's class, where torch.fx appends the code: that is `code`."""
+        return super(fx.GraphModule, self).__str__()
+
     def recompile(self) -> Any:
         """Generate the forward again, after an edit of `graph`; the other mode's, once it runs."""
         state = self._fxtie
@@ -148,13 +152,9 @@ def fill(
             variant.generate()  # which raises then
 
 
-def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
-    """The variant that was captured for such a call, if any."""
+def variant_for(region: Region, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant | None:
+    """The variant that was captured for such a call, if any; its guards may not hold."""
     state, training = region._fxtie, region.training
-    if (is_compiling := is_dynamo_compiling()) and not (
-        state.is_edited or (_torch.is_exporting() and state.holds(training))
-    ):
-        return None  # a compiler sees through derived attributes, and has guards of its own
     for module in state.switches:
         if module.training is not training:
             return None
@@ -169,6 +169,19 @@ def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Va
         arguments = dict(zip(state.signature.positional, args))  # noqa: B905
         if not variant.accepts({**arguments, **kwargs}):
             return None
+    return variant
+
+
+def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
+    """The variant to run for a call, if any."""
+    state = region._fxtie
+    if (is_compiling := is_dynamo_compiling()) and not (
+        state.is_edited or (_torch.is_exporting() and state.holds(region.training))
+    ):
+        return None  # a compiler sees through derived attributes, and has guards of its own
+    variant = variant_for(region, args, kwargs)
+    if variant is None:
+        return None
     if not is_compiling and (broken := variant.guards.broken()) is not None:
         _miss(region, *broken)
         return None

@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.planning.names import join
+from fxtie.shown import page
 from fxtie.tied import placed
 from fxtie.tied.call_cache import remembering
 from fxtie.tied.derived import Derived, Stored
@@ -43,6 +44,19 @@ class TiedModule(PathCopy):
     def _fxtie_stored(self) -> Stored:
         """By which graphs refer to the stored value of a self-derived tensor."""
         return Stored(self)
+
+    def extra_repr(self) -> str:
+        """The user's, and what derived tensors are derived as: `weight=square(conv_1.weight)`."""
+        derived = (f"{attr}={one.formula}" for attr, one in self._fxtie.derived.items())
+        return ", ".join(filter(None, (super().extra_repr(), *derived)))
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of a tied model; of a part of it, the text."""
+        of_user: Callable[[], str | None] | None = getattr(super(), "_repr_html_", None)
+        if of_user is not None or self._fxtie.report is None:
+            return of_user() if of_user else None
+        html: str = page(self).notebook()
+        return html
 
     def __setattr__(self, name: str, value: Any) -> None:
         derived = self._fxtie.derived.get(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
@@ -148,11 +148,19 @@ def _arguments(maker: Any) -> str:
 
 
 def transform_name(transform: Transform | None) -> str:
-    """How a transform is shown in tables: its function name, or its repr."""
+    """How a transform is shown in tables: its function name, or its repr if that is one line."""
     if transform is None or isinstance(transform, Tensor):
         return repr(transform)
     name = getattr(transform, "__name__", None)
-    return name if isinstance(name, str) else repr(transform)
+    if not isinstance(name, str):
+        name = repr(transform)
+    return name if "\n" not in name else f"{type(transform).__name__}(…)"
+
+
+def formula(transform: str, sources: Iterable[str]) -> str:
+    """What a tensor is derived as: `square(conv_1.weight)`; `conv_1.weight` if it is the same."""
+    read = ", ".join(sources)
+    return read if transform == "same" else f"{transform}({read})"
 
 
 class Named:

@@ -1,6 +1,5 @@
 """Pages: what stands in them, that nothing of a model gets out of its text, what they need."""
 
-import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -8,11 +7,8 @@ import torch
 from torch import nn
 
 import fxtie
-from fxtie.looking import layout
 from fxtie.looking.diff_page import diff_page
-
-pytest.importorskip("graphviz")
-pytestmark = pytest.mark.skipif(not shutil.which("dot"), reason="needs dot: apt install graphviz")
+from fxtie.words import cut
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -94,13 +90,26 @@ def test_shapes_need_inputs_and_compute_nothing(tmp_path):
         fxtie.diff(net, tied, torch.randn(7, 5))
 
 
-def test_a_plan_and_a_report_show_what_feeds_what(tmp_path):
+def test_a_plan_and_a_report_show_the_picture_and_folded_ties(tmp_path):
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(9)))
     rules = fxtie.Rule("re:[1-8]", "0", weight=torch.neg, bias=None)
     for thing in pages(net, rules)[:2]:
-        texts = Elements(written(thing, tmp_path)).texts
-        assert {"0", "weight: neg", "1 … 8", "8 layers"} <= set(texts)
-        assert thing.summary() in texts
+        elements = Elements(written(thing, tmp_path))
+        assert thing.summary() in elements.texts
+        assert ("svg", "ties") in [(tag, attrs.get("class")) for tag, attrs in elements.found]
+        assert {"180", "52", "neg ×8"} <= set(elements.texts)
+        assert "1.weight … 8.weight" in elements.texts
+        assert ("td", {"align": "right"}) in elements.found, "numbers are aligned to the right"
+
+
+def test_a_page_says_what_its_colours_mean(tmp_path):
+    net, rules = small()
+    diff = fxtie.diff(net, fxtie.transform(net, rules))
+    elements = Elements(written(diff, tmp_path))
+    classes = [attrs.get("class", "") for _, attrs in elements.found]
+    kinds = {c.removeprefix("box").strip() for c in classes if c.startswith("box")}
+    explained = {c.removeprefix("swatch").strip() for c in classes if c.startswith("swatch")}
+    assert kinds <= explained
 
 
 def test_text_of_a_model_stays_text(tmp_path):
@@ -114,7 +123,7 @@ def test_text_of_a_model_stays_text(tmp_path):
         assert "<script>alert(1)" not in html
         shown = " ".join(elements.texts)
         for name in EVIL:
-            assert layout.cut(name, 44)[:12] in shown, name
+            assert cut(name, 44)[:12] in shown, name
 
 
 def test_a_page_asks_for_nothing(tmp_path):
@@ -130,26 +139,22 @@ def test_a_page_asks_for_nothing(tmp_path):
             assert attrs.get("href", "#").startswith("#")
 
 
-def test_notebooks_get_a_frame_or_text(monkeypatch):
+def test_notebooks_get_a_frame():
     net, rules = small()
-    for thing in pages(net, rules):
-        assert thing._repr_html_().startswith("<iframe srcdoc=")
-
-    def missing(source):
-        raise fxtie.FxtieError("Pictures need graphviz")
-
-    monkeypatch.setattr(layout, "_dot", missing)
-    for thing in pages(net, rules):
-        html = thing._repr_html_()
-        assert html.startswith("<pre>") and "Pictures need graphviz" in html
-        with pytest.raises(fxtie.FxtieError):
-            thing.html("nowhere.html")
+    for thing in (*pages(net, rules), fxtie.transform(net, rules)):
+        found = thing._repr_html_()
+        assert found.startswith("<iframe srcdoc=") and found.count("<") == 2
+        (frame,) = (attrs for tag, attrs in Elements(found).found if tag == "iframe")
+        assert {"60", "24"} <= set(Elements(frame["srcdoc"]).texts), "the numbers of parameters"
 
 
-def test_missing_programs_are_told(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(fxtie.FxtieError, match="apt install graphviz"):
-        layout.draw([layout.Picture((layout.Box("a", ("a",)),))])
+def test_pages_show_no_internals(tmp_path):
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    tied = fxtie.transform(net, fxtie.Rule("re:[123]", "0", weight=torch.square))
+    assert "cast_once" in tied.code, "or this shows nothing"
+    diff = fxtie.diff(net, tied)
+    for text in (written(diff, tmp_path), str(diff), diff.code()):
+        assert "cast_once" not in text and "square" in text
 
 
 def test_nothing_to_draw():

@@ -228,12 +228,12 @@ def test_unrelated_weights_are_called_so():
 
 def test_notebooks_show_a_table():
     page = suggest(Blocks(4), "adjacent")._repr_html_()
-    assert page.startswith("<table><tr><th>layers</th>")
-    assert "<td>blocks.{0 // 2 * 2}</td>" in page
-    assert page.count("<tr>") == 2 and len(page) < 700
+    assert page.startswith('<table><thead><tr><th align="left">layers</th><th align="right">n</th>')
+    assert '<td align="left">blocks.{0 // 2 * 2}</td>' in page
+    assert page.count("<tr>") == 2 and len(page) < 900
     odd = suggest(nn.ModuleDict({"<b>": Blocks(3)}), "repeat")
     assert "<b>" not in odd._repr_html_() and "&lt;b&gt;" in odd._repr_html_()
-    assert suggest(nn.Linear(2, 2))._repr_html_().startswith("<table></table><p>no two layers")
+    assert suggest(nn.Linear(2, 2))._repr_html_().startswith("<p>no two layers")
 
 
 def test_rules_go_into_files(tmp_path):

@@ -110,3 +110,32 @@ def test_a_layer_that_has_a_derived_tensor_can_be_a_source_of_others():
     x = torch.randn(3, 4)
     assert torch.equal(again(x), fxtie.materialize(again)(x))
     assert sorted(again.state_dict()) == ["a.weight", "b.bias"]
+
+
+def test_print_says_what_is_derived():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.LSTM(3, 3, 2), nn.Flatten())
+    lstm = Tie("2.weight_ih_l1", "2.weight_ih_l0", torch.neg)
+    tied = fxtie.transform(net, [Rule("1", "0", torch.square, bias=None), lstm])
+    assert str(tied).splitlines()[2:4] == [
+        "  (1): Conv2d(3, 3, kernel_size=(1, 1), stride=(1, 1), weight=square(0.weight))",
+        "  (2): LSTM(3, 3, num_layers=2, weight_ih_l1=neg(2.weight_ih_l0))",
+    ]
+    assert repr(tied) == str(tied)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_derived_tensor_is_in_what_is_printed(form):
+    net, rules, _ = FORMS[form]()
+    tied = fxtie.transform(net, rules)
+    text = str(tied)
+    assert all(f"{tie.target.rpartition('.')[2]}=" in text for tie in fxtie.report(tied).plan.ties)
+    assert "def forward" not in text
+
+
+def test_a_model_prints_as_its_class_has_it():
+    class Named(nn.Sequential):
+        def __str__(self):
+            return f"{len(self)} layers"
+
+    tied = fxtie.transform(Named(nn.Linear(2, 2), nn.Linear(2, 2)), Rule("1", "0"))
+    assert str(tied) == "2 layers"

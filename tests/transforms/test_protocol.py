@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from transform_cases import CASES, Case, ShapeTracer, expected, root_of
 
 from fxtie.transforms import (  # noqa: F401 (a test evaluates text)
@@ -39,6 +39,7 @@ from fxtie.transforms import (  # noqa: F401 (a test evaluates text)
     tile,
     transpose,
 )
+from fxtie.transforms.protocol import formula, transform_name
 
 # --- Values and gradients ---------------------------------------------------------------------
 
@@ -193,3 +194,10 @@ def test_frozen() -> None:
 )
 def test_repr_is_the_call(text: str) -> None:
     assert repr(eval(text)) == text
+
+
+def test_a_name_is_one_line():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    assert transform_name(module) == "Sequential(…)"
+    assert formula("square", ("a.weight",)) == "square(a.weight)"
+    assert formula("same", ("a.weight",)) == "a.weight"

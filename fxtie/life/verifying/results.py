@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fxtie.errors import FxtieError
 from fxtie.shown import Printed
+from fxtie.words import count
 
 
 class VerificationError(FxtieError):
@@ -38,7 +39,7 @@ class VerifiedCall:
     gradient_error: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification(Printed):
     """What `fxtie.verify` has proved. `print` shows a table.
 
@@ -49,3 +50,10 @@ class Verification(Printed):
 
     calls: tuple[VerifiedCall, ...]
     skipped: Mapping[str, str]
+
+    def summary(self) -> str:
+        """How many calls agree, and how well, as one line."""
+        errors = (e for call in self.calls for e in (call.output_error, call.gradient_error))
+        largest = max((e for e in errors if e is not None), default=0.0)
+        calls = f"{count(len(self.calls), 'call')} compared, largest error {largest:.1e}"
+        return f"{calls}, {len(self.skipped)} skipped" if self.skipped else calls

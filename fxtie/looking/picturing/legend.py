@@ -1,0 +1,61 @@
+"""Which colour stands for which transforms.
+
+In: a `Scene`. Out: its `Legend`: a class of the style sheet for each kind of transform, and what
+the classes mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxtie.looking.grouping import grouped
+from fxtie.looking.picturing.palette import TRANSFORMS
+from fxtie.looking.picturing.scene import SHARED, DrawnTie, Scene
+from fxtie.words import cut
+
+_OWN = [name for name in TRANSFORMS if name not in ("others", "shared")]
+_LONGEST = 30  # characters
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class of the style sheet, its meaning, and whether arcs have it or squares."""
+
+    style: str
+    label: str
+    is_arc: bool
+
+
+class Legend:
+    """The colours of a scene.
+
+    Attributes:
+        styles: the class of each kind of transform. Those that save most have one of their own.
+        entries: what the classes mean.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        kinds = grouped((t for ties in scene.ties.values() for t in ties), lambda tie: tie.kind)
+        shared = {kind: kinds.pop(kind) for kind in (SHARED,) if kind in kinds}
+        ranked = sorted(kinds, key=lambda kind: -sum(tie.saved for tie in kinds[kind]))
+        self.styles = {kind: "others" for kind in ranked} | dict(zip(ranked, _OWN, strict=False))
+        self.styles |= dict.fromkeys(shared, "shared")
+        self.entries = [Entry("stored", "stored", False), Entry("derived", "derived", False)]
+        learned = (kind for kind in ranked if any(tie.learned for tie in kinds[kind]))
+        for kind in (*learned,)[:1]:
+            self.entries.append(Entry(f"{self.styles[kind]} learned", "learned", False))
+        for style, names in grouped(self.styles, self.styles.__getitem__).items():
+            ties = [tie for name in names for tie in (kinds | shared)[name]]
+            self.entries.append(Entry(style, _label(names, ties), True))
+
+
+def _label(kinds: Sequence[str], ties: Sequence[DrawnTie]) -> str:
+    spelled = {tie.transform for tie in ties}
+    if len(kinds) > 1:
+        label = f"{len(kinds)} others"
+    elif len(spelled) > 1:
+        label = f"{kinds[0]}(…)"
+    else:
+        label = cut(min(spelled), _LONGEST)
+    return label if len(ties) == 1 else f"{label} ×{len(ties)}"

@@ -1,0 +1,212 @@
+"""Columns and blocks -> where they stand, and the arcs over them.
+
+In: the items of a row (`folding.py`). Out: a `Row`, with every coordinate in pixels. The squares of
+the layers hang from one line, at height 0; arcs rise above it. The area of a square is the number
+of the layer's parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fxtie.looking.picturing.folding import Block, Column, Item
+from fxtie.looking.picturing.scene import DrawnTie
+
+WIDTH = 1160.0  # of a row, unless it has very many columns
+CHARACTER = 6.05  # width of one in a label
+_LABEL = 13.0  # height of a label's line
+_LONGEST = 22  # characters of a label
+_LARGEST = 132.0  # side of a square
+_HIGHEST = 190.0  # arc
+_LOOP = 14.0  # height of an arc from a column to itself
+_ROUNDS = 40  # of halving: the scale is then exact
+
+
+@dataclass
+class Square:
+    """A layer on the line.
+
+    Attributes:
+        column: what it shows.
+        stored: the share of its parameters that the layer still stores.
+        learned: the share that transforms bring.
+        x: its left edge.
+        side: its width and height.
+    """
+
+    column: Column
+    stored: float
+    learned: float
+    x: float = 0.0
+    side: float = 0.0
+
+    @property
+    def middle(self) -> float:
+        return self.x + self.side / 2
+
+    @property
+    def label(self) -> str:
+        """The layer's name, cut if it is long."""
+        title = self.column.title
+        return title if len(title) <= _LONGEST else f"…{title[1 - _LONGEST :]}"
+
+    @property
+    def is_label_across(self) -> bool:
+        """Whether the label has room below the square; otherwise it is turned."""
+        return len(self.label) * CHARACTER <= self.side + 4
+
+
+@dataclass
+class Bracket:
+    """What stands below the columns of a block.
+
+    Attributes:
+        block: the block.
+        left, right: where it begins and ends.
+        depth: the number of brackets that it is inside of.
+    """
+
+    block: Block
+    left: float
+    right: float
+    depth: int
+
+
+@dataclass
+class Arc:
+    """Ties from one column to another, or to itself, by one transform.
+
+    Attributes:
+        tail, head: the numbers of the columns.
+        kind: the transform, without its arguments.
+        ties: all that it stands for.
+        start, end: where it begins and ends.
+        height: of its top.
+    """
+
+    tail: int
+    head: int
+    kind: str
+    ties: list[DrawnTie] = field(default_factory=list)
+    start: float = 0.0
+    end: float = 0.0
+    height: float = 0.0
+
+    @property
+    def saved(self) -> int:
+        """The number of parameters that its ties save."""
+        return sum(tie.saved for tie in self.ties)
+
+
+class Row:
+    """All that stands on the line or hangs from it.
+
+    Attributes:
+        squares: one for each column.
+        brackets: below them.
+        arcs: above them, the widest first.
+        gap: between two squares.
+        has_labels: whether there is room for names.
+        width: of it all.
+        height: of the highest arc.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.squares = [_square(column) for item in items for column in item.columns()]
+        self.brackets: list[Bracket] = []
+        count = max(1, len(self.squares))
+        room = min(max(WIDTH, 8.0 * count), 2 * WIDTH)
+        self.gap = min(5.0, max(1.2, 0.2 * room / count))
+        self.has_labels = count * _LABEL <= 0.7 * room
+        self._least = _LABEL - self.gap if self.has_labels else 1.0
+        self.width = self._fit(items, room)
+        self.arcs = self._arcs()
+        self.height = max((arc.height for arc in self.arcs), default=0.0)
+
+    # -- places -----------------------------------------------------------------------------------
+
+    def _fit(self, items: Sequence[Item], room: float) -> float:
+        """Choose the largest scale (pixels per square root of a parameter) that has room."""
+        largest = max((_parameters(square.column) for square in self.squares), default=0)
+        high = _LARGEST / math.sqrt(largest or 1)
+        if (width := self._place(items, high)) <= room:
+            return width
+        low = 0.0
+        for _ in range(_ROUNDS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._place(items, middle) <= room else (low, middle)
+        return self._place(items, low)
+
+    def _place(self, items: Sequence[Item], scale: float) -> float:
+        """Set all places. Returns the width."""
+        self.brackets = []
+        return self._place_items(items, scale, iter(self.squares), 0.0, 0) - self.gap
+
+    def _place_items(
+        self, items: Sequence[Item], scale: float, squares: Iterator[Square], x: float, depth: int
+    ) -> float:
+        for item in items:
+            if isinstance(item, Column):
+                square = next(squares)
+                square.side = max(self.gap / 2, scale * math.sqrt(_parameters(item)))
+                room = max(square.side, self._least)
+                square.x = x + (room - square.side) / 2
+                x += room + self.gap
+            else:
+                margin = self.gap * (0.8 if depth else 1.6)
+                left = x + margin
+                x = self._place_items(item.items, scale, squares, left, depth + 1)
+                self.brackets.append(Bracket(item, left, x - self.gap, depth))
+                x += margin
+        return x
+
+    # -- arcs -------------------------------------------------------------------------------------
+
+    def _arcs(self) -> list[Arc]:
+        number = {one.name: i for i, s in enumerate(self.squares) for one in s.column.layers}
+        arcs: dict[tuple[int, int, str], Arc] = {}
+        for head, square in enumerate(self.squares):
+            for tie in square.column.all_ties:
+                tails = (_column_of(source, number) for source in tie.sources)
+                for tail in dict.fromkeys(tail for tail in tails if tail is not None):
+                    key = tail, head, tie.kind
+                    arcs.setdefault(key, Arc(*key)).ties.append(tie)
+        for arc in arcs.values():
+            arc.start, arc.end = self.squares[arc.tail].middle, self.squares[arc.head].middle
+        ordered = sorted(arcs.values(), key=lambda arc: (-abs(arc.end - arc.start), -arc.saved))
+        _raise_arcs(ordered)
+        return ordered
+
+
+def _raise_arcs(arcs: list[Arc]) -> None:
+    """Set the heights: a wide arc goes over the narrow ones, one of the same ends below."""
+    widest = max((abs(arc.end - arc.start) for arc in arcs), default=0.0)
+    ends: dict[tuple[int, int], int] = {}
+    for arc in arcs:
+        span = abs(arc.end - arc.start)
+        nth = ends[arc.tail, arc.head] = ends.get((arc.tail, arc.head), -1) + 1
+        top = min(_HIGHEST, widest / 2) * (span / widest) ** 0.75 if span else _LOOP
+        arc.height = top * 0.94**nth
+
+
+def _parameters(column: Column) -> int:
+    """What a column has, or would have if nothing were derived."""
+    own = sum(math.prod(shape) for shape in column.layers[0].shapes.values())
+    return own + sum(tie.learned for tie in column.ties)
+
+
+def _square(column: Column) -> Square:
+    total = _parameters(column) or 1
+    derived = {tie.attr for tie in column.ties if not tie.stored}
+    stored = sum(n for attr, n in column.layers[0].sizes.items() if attr not in derived)
+    return Square(column, stored / total, sum(tie.learned for tie in column.ties) / total)
+
+
+def _column_of(tensor: str, number: dict[str, int]) -> int | None:
+    """The column of the layer that a tensor is in; None for a buffer of another module."""
+    owner = tensor.rpartition(".")[0]
+    while owner and owner not in number:
+        owner = owner.rpartition(".")[0]
+    return number.get(owner)

@@ -1,0 +1,127 @@
+"""What the tie picture shows, as plain data.
+
+In: a `Plan`. Out: a `Scene`: the layers, free tensors among them, and the ties between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxtie.looking.grouping import grouped
+from fxtie.planning.layers import Layer
+from fxtie.planning.plan import Plan
+from fxtie.planning.steps import Step
+from fxtie.rules.free import Free
+from fxtie.transforms.parts import module_of
+from fxtie.transforms.protocol import formula
+
+SHARED = "shared in the model"
+
+
+@dataclass(frozen=True)
+class DrawnTie:
+    """One derived tensor.
+
+    Attributes:
+        target: its name.
+        sources: the names of what it is derived from.
+        transform: as tables show it; `SHARED` for a Parameter that the model itself has twice.
+        shape: its shape.
+        stored: whether it keeps a stored value, which is one of its sources.
+        learned: the number of parameters that its transform brings.
+        saved: the number of parameters that the tied model has less of by it.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    transform: str
+    shape: tuple[int, ...]
+    stored: bool = False
+    learned: int = 0
+    saved: int = 0
+
+    @property
+    def owner(self) -> str:
+        """The layer of the target."""
+        return self.target.rpartition(".")[0]
+
+    @property
+    def attr(self) -> str:
+        """The target's name in its layer."""
+        return self.target.rpartition(".")[2]
+
+    @property
+    def kind(self) -> str:
+        """The transform without its arguments."""
+        return self.transform.partition("(")[0]
+
+    @property
+    def formula(self) -> str:
+        """What it is derived as: `square(conv_1.weight)`."""
+        return formula("same" if self.transform == SHARED else self.transform, self.sources)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to draw.
+
+    Attributes:
+        layers: those of the model, in its order; free tensors stand ahead of them.
+        ties: by the layer of their target.
+        parameters: number of parameters before and after.
+        summary: the totals, as one line.
+    """
+
+    layers: tuple[Layer, ...]
+    ties: dict[str, list[DrawnTie]]
+    parameters: tuple[int, int]
+    summary: str
+
+
+def scene_of(plan: Plan) -> Scene:
+    """The scene of a plan."""
+    free = [
+        Layer(f"ties.{name}", type(owner).__name__, {k: tuple(p.shape) for k, p in named})
+        for name, owner in plan.modules.items()
+        if isinstance(owner, Free) and (named := list(owner.named_parameters()))
+    ]
+    canonical = {alias: layer.name for layer in plan.layers for alias in layer.aliases}
+    ties = [*_shared(plan.layers), *_drawn(plan.steps, canonical)]
+    after = {tie.target: tie for tie in ties}  # a tensor that is tied again is what it is now
+    by_owner = grouped(sorted(after.values(), key=lambda tie: tie.attr), lambda tie: tie.owner)
+    parameters = plan.parameters, plan.parameters_after
+    return Scene((*free, *plan.layers), by_owner, parameters, plan.summary())
+
+
+def _shared(layers: tuple[Layer, ...]) -> Iterator[DrawnTie]:
+    """What the model itself shares between layers, as if it were tied."""
+    for layer in layers:
+        for attr, source in layer.shared.items():
+            name = f"{layer.name}.{attr}" if layer.name else attr
+            yield DrawnTie(name, (source,), SHARED, layer.shapes[attr])
+
+
+def _drawn(steps: tuple[Step, ...], canonical: dict[str, str]) -> Iterator[DrawnTie]:
+    seen: set[nn.Module] = set()
+
+    def name_of(tensor: str) -> str:
+        owner, dot, attr = tensor.rpartition(".")
+        return canonical.get(owner, owner) + dot + attr
+
+    for step in steps:
+        module, learned = module_of(step.tie.transform), 0
+        if module is not None and module not in seen:
+            seen.add(module)
+            learned = sum(p.numel() for p in module.parameters())
+        yield DrawnTie(
+            name_of(step.tie.target),
+            tuple(map(name_of, step.tie.sources)),
+            step.transform_name,
+            step.spec.shape,
+            step.tie.is_self_derived,
+            learned,
+            step.saved,
+        )

@@ -1,0 +1,99 @@
+"""The SVG itself."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+from decoder import Decoder
+from torch import nn
+
+import fxtie
+from fxtie import Rule
+from fxtie import transforms as T
+from fxtie.looking.picturing.palette import style_sheet
+from fxtie.looking.picturing.scene import scene_of
+from fxtie.looking.picturing.svg import tie_svg
+from fxtie.planning.layers import layers_of
+from fxtie.planning.plan import Plan
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(model, *rules):
+    return ET.fromstring(fxtie.picture(fxtie.plan(model, rules))._repr_svg_())
+
+
+def linears(n):
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(n)))
+
+
+def with_class(root, name):
+    return [e for e in root.iter() if name in e.get("class", "").split()]
+
+
+def texts(root):
+    return ["".join(e.itertext()) for e in root.iter(f"{SVG}text")]
+
+
+def test_it_says_what_matters():
+    root = drawn(Decoder(12), Rule("layers.*", "layers.0"))
+    assert texts(root)[:2] == ["1.1k → 164", "66 ties, 15.1% of the parameters stored"]
+    assert {"stored", "derived", "same ×66"} <= set(texts(root))
+    assert "layers.1 … layers.11 ×11" in texts(root)
+
+
+def test_tips_give_shape_transform_and_saving():
+    root = drawn(linears(3), Rule("1", "0", torch.square))
+    tips = [e.text for e in root.iter(f"{SVG}title")]
+    assert "1: Linear\nweight 4x4 = square(0.weight)\nbias 4 = 0.bias\nsaves 20 parameters" in tips
+    assert "1.weight = square(0.weight)\nsaves 16 parameters" in tips
+
+
+def test_what_is_derived_is_hollow():
+    root = drawn(linears(3), Rule("1", "0", T.LowRank(1), bias=None))
+    kinds = [[e.get("class") for e in g.iter(f"{SVG}rect")] for g in with_class(root, "layer")]
+    assert kinds == [["stored"], ["derived t0", "stored", "t0 learned"], ["stored"]]
+
+
+def test_colours_are_told_apart_or_told_of():
+    functions = [torch.sin, torch.cos, torch.tan, torch.abs, torch.neg, torch.exp, torch.tanh]
+    more = [torch.square, torch.sigmoid]
+    rules = [Rule(str(i), "0", f, bias=None) for i, f in enumerate([*functions, *more], 1)]
+    root = drawn(linears(10), *rules)
+    names = [e.get("class").split()[1] for e in with_class(root, "tie")]
+    assert sorted(names) == [*("others",) * 2, *(f"t{i}" for i in range(7))]
+    assert {f.__name__ for f in functions} | {"2 others ×2"} <= set(texts(root))
+
+
+def test_transforms_that_differ_in_arguments_share_a_colour():
+    root = drawn(linears(3), Rule("1", "0", T.scale(2), None), Rule("2", "0", T.scale(3), None))
+    assert "scale(…) ×2" in texts(root)
+    assert {e.get("class") for e in with_class(root, "tie")} == {"tie t0"}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "auto"])
+def test_themes(theme, tmp_path):
+    fxtie.picture(fxtie.plan(linears(2), Rule("1", "0"))).svg(tmp_path / "a.svg", theme=theme)
+    (style,) = ET.parse(tmp_path / "a.svg").getroot().iter(f"{SVG}style")
+    grounds = re.findall(r"\.ground \{ fill: (#\w+);", style.text)
+    assert grounds == {"light": ["#ffffff"], "dark": ["#11151c"]}.get(theme, ["#ffffff", "#11151c"])
+    assert ("prefers-color-scheme: dark" in style.text) == (theme == "auto")
+    assert "$" not in style.text, "a colour that has no value"
+
+
+def test_names_of_a_model_stay_text():
+    evil = '<script>alert("1")</script>&amp;'
+    net = nn.Sequential()
+    net.add_module(evil, nn.Linear(4, 4))
+    net.add_module("b", nn.Linear(4, 4))
+    root = drawn(net, fxtie.Tie("b.weight", f"{evil}.weight", torch.neg))
+    assert not list(root.iter(f"{SVG}script")) and not list(root.iter("script"))
+    assert any(evil in (e.text or "") for e in root.iter(f"{SVG}title"))
+
+
+def test_nothing_tied_and_nothing_there():
+    for model, numbers in ((linears(1), "20 → 20"), (nn.ReLU(), "0 → 0")):
+        size = sum(p.numel() for p in model.parameters())
+        scene = scene_of(Plan((), parameters=size, layers=layers_of(model)))
+        assert texts(ET.fromstring(tie_svg(scene, style_sheet("light"))))[0] == numbers
