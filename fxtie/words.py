@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Sequence
 
 _MOST_NAMES = 8
@@ -65,6 +66,11 @@ def cut(text: str, longest: int) -> str:
         return text
     head = longest // 2
     return f"{text[:head]}…{text[head + 1 - longest :]}"
+
+
+def columns(text: str) -> int:
+    """How wide a text is, in characters of a fixed width: some of East Asia take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def list_names(names: Sequence[str]) -> str:

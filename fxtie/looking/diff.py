@@ -160,7 +160,7 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
         (_bytes(before), _bytes(after)),
         tuple((_code(old), _code(new)) for _, old, new in pairs),
         _unseen(report) if isinstance(report, Report) else (),
-        picture(report) if isinstance(report, Report) else None,
+        picture(after) if isinstance(report, Report) else None,
     )
 
 

@@ -11,14 +11,13 @@ neighbours are, and then moved below them. All arrows from one box share their b
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from statistics import fmean
 
 from fxtie.looking.grouping import grouped
-from fxtie.words import cut
+from fxtie.words import columns, cut
 
 _CHARACTER, _LINE = 6.62, 15.0  # pixels, in the monospaced 11px that page.css sets
 _MARGIN = 8.0
@@ -47,7 +46,7 @@ class Box:
 
     @property
     def size(self) -> tuple[float, float]:
-        widest = max(sum(map(_columns, line)) for line in self.shown)
+        widest = max(map(columns, self.shown))
         return widest * _CHARACTER + 2 * _MARGIN, len(self.lines) * _LINE + _MARGIN
 
     @property
@@ -82,10 +81,6 @@ class Drawing:
     size: tuple[float, float]
     boxes: Sequence[tuple[Box, float, float]]
     paths: Sequence[str]
-
-
-def _columns(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 @dataclass(eq=False)

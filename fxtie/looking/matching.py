@@ -58,7 +58,7 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
     by_stack = all(any(map(_stack, graph.nodes)) for graph in (before, after))
     for graph in (before, after):
         for node in graph.nodes:
-            matching.layers[node] = _layer_of(node, region, by_stack)
+            matching.layers[node] = layer_of(node, region, by_stack)
     old, new = (grouped(g.nodes, matching.layers.__getitem__) for g in (before, after))
     for layer in old:
         gaps = list(_align(old[layer], new.get(layer, []), matching))
@@ -71,14 +71,14 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
 # -- layers ---------------------------------------------------------------------------------------
 
 
-def _layer_of(node: fx.Node, region: str, by_stack: bool) -> str:
+def layer_of(node: fx.Node, region: str, by_stack: bool) -> str:
     """The layer that a node belongs to; the region's own name for what its forward does itself."""
     if tie := node.meta.get("tie") or _tie_of_readers(node):
         return str(tie).rpartition(".")[0]
     if node.op == "call_module":
         return join(region, str(node.target))
     if node.op == "get_attr" and node.users and not (by_stack and _stack(node)):
-        return _layer_of(next(iter(node.users)), region, by_stack)
+        return layer_of(next(iter(node.users)), region, by_stack)
     return join(region, _stack(node) if by_stack else "")
 
 

@@ -24,10 +24,10 @@ import jinja2
 from fxtie.looking.layout import Flow, draw
 from fxtie.looking.picturing.palette import page_style
 from fxtie.looking.picturing.scene import Scene
-from fxtie.looking.picturing.svg import tie_svg
+from fxtie.looking.picturing.svg import tie_height, tie_svg
 from fxtie.looking.tables import Table
 
-_HEIGHT = 640  # pixels of a notebook
+_HEIGHT, _HEAD = 640, 110  # pixels of a notebook: at most, and of what is around the picture
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,12 @@ class Page:
 
         Nothing in the frame reaches the notebook: neither its style, nor what a model is named.
         """
+        height = _HEIGHT
+        if self.scene is not None and not self.sections:
+            height = min(height, _HEAD + tie_height(self.scene))
         return (
             f'<iframe srcdoc="{html.escape(self.html())}" sandbox="allow-scripts" width="100%" '
-            f'height="{_HEIGHT}" style="border: 0"></iframe>'
+            f'height="{height}" style="border: 0"></iframe>'
         )
 
 

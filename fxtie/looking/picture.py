@@ -5,20 +5,25 @@ In: a plan, a report or a tied model. Out: a `TiePicture`, which writes SVG, PNG
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
 
-from torch import nn
+from torch import fx, nn
 
 from fxtie.capturing.report import Report, report
 from fxtie.errors import FxtieError
+from fxtie.looking.matching import layer_of
 from fxtie.looking.picturing.palette import Theme, style_sheet
 from fxtie.looking.picturing.scene import Scene, scene_of
 from fxtie.looking.picturing.svg import tie_svg
+from fxtie.planning.layers import Layer
 from fxtie.planning.plan import Plan
 from fxtie.shown import Paged
+from fxtie.tied.path_copy import tied_model
+from fxtie.tied.region import Region
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -27,11 +32,14 @@ _Path: TypeAlias = str | os.PathLike[str]
 class TiePicture(Paged):
     """A picture of what is derived from what. Made by `fxtie.picture`; a notebook shows it.
 
-    Each layer is a square, in the model's order; its area is the number of its parameters. What is
-    stored is solid, what is derived is hollow, and what a transform learns is solid in the colour
-    of the transform. An arc leads from a source to a target. Blocks that are alike and tied alike
-    are drawn once, with their number, if there are many layers. Pointing at a square or an arc
-    shows names, shapes, transform and saving.
+    Each layer is a square whose area is the number of its parameters. What is stored is solid, what
+    is derived is hollow, and what a transform learns is solid in the colour of the transform. An
+    arc leads from a source to a target. Blocks that are alike and tied alike are drawn once, with
+    their number, if there are many layers. Pointing at a square or an arc shows names, shapes,
+    transform and saving.
+
+    The layers of a tied model stand in the order in which its graphs call them, those of a plan or
+    a report, which have no graph, as they are in the model.
 
     Attributes:
         scene: what there is to draw, as plain data.
@@ -107,6 +115,28 @@ def picture(of: Plan | Report | nn.Module) -> TiePicture:
         >>> found._repr_svg_().startswith("<svg")
         True
     """
-    if not isinstance(of, Plan):
-        of = (of if isinstance(of, Report) else report(of)).whole_plan
-    return TiePicture(scene_of(of))
+    if isinstance(of, Plan):
+        return TiePicture(scene_of(of))
+    made = of if isinstance(of, Report) else report(of)
+    plan = made.whole_plan
+    if isinstance(of, nn.Module):
+        for name, region in tied_model(of).named_modules():
+            if isinstance(region, Region):
+                plan = replace(plan, layers=_as_called(plan.layers, name, region.graph))
+    return TiePicture(scene_of(plan))
+
+
+def _as_called(layers: tuple[Layer, ...], region: str, graph: fx.Graph) -> tuple[Layer, ...]:
+    """Layers, those inside of a region in the order in which its graph comes to them."""
+    called = dict.fromkeys(layer_of(node, region, by_stack=True) for node in graph.nodes)
+    place = {name: i for i, name in enumerate(called) if name != region}
+
+    def key(name: str) -> float:
+        while name != region and name not in place:  # a part of what was called as one
+            name = name.rpartition(".")[0]
+        return place.get(name, math.inf)
+
+    inside = {one.name: one for one in layers if one.name.startswith(region and f"{region}.")}
+    inside.pop("", None)
+    ordered = iter(sorted(inside, key=key))
+    return tuple(inside[next(ordered)] if one.name in inside else one for one in layers)

@@ -71,7 +71,7 @@ class Table:
         whole = [row for row in self.rows if len(row) == len(self.headers)]
         least = [len(header) + _BETWEEN for header in self.headers]  # as tabulate has it
         widths = [
-            max(wide, *(len(line) for cell in cells for line in cell.split("\n")))
+            max([wide, *(len(line) for cell in cells for line in cell.split("\n"))])
             for wide, *cells in zip(least, *whole, strict=True)
         ]
         room -= _BETWEEN * (len(widths) - 1)

@@ -58,7 +58,9 @@ def share_casts(graph: fx.Graph, at_least: int = 2) -> None:
 
 
 def without_casts(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph to be shown, in which derived tensors go to their uses as they are."""
+    """A graph to be shown, in which derived tensors go to their uses as they are."""
+    if not graph.find_nodes(op="call_function", target=cast_once):
+        return graph
     values: dict[fx.Node, fx.Node] = {}
     copied = fx.Graph()
     for node in graph.nodes:

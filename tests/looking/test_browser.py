@@ -203,9 +203,9 @@ def test_a_layer_that_is_pointed_at_shows_its_arcs_alone(show):
 def test_the_picture_has_the_colours_of_the_page(show, scheme):
     net, rules, _ = blocks(2)
     page = show(fxtie.plan(net, rules), color_scheme=scheme)
-    fill = "getComputedStyle(document.querySelector('.ground')).fill"
+    fill = "getComputedStyle(document.querySelector('.stored')).fill"
     for light in (scheme == "light", scheme != "light"):
-        assert page.evaluate(fill) == ("rgb(255, 255, 255)" if light else "rgb(17, 21, 28)")
+        assert page.evaluate(fill) == ("rgb(59, 70, 87)" if light else "rgb(169, 181, 198)")
         page.click("#theme")
 
 

@@ -58,4 +58,4 @@ def _label(kinds: Sequence[str], ties: Sequence[DrawnTie]) -> str:
         label = f"{kinds[0]}(…)"
     else:
         label = cut(min(spelled), _LONGEST)
-    return label if len(ties) == 1 else f"{label} ×{len(ties)}"
+    return label if len(ties) == len(kinds) else f"{label} ×{len(ties)}"

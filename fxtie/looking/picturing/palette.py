@@ -17,7 +17,7 @@ _COLOURS: dict[str, Pair] = {
     "faint": ("#5d6878", "#98a3b3"),
     "line": ("#d4dae3", "#3a4352"),
     "panel": ("#f5f7fa", "#1a2029"),
-    "stored": ("#3b4657", "#c3ccd9"),
+    "stored": ("#3b4657", "#a9b5c6"),
 }
 TRANSFORMS: dict[str, Pair] = {
     "t0": ("#2f6bff", "#7aa5ff"),

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 from fxtie.looking.picturing.folding import Block, Column, Item
 from fxtie.looking.picturing.scene import DrawnTie
+from fxtie.planning.names import join
+from fxtie.words import columns, list_names
 
 WIDTH = 1160.0  # of a row, unless it has very many columns
-CHARACTER = 6.05  # width of one in a label
+_CHARACTER = 6.05  # width of one in a label
 _LABEL = 13.0  # height of a label's line
 _LONGEST = 22  # characters of a label
 _LARGEST = 132.0  # side of a square
@@ -53,9 +55,13 @@ class Square:
         return title if len(title) <= _LONGEST else f"…{title[1 - _LONGEST :]}"
 
     @property
+    def label_width(self) -> float:
+        return columns(self.label) * _CHARACTER
+
+    @property
     def is_label_across(self) -> bool:
         """Whether the label has room below the square; otherwise it is turned."""
-        return len(self.label) * CHARACTER <= self.side + 4
+        return self.label_width <= self.side + 4
 
 
 @dataclass
@@ -72,6 +78,19 @@ class Bracket:
     left: float
     right: float
     depth: int
+
+    @property
+    def label(self) -> str:
+        """The names of the blocks, inside of another bracket without that one's; empty if long."""
+        names = self.block.names
+        name = list_names([n.rpartition(".")[2] for n in names] if self.depth else names)
+        room = self.right - self.left + 8
+        return name if columns(f"{name} {self.times}") * _CHARACTER <= room else ""
+
+    @property
+    def times(self) -> str:
+        """How often the block repeats: `×11`."""
+        return f"×{self.block.times}" if self.block.times > 1 else ""
 
 
 @dataclass
@@ -165,11 +184,17 @@ class Row:
     # -- arcs -------------------------------------------------------------------------------------
 
     def _arcs(self) -> list[Arc]:
-        number = {one.name: i for i, s in enumerate(self.squares) for one in s.column.layers}
+        number: dict[str, int] = {}  # of the column, by names of layers and of tensors
+        for i, square in enumerate(self.squares):
+            for layer in square.column.layers:
+                number |= dict.fromkeys(
+                    [layer.name, *(join(layer.name, a) for a in layer.shapes)], i
+                )
         arcs: dict[tuple[int, int, str], Arc] = {}
         for head, square in enumerate(self.squares):
             for tie in square.column.all_ties:
-                tails = (_column_of(source, number) for source in tie.sources)
+                # A buffer of a module without parameters has no column.
+                tails = (number.get(s, number.get(s.rpartition(".")[0])) for s in tie.sources)
                 for tail in dict.fromkeys(tail for tail in tails if tail is not None):
                     key = tail, head, tie.kind
                     arcs.setdefault(key, Arc(*key)).ties.append(tie)
@@ -202,11 +227,3 @@ def _square(column: Column) -> Square:
     derived = {tie.attr for tie in column.ties if not tie.stored}
     stored = sum(n for attr, n in column.layers[0].sizes.items() if attr not in derived)
     return Square(column, stored / total, sum(tie.learned for tie in column.ties) / total)
-
-
-def _column_of(tensor: str, number: dict[str, int]) -> int | None:
-    """The column of the layer that a tensor is in; None for a buffer of another module."""
-    owner = tensor.rpartition(".")[0]
-    while owner and owner not in number:
-        owner = owner.rpartition(".")[0]
-    return number.get(owner)

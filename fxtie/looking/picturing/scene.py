@@ -5,6 +5,7 @@ In: a `Plan`. Out: a `Scene`: the layers, free tensors among them, and the ties 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from fxtie.looking.grouping import grouped
 from fxtie.planning.layers import Layer
+from fxtie.planning.names import join
 from fxtie.planning.plan import Plan
 from fxtie.planning.steps import Step
 from fxtie.rules.free import Free
@@ -55,8 +57,8 @@ class DrawnTie:
 
     @property
     def kind(self) -> str:
-        """The transform without its arguments."""
-        return self.transform.partition("(")[0]
+        """The transform without its arguments and without the number of a part."""
+        return re.split(r"[(\[]", self.transform)[0]
 
     @property
     def formula(self) -> str:
@@ -83,11 +85,11 @@ class Scene:
 
 def scene_of(plan: Plan) -> Scene:
     """The scene of a plan."""
-    free = [
-        Layer(f"ties.{name}", type(owner).__name__, {k: tuple(p.shape) for k, p in named})
+    free = (
+        Layer(f"ties.{name}", type(owner).__name__, _shapes(owner))
         for name, owner in plan.modules.items()
-        if isinstance(owner, Free) and (named := list(owner.named_parameters()))
-    ]
+        if isinstance(owner, Free)
+    )
     canonical = {alias: layer.name for layer in plan.layers for alias in layer.aliases}
     ties = [*_shared(plan.layers), *_drawn(plan.steps, canonical)]
     after = {tie.target: tie for tie in ties}  # a tensor that is tied again is what it is now
@@ -96,12 +98,15 @@ def scene_of(plan: Plan) -> Scene:
     return Scene((*free, *plan.layers), by_owner, parameters, plan.summary())
 
 
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
 def _shared(layers: tuple[Layer, ...]) -> Iterator[DrawnTie]:
     """What the model itself shares between layers, as if it were tied."""
     for layer in layers:
         for attr, source in layer.shared.items():
-            name = f"{layer.name}.{attr}" if layer.name else attr
-            yield DrawnTie(name, (source,), SHARED, layer.shapes[attr])
+            yield DrawnTie(join(layer.name, attr), (source,), SHARED, layer.shapes[attr])
 
 
 def _drawn(steps: tuple[Step, ...], canonical: dict[str, str]) -> Iterator[DrawnTie]:

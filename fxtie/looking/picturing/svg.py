@@ -6,14 +6,15 @@ In: a `Scene`. Out: SVG text that needs no script and no network.
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
 from fxtie.looking.picturing.folding import Item, items_of
 from fxtie.looking.picturing.legend import Entry, Legend
-from fxtie.looking.picturing.row import CHARACTER, Arc, Bracket, Row, Square
+from fxtie.looking.picturing.row import Arc, Bracket, Row, Square
 from fxtie.looking.picturing.scene import SHARED, Scene
-from fxtie.words import count, human_count, list_names
+from fxtie.words import columns, count, human_count, list_names
 
 _MOST_UNFOLDED = 28  # columns: so few are never folded
 _MARGIN = 28.0
@@ -34,6 +35,11 @@ def tie_svg(scene: Scene, style: str = "", *, folded: bool = True) -> str:
         folded: whether blocks that are alike are drawn once, if there are many columns.
     """
     return _Drawing(scene, items(scene, folded=folded)).svg(style)
+
+
+def tie_height(scene: Scene) -> int:
+    """How high the picture is, folded, in pixels."""
+    return math.ceil(_Drawing(scene, items(scene, folded=True)).height)
 
 
 def items(scene: Scene, *, folded: bool) -> list[Item]:
@@ -150,7 +156,7 @@ class _Drawing:
     def _label_room(self, square: Square) -> float:
         if not self.row.has_labels:
             return 0.0
-        return 18.0 if square.is_label_across else len(square.label) * CHARACTER + 8
+        return 18.0 if square.is_label_across else square.label_width + 8
 
     # -- below it ---------------------------------------------------------------------------------
 
@@ -170,20 +176,13 @@ class _Drawing:
             return
         left, right = self.left + bracket.left, self.left + bracket.right
         y = self.below + 4 + _LEVEL * (self.levels - 1 - bracket.depth)
-        block = bracket.block
         group = _add(root, "g", style="block")
-        _add(group, "title", list_names(block.names))
+        _add(group, "title", list_names(bracket.block.names))
         path = f"M{_points((left, y))} v4 H{_number(right)} v-4"
         _add(group, "path", style="bracket", d=path)
-        room = (right - left + 8) / CHARACTER
-        times = f"×{block.times}" if block.times > 1 else ""
-        names = [n.rpartition(".")[2] for n in block.names] if bracket.depth else block.names
-        name = list_names(names)
-        if len(name) + len(times) + 1 > room:
-            name = ""
         text = _add(group, "text", style="label", x=(left + right) / 2, y=y + 17, **_CENTRED)
-        _add(text, "tspan", f"{name} ".lstrip(), style="faint")
-        _add(text, "tspan", times, style="times ink")
+        _add(text, "tspan", f"{bracket.label} ".lstrip(), style="faint")
+        _add(text, "tspan", bracket.times, style="times ink")
 
 
 # -- texts shown while the pointer is over something -----------------------------------------------
@@ -214,8 +213,11 @@ def _square_tip(square: Square) -> str:
 _CENTRED: dict[str, Any] = {"text_anchor": "middle"}
 
 
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
 def _key_width(column: list[Entry]) -> float:
-    return _TEXT * max(len(entry.label) for entry in column) + 46
+    return _TEXT * max(columns(entry.label) for entry in column) + 46
 
 
 def _add_key(root: ET.Element, entry: Entry, x: float, y: float) -> None:
@@ -247,7 +249,7 @@ def _add(
 ) -> ET.Element:
     """Add an element. `style` is its class; numbers become text."""
     element = ET.SubElement(parent, tag, {"class": style} if style else {})
-    element.text = text or None
+    element.text = _NOT_IN_XML.sub("\ufffd", text) or None
     for name, value in attributes.items():
         element.set(name.replace("_", "-"), value if isinstance(value, str) else _number(value))
     return element

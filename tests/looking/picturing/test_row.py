@@ -69,6 +69,17 @@ def test_ties_within_a_folded_block_are_loops():
     assert [len(arc.ties) for arc in found.arcs] == [1, 10]
 
 
+def test_arcs_from_what_is_no_layer():
+    """Free tensors have a square, even without parameters; a buffer of another module has none."""
+    net = nn.Sequential(*linears(2), nn.BatchNorm1d(4, affine=False))
+    net.scale = nn.Parameter(torch.ones(1))
+    frozen = fxtie.Tensors(A=(4, 4), frozen="A")
+    rules = Rule("0.weight", frozen, torch.neg), fxtie.Tie("1.bias", "2.running_mean")
+    found = row(net, *rules)
+    assert [square.label for square in found.squares] == ["(root)", "ties.tensors", "0", "1"]
+    assert [(arc.tail, arc.head) for arc in found.arcs] == [(1, 2)]
+
+
 def test_names_need_room():
     for n, has_labels in ((5, True), (50, True), (500, False)):
         assert row(linears(n), Rule("1", "0"), folded=False).has_labels == has_labels

@@ -37,6 +37,10 @@ CASES = {
     "learned": (lambda: linears(3), [Rule("1", "0", T.LowRank(1))]),
     "learned, of its own": (lambda: linears(3), [Rule("*", "{0}", T.LowRank(1), bias=None)]),
     "a bank": (lambda: linears(3), [Rule("*.weight", fxtie.Bank(2, (4, 4)), T.Mix(2))]),
+    "frozen tensors": (
+        lambda: linears(3),
+        [Rule("*.weight", fxtie.Tensors(A=(4, 4), frozen="A"), torch.neg)],
+    ),
     "from nothing": (lambda: linears(2), [fxtie.Tie("1.bias", None, lambda: torch.zeros(4))]),
 }
 

@@ -63,7 +63,14 @@ def test_colours_are_told_apart_or_told_of():
     root = drawn(linears(10), *rules)
     names = [e.get("class").split()[1] for e in with_class(root, "tie")]
     assert sorted(names) == [*("others",) * 2, *(f"t{i}" for i in range(7))]
-    assert {f.__name__ for f in functions} | {"2 others ×2"} <= set(texts(root))
+    assert {f.__name__ for f in functions} | {"2 others"} <= set(texts(root))
+
+
+def test_parts_of_one_transform_share_a_colour():
+    both = fxtie.Tie(("1.weight", "2.weight"), "0.weight", lambda w: (w, -w))
+    root = drawn(linears(3), both)
+    assert {e.get("class") for e in with_class(root, "tie")} == {"tie t0"}
+    assert "<lambda>(…) ×2" in texts(root)
 
 
 def test_transforms_that_differ_in_arguments_share_a_colour():
@@ -83,13 +90,14 @@ def test_themes(theme, tmp_path):
 
 
 def test_names_of_a_model_stay_text():
-    evil = '<script>alert("1")</script>&amp;'
+    evil = '<script>alert("1")</script>&amp;\x0b'
     net = nn.Sequential()
     net.add_module(evil, nn.Linear(4, 4))
     net.add_module("b", nn.Linear(4, 4))
     root = drawn(net, fxtie.Tie("b.weight", f"{evil}.weight", torch.neg))
     assert not list(root.iter(f"{SVG}script")) and not list(root.iter("script"))
-    assert any(evil in (e.text or "") for e in root.iter(f"{SVG}title"))
+    shown = evil.replace("\x0b", "\ufffd")
+    assert any(shown in (e.text or "") for e in root.iter(f"{SVG}title"))
 
 
 def test_nothing_tied_and_nothing_there():
