@@ -18,6 +18,7 @@ from fxtie.words import count, list_names, list_tensors, role
 
 _COLOURS = {"-": "\033[31m", "+": "\033[32m"}
 _BOLD, _RESET = "\033[1m", "\033[0m"
+_NARROWEST = 60  # terminal that lines are cut for
 _CONTEXT = 2  # unchanged nodes shown around changed ones
 
 
@@ -57,7 +58,7 @@ def _table(layer: LayerDiff, colour: bool) -> str:
     rows = [(ln.mark, ln.op, ln.name, ln.target, ln.args) for ln in _with_context(layer.lines)]
     whole = Table(("", "opcode", "name", "target", "args"), rows).text()
     lines = [line.rstrip() for line in whole.splitlines()]
-    if width := terminal_width():  # a line that is broken into several would hide the marks
+    if (width := terminal_width()) >= _NARROWEST:  # lines that wrap would hide the marks
         lines = [f"{line[: width - 1]}…" if len(line) > width else line for line in lines]
     if colour:
         lines[2:] = [

@@ -3,7 +3,7 @@
 In: a `Page`. Out: HTML with its style, its script and its pictures inside, which needs no network.
 
 Text comes from the model: the template escapes it (`page.html`, by jinja2's autoescape), and so do
-`tables.py` and `tie_svg.py`, whose HTML it takes as it is.
+`tables.py` and `picturing/svg.py`, whose HTML it takes as it is.
 The page's content security policy allows its own script, by its hash, and no request.
 """
 

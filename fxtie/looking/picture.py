@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -45,7 +45,7 @@ class TiePicture(Paged):
         scene: what there is to draw, as plain data.
     """
 
-    scene: Scene = field(repr=False)
+    scene: Scene
 
     def svg(self, path: _Path, *, theme: Theme = "auto", folded: bool = True) -> None:
         """Write the picture as SVG.

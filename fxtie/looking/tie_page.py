@@ -28,7 +28,7 @@ def report_page(report: Report) -> Page:
     headers, rows = report.table()
     modules = Section("modules", count(len(rows), "row"), table=Table(headers, rows))
     facts = [("parameters saved", human_bytes(report.bytes_saved))]
-    sections = [modules, _ties(report.plan)]
+    sections = [modules, _ties(report.whole_plan)]
     return Page("fxtie: report", report.summary(), facts, picture(report).scene, sections)
 
 

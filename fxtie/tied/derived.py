@@ -155,7 +155,7 @@ class Derived:
     @property
     def formula(self) -> str:
         """What it is derived as: `square(conv_1.weight)`."""
-        return formula(transform_name(self.transform), (source.name for source in self.sources))
+        return formula(transform_name(self.transform), [source.name for source in self.sources])
 
     @property
     def part(self) -> Part | None:

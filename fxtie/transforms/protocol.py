@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
 from fxtie.errors import RuleError
 from fxtie.transforms.registry import is_maker
+from fxtie.words import list_names
 
 Transform: TypeAlias = Callable[..., Any]
 """Any differentiable callable `f(*sources) -> tensor`, or an `nn.Module`."""
@@ -157,9 +158,9 @@ def transform_name(transform: Transform | None) -> str:
     return name if "\n" not in name else f"{type(transform).__name__}(…)"
 
 
-def formula(transform: str, sources: Iterable[str]) -> str:
+def formula(transform: str, sources: Sequence[str]) -> str:
     """What a tensor is derived as: `square(conv_1.weight)`; `conv_1.weight` if it is the same."""
-    read = ", ".join(sources)
+    read = list_names(sources)
     return read if transform == "same" else f"{transform}({read})"
 
 

@@ -37,17 +37,22 @@ class Legend:
 
     def __init__(self, scene: Scene) -> None:
         kinds = grouped((t for ties in scene.ties.values() for t in ties), lambda tie: tie.kind)
-        shared = {kind: kinds.pop(kind) for kind in (SHARED,) if kind in kinds}
-        ranked = sorted(kinds, key=lambda kind: -sum(tie.saved for tie in kinds[kind]))
-        self.styles = {kind: "others" for kind in ranked} | dict(zip(ranked, _OWN, strict=False))
-        self.styles |= dict.fromkeys(shared, "shared")
+        ranked = sorted(kinds, key=lambda kind: (kind == SHARED, -_saved(kinds[kind])))
+        own = zip((kind for kind in ranked if kind != SHARED), _OWN, strict=False)
+        self.styles = dict.fromkeys(ranked, "others") | dict(own)
+        if SHARED in kinds:
+            self.styles[SHARED] = "shared"
         self.entries = [Entry("stored", "stored", False), Entry("derived", "derived", False)]
         learned = (kind for kind in ranked if any(tie.learned for tie in kinds[kind]))
-        for kind in (*learned,)[:1]:
-            self.entries.append(Entry(f"{self.styles[kind]} learned", "learned", False))
-        for style, names in grouped(self.styles, self.styles.__getitem__).items():
-            ties = [tie for name in names for tie in (kinds | shared)[name]]
-            self.entries.append(Entry(style, _label(names, ties), True))
+        if (first := next(learned, None)) is not None:
+            self.entries.append(Entry(f"{self.styles[first]} learned", "learned", False))
+        for style, alike in grouped(ranked, self.styles.__getitem__).items():
+            ties = [tie for kind in alike for tie in kinds[kind]]
+            self.entries.append(Entry(style, _label(alike, ties), True))
+
+
+def _saved(ties: Sequence[DrawnTie]) -> int:
+    return sum(tie.saved for tie in ties)
 
 
 def _label(kinds: Sequence[str], ties: Sequence[DrawnTie]) -> str:

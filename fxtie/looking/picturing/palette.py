@@ -47,6 +47,7 @@ _FIXED = """
   "DejaVu Sans Mono", monospace; font-size: 10px; }
 .ties .times { font-size: 12px; font-weight: 700; }
 .ties .arc { fill: none; stroke-opacity: 0.85; }
+.ties .near { fill: none; stroke: none; stroke-width: 9; pointer-events: stroke; }
 .ties .derived { fill-opacity: 0.1; }
 .ties .key.derived { fill: none; stroke-width: 1.5; }
 .ties .bracket { fill: none; }

@@ -34,15 +34,15 @@ def tie_svg(scene: Scene, style: str = "", *, folded: bool = True) -> str:
         style: the style sheet that goes inside; empty in a page that has it.
         folded: whether blocks that are alike are drawn once, if there are many columns.
     """
-    return _Drawing(scene, items(scene, folded=folded)).svg(style)
+    return _Drawing(scene, row_items(scene, folded=folded)).svg(style)
 
 
 def tie_height(scene: Scene) -> int:
     """How high the picture is, folded, in pixels."""
-    return math.ceil(_Drawing(scene, items(scene, folded=True)).height)
+    return math.ceil(_Drawing(scene, row_items(scene, folded=True)).height)
 
 
-def items(scene: Scene, *, folded: bool) -> list[Item]:
+def row_items(scene: Scene, *, folded: bool) -> list[Item]:
     """What stands in the row."""
     whole = items_of(scene, folded=False)
     few = sum(1 for item in whole for _ in item.columns()) <= _MOST_UNFOLDED
@@ -119,6 +119,7 @@ class _Drawing:
         # Many arcs are thin, so that they can be told apart.
         weight = min(1.6, max(0.4, 16 / math.sqrt(len(self.row.arcs))))
         _add(group, "path", style="arc", d=path, stroke_width=weight)
+        _add(group, "path", style="near", d=path)  # not seen, but wide enough to point at
         size = 1.6 + 2 * weight
         tip = _points((end, y + 1), (end - size / 2, y - size), (end + size / 2, y - size))
         _add(group, "polygon", style="tip", points=tip)

@@ -27,10 +27,6 @@ def blocks(items):
         ("layers.{0 - 1}", [("layers.0", "layers.0", 1), ("layers.1", "layers.7", 7)]),
         ("layers.{0 // 2 * 2}", [("layers.0", "layers.7", 4)]),
         ("layers.{0 % 2}", [("layers.0", "layers.1", 2), ("layers.2", "layers.7", 3)]),
-        (
-            "layers.{7 - 0}".replace("7 - 0", "0 * 0"),
-            [("layers.0", "layers.0", 1), ("layers.1", "layers.7", 7)],
-        ),
     ],
 )
 def test_blocks_that_are_tied_alike_fold(source, expected):

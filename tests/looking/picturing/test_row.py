@@ -10,11 +10,11 @@ from torch import nn
 import fxtie
 from fxtie import Rule
 from fxtie.looking.picturing.row import WIDTH, Row
-from fxtie.looking.picturing.svg import items
+from fxtie.looking.picturing.svg import row_items
 
 
 def row(model, *rules, folded=True):
-    return Row(items(fxtie.picture(fxtie.plan(model, rules)).scene, folded=folded))
+    return Row(row_items(fxtie.picture(fxtie.plan(model, rules)).scene, folded=folded))
 
 
 def linears(n, size=4):

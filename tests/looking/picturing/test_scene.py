@@ -12,7 +12,7 @@ from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.looking.picturing.row import Row
 from fxtie.looking.picturing.scene import SHARED
-from fxtie.looking.picturing.svg import items
+from fxtie.looking.picturing.svg import row_items
 
 
 def linears(n):
@@ -47,7 +47,7 @@ CASES = {
 
 def stored_and_whole(scene):
     """Numbers of parameters: of what is solid in the unfolded picture, and of all squares."""
-    squares = Row(items(scene, folded=False)).squares
+    squares = Row(row_items(scene, folded=False)).squares
     layers = [square.column.layers[0] for square in squares]
     learned = [sum(tie.learned for tie in square.column.ties) for square in squares]
     own = [sum(map(math.prod, layer.shapes.values())) for layer in layers]
