@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fxtie.looking.grouping import grouped
 from fxtie.looking.picturing.folding import Block, Column, Item
 from fxtie.looking.picturing.scene import DrawnTie
 from fxtie.planning.names import join
@@ -36,6 +37,7 @@ class Square:
         learned: the share that transforms bring.
         x: its left edge.
         side: its width and height.
+        is_label_across: whether its label stands below it as it is read; otherwise it is turned.
     """
 
     column: Column
@@ -43,6 +45,7 @@ class Square:
     learned: float
     x: float = 0.0
     side: float = 0.0
+    is_label_across: bool = False
 
     @property
     def middle(self) -> float:
@@ -57,11 +60,6 @@ class Square:
     @property
     def label_width(self) -> float:
         return columns(self.label) * _CHARACTER
-
-    @property
-    def is_label_across(self) -> bool:
-        """Whether the label has room below the square; otherwise it is turned."""
-        return self.label_width <= self.side + 4
 
 
 @dataclass
@@ -141,6 +139,10 @@ class Row:
         self.has_labels = count * _LABEL <= 0.7 * room
         self._least = _LABEL - self.gap if self.has_labels else 1.0
         self.width = self._fit(items, room)
+        for alike in grouped(self.squares, lambda square: round(square.side)).values():
+            has_room = all(square.label_width <= square.side + 4 for square in alike)
+            for square in alike:
+                square.is_label_across = has_room
         self.arcs = self._arcs()
         self.height = max((arc.height for arc in self.arcs), default=0.0)
 

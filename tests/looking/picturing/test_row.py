@@ -80,6 +80,13 @@ def test_arcs_from_what_is_no_layer():
     assert [(arc.tail, arc.head) for arc in found.arcs] == [(1, 2)]
 
 
+def test_squares_of_one_size_have_their_names_alike():
+    net = nn.ModuleDict({"a": nn.Linear(9, 9), "a_long_name_for_a_layer": nn.Linear(9, 9)})
+    net["b"] = nn.Linear(20, 20)
+    found = row(net, Rule("a.bias", "a_long_name_for_a_layer.bias")).squares
+    assert [square.is_label_across for square in found] == [False, False, True]
+
+
 def test_names_need_room():
     for n, has_labels in ((5, True), (50, True), (500, False)):
         assert row(linears(n), Rule("1", "0"), folded=False).has_labels == has_labels

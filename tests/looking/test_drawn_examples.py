@@ -1,0 +1,35 @@
+"""The pictures in docs/pictures are what examples/pictures.py draws.
+
+After a change of the picture, renew them, and look at them in a browser:
+
+    python examples/pictures.py docs/pictures
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from vision import import_torchvision
+
+import fxtie
+
+ROOT = Path(__file__).parents[2]
+DRAWN = ROOT / "docs" / "pictures"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "llama"])
+def test_a_picture_is_up_to_date(name, monkeypatch, tmp_path):
+    import_torchvision()
+    if name == "llama":
+        pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import pictures
+
+    with torch.device("meta"):
+        model, rules = getattr(pictures, name)()
+    fxtie.picture(fxtie.plan(model, rules)).svg(tmp_path / "now.svg")
+    assert (tmp_path / "now.svg").read_text() == (DRAWN / f"{name}.svg").read_text()
+
+
+def test_no_picture_is_stale():
+    assert {file.name for file in DRAWN.iterdir()} == {"resnet50.svg", "vit_b_16.svg", "llama.svg"}
