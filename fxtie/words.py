@@ -9,6 +9,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple
 
 _MOST_NAMES = 8
 
@@ -74,18 +75,21 @@ def columns(text: str) -> int:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Names in short: `layers.1 … layers.9, layers.12, layers.14 … layers.20`.
+    """Names in short: `layers.1…9.up, layers.12.up, layers.14…20.up`.
 
-    `a.1 … a.9` stands for all of these, `a.1, a.3 … a.9` for every second one.
+    `a.1…9` stands for all from `a.1` to `a.9`, `a.1,3…9` for every second one.
     """
     parts: list[str] = []
+    names = _by_index(names)
     i = 0
     while i < len(names):
-        step, length = _progression(names[i:])
-        if length >= 3:
-            first = [names[i]] if step == 1 else [names[i], names[i + 1]]
-            parts.append(f"{', '.join(first)} … {names[i + length - 1]}")
-            i += length
+        found = _progression(names[i:])
+        if found.length >= 3:
+            first, second = found.start, found.start + found.step
+            last = found.start + (found.length - 1) * found.step
+            numbers = f"{first}…{last}" if found.step == 1 else f"{first},{second}…{last}"
+            parts.append(f"{found.before}{numbers}{found.after}")
+            i += found.length
         else:
             parts.append(names[i])
             i += 1
@@ -103,20 +107,53 @@ def list_tensors(names: Iterable[str]) -> str:
     return ", ".join(map(list_names, alike.values()))
 
 
-def _progression(names: Sequence[str]) -> tuple[int, int]:
-    """How far names count up in one of their indices by equal steps: the step, the number."""
+def _by_index(names: Sequence[str]) -> Sequence[str]:
+    """Names with several indices, sorted so that the one that counts furthest comes last."""
+    split = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(parts[::2]) for parts in split}) != 1:
+        return names
+    indices = [[int(number) for number in parts[1::2]] for parts in split]
+    values = [len(set(column)) for column in zip(*indices, strict=True)]
+    if sum(n > 1 for n in values) < 2:
+        return names
+    furthest = values.index(max(values))
+    order = sorted(
+        range(len(names)),
+        key=lambda i: (indices[i][:furthest], indices[i][furthest + 1 :], indices[i][furthest]),
+    )
+    return [names[i] for i in order]
+
+
+class _Progression(NamedTuple):
+    """Names that count up in one of their indices by equal steps.
+
+    Attributes:
+        length: how many they are.
+        before, after: the text around the index.
+        start, step: of the index.
+    """
+
+    length: int = 1
+    before: str = ""
+    after: str = ""
+    start: int = 0
+    step: int = 0
+
+
+def _progression(names: Sequence[str]) -> _Progression:
+    """The first names as far as they count up."""
     split = [re.split(r"(\d+)", name) for name in names[:2]]
     if len(names) < 2 or len(split[0]) != len(split[1]):
-        return 0, 1
+        return _Progression()
     differ = [k for k, (a, b) in enumerate(zip(*split, strict=True)) if a != b]
     if len(differ) != 1 or differ[0] % 2 == 0:
-        return 0, 1
+        return _Progression()
     k = differ[0]
+    before, after = "".join(split[0][:k]), "".join(split[0][k + 1 :])
     start, step = int(split[0][k]), int(split[1][k]) - int(split[0][k])
     length = 1
     for name in names[1:]:
-        expected = [*split[0][:k], str(start + length * step), *split[0][k + 1 :]]
-        if step < 1 or name != "".join(expected):
+        if step < 1 or name != f"{before}{start + length * step}{after}":
             break
         length += 1
-    return step, length
+    return _Progression(length, before, after, start, step)

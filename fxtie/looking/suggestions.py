@@ -9,14 +9,14 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, overload
 
 from fxtie.looking.spelling import pattern_of
 from fxtie.rules.rule import Rule
 from fxtie.rules.writer import write_rules
 from fxtie.shown import Printed
-from fxtie.words import count, human_count, parameter_change
+from fxtie.words import count, human_count, list_names, parameter_change
 
 _LEAST_SHOWN = 0.001  # of all parameters: what saves less gets no row
 _MOST_SHOWN = 20
@@ -44,7 +44,7 @@ class Closeness:
         return self.scaled_distance > _UNRELATED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Suggestion:
     """Layers, or whole blocks, that could be derived alike.
 
@@ -65,12 +65,16 @@ class Suggestion:
 
     kind: str
     rules: tuple[Rule, ...]
-    targets: tuple[str, ...] = field(repr=False)
-    sources: tuple[str, ...] = field(repr=False)
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
     block: str
     saved: int
     chosen: bool
     closeness: Closeness | None
+
+    def __repr__(self) -> str:
+        saved = human_count(self.saved)
+        return f"<Suggestion: {self.kind}, {list_names(self.targets)}, saves {saved}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON. `rules` are as in rule files."""

@@ -6,6 +6,7 @@ In: headers and cells. Out: text by tabulate, imported when it is needed, or a `
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import sys
 import textwrap
@@ -91,10 +92,16 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() else 0
 
 
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at blanks, and names and paths after their dots and slashes."""
+
+    wordsep_re = re.compile(r"(\s+)|(?<=[./])")
+
+
 def _wrapped(cell: str, width: int) -> str:
-    """A cell in lines of a width, broken at blanks where there are some."""
-    lines = (textwrap.wrap(line, width, break_on_hyphens=False) for line in cell.split("\n"))
-    return "\n".join("\n".join(of_one) for of_one in lines)
+    """A cell in lines of a width."""
+    wrapper = _Wrapper(width)
+    return "\n".join("\n".join(wrapper.wrap(line)) for line in cell.split("\n"))
 
 
 def _escape(text: str) -> str:

@@ -98,7 +98,7 @@ def test_a_plan_and_a_report_show_the_picture_and_folded_ties(tmp_path):
         assert thing.summary() in elements.texts
         assert ("svg", "ties") in [(tag, attrs.get("class")) for tag, attrs in elements.found]
         assert {"180", "52", "neg ×8"} <= set(elements.texts)
-        assert "1.weight … 8.weight" in elements.texts
+        assert "1…8.weight" in elements.texts
         assert ("td", {"align": "right"}) in elements.found, "numbers are aligned to the right"
 
 

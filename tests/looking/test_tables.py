@@ -67,6 +67,7 @@ def test_reprs_are_one_line():
         (fxtie.report(tied), f"<Report: {half}, 2 ties, 1 region, 0 kept>"),
         (fxtie.diff(net, tied), f"<GraphDiff: 1 layer changed (nodes: -1 +3), {half}>"),
         (fxtie.suggest(net), f"<Suggestions: 1 rule together: {half}>"),
+        (fxtie.suggest(net)[0], "<Suggestion: repeated, 2, saves 20>"),
         (fxtie.fit(net, rule), "<Fit: 2 targets, largest error "),
         (fxtie.verify(net, tied, torch.randn(2, 4)), "<Verification: 6 calls compared, largest "),
         (fxtie.TiePass(rule), "TiePass([Rule('2', '0')])"),
