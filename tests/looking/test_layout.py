@@ -49,6 +49,28 @@ def test_arrows_of_one_box_share_their_bends():
     assert len(through) == 5, "one in each rank that they pass"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_arrows_lead_from_box_to_box(seed):
+    found = draw(random_flow(seed))
+    parts = {}
+    for path in found.paths:
+        numbers = [tuple(map(float, pair)) for pair in re.findall(r"([-\d.]+),([-\d.]+)", path)]
+        (_, start), (_, curved) = numbers[0], numbers[3]
+        assert not [y for _, _, y in found.boxes if start < y < curved], "it bends in each rank"
+        end = numbers[3] if path.count("M") == 2 else numbers[4]
+        parts.setdefault(numbers[0], []).append(end)
+    ends = {}
+    for box, x, y in found.boxes:
+        half = box.size[1] / 2
+        ends[box.key] = [tuple(float(f"{n:.1f}") for n in (x, y + sign * half)) for sign in (1, -1)]
+
+    def reached(place):
+        return {place}.union(*map(reached, parts.get(place, ())))
+
+    for tail, head in random_flow(seed).arrows:
+        assert ends[head][1] in reached(ends[tail][0])
+
+
 def test_every_arrow_has_its_head():
     arrows = random_flow(3).arrows
     heads = [re.search(r"M\S+ L(\S+) L\S+$", path) for path in draw(random_flow(3)).paths]

@@ -96,6 +96,12 @@ def test_what_the_model_shares_is_no_tie_of_ours():
     )
 
 
+def test_what_the_model_shares_and_is_tied_is_a_tie_of_ours():
+    make, rules = CASES["both that are shared"]
+    scene = fxtie.picture(fxtie.plan(make(), rules)).scene
+    assert [tie.kind for tie in scene.ties["head"]] == ["tile"]
+
+
 @pytest.mark.parametrize("thing", [linears(2), "plan", None])
 def test_anything_else_has_no_picture(thing):
     with pytest.raises(fxtie.FxtieError, match="not a tied model"):
