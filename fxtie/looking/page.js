@@ -41,11 +41,10 @@ document.getElementById("search").addEventListener("input", (event) => {
   found.textContent = wanted ? `${hits} of ${sections.length}` : "";
 });
 
-// A click on a block unfolds the picture, another one folds it again.
-const views = [...document.querySelectorAll(".view")];
-for (const block of views.length > 1 ? document.querySelectorAll(".view .block") : []) {
-  block.addEventListener("click", () => {
-    for (const view of views) view.hidden = !view.hidden;
+// A click on a block or a layer unfolds the picture, another one folds it again.
+for (const part of document.querySelectorAll(".folds .block, .folds .layer")) {
+  part.addEventListener("click", () => {
+    for (const view of document.querySelectorAll(".view")) view.hidden = !view.hidden;
   });
 }
 

@@ -5,21 +5,19 @@ In: a plan, a report or a tied model. Out: a `TiePicture`, which writes SVG, PNG
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
 
-from torch import fx, nn
+from torch import nn
 
 from fxtie.capturing.report import Report, report
 from fxtie.errors import FxtieError
-from fxtie.looking.matching import layer_of
+from fxtie.looking.picturing.order import as_called
 from fxtie.looking.picturing.palette import Theme, style_sheet
 from fxtie.looking.picturing.scene import Scene, scene_of
 from fxtie.looking.picturing.svg import tie_svg
-from fxtie.planning.layers import Layer
 from fxtie.planning.plan import Plan
 from fxtie.shown import Paged
 from fxtie.tied.path_copy import tied_model
@@ -120,23 +118,7 @@ def picture(of: Plan | Report | nn.Module) -> TiePicture:
     made = of if isinstance(of, Report) else report(of)
     plan = made.whole_plan
     if isinstance(of, nn.Module):
-        for name, region in tied_model(of).named_modules():
-            if isinstance(region, Region):
-                plan = replace(plan, layers=_as_called(plan.layers, name, region.graph))
+        modules = tied_model(of).named_modules()
+        graphs = ((name, one.graph) for name, one in modules if isinstance(one, Region))
+        plan = replace(plan, layers=as_called(plan.layers, graphs))
     return TiePicture(scene_of(plan))
-
-
-def _as_called(layers: tuple[Layer, ...], region: str, graph: fx.Graph) -> tuple[Layer, ...]:
-    """Layers, those inside of a region in the order in which its graph comes to them."""
-    called = dict.fromkeys(layer_of(node, region, by_stack=True) for node in graph.nodes)
-    place = {name: i for i, name in enumerate(called) if name != region}
-
-    def key(name: str) -> float:
-        while name != region and name not in place:  # a part of what was called as one
-            name = name.rpartition(".")[0]
-        return place.get(name, math.inf)
-
-    inside = {one.name: one for one in layers if one.name.startswith(region and f"{region}.")}
-    inside.pop("", None)
-    ordered = iter(sorted(inside, key=key))
-    return tuple(inside[next(ordered)] if one.name in inside else one for one in layers)

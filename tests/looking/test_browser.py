@@ -177,7 +177,7 @@ def test_a_click_on_a_block_unfolds_the_picture(show):
     assert folded.locator(".layer").count() == 4 and whole.locator(".layer").count() == 32
     folded.locator(".block", has_text="×15").last.click()
     assert whole.is_visible() and not folded.is_visible()
-    whole.locator(".block").first.click()
+    whole.locator(".layer").first.click()
     assert folded.is_visible() and not whole.is_visible()
 
 
@@ -185,7 +185,7 @@ def test_what_is_not_folded_has_one_picture(show):
     net, rules, _ = blocks(3)
     page = show(fxtie.plan(net, rules))
     assert page.locator(".view").count() == 1
-    page.locator(".block").first.click()
+    page.locator(".layer").first.click()
     assert page.locator(".view").is_visible()
 
 
@@ -204,6 +204,7 @@ def test_the_picture_has_the_colours_of_the_page(show, scheme):
     net, rules, _ = blocks(2)
     page = show(fxtie.plan(net, rules), color_scheme=scheme)
     fill = "getComputedStyle(document.querySelector('.stored')).fill"
+    assert page.evaluate(fill.replace("stored", "ground")) == "none"
     for light in (scheme == "light", scheme != "light"):
         assert page.evaluate(fill) == ("rgb(59, 70, 87)" if light else "rgb(169, 181, 198)")
         page.click("#theme")

@@ -35,43 +35,6 @@ def test_parts_of_a_tied_model_have_no_picture():
     assert tied[1][0]._repr_html_() is None
 
 
-class Backwards(nn.Module):
-    """Its layers are not made in the order in which they are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
-        self.unused, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.body = nn.ModuleDict({"last": nn.Linear(4, 4), "first": nn.Linear(4, 4)})
-        self.stem = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-
-    def forward(self, x):
-        x = self.body["first"](self.stem(x * self.scale))
-        return self.head(self.body["last"](x))
-
-
-class Kept(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.before, self.inner, self.after = nn.Linear(4, 4), Backwards(), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.after(self.inner(self.before(x)) if x.sum() > 0 else x)
-
-
-def test_layers_stand_in_the_order_of_the_forward():
-    def order(of):
-        return [layer.name for layer in fxtie.picture(of).scene.layers]
-
-    called = ["", "stem.0", "stem.1", "body.first", "body.last", "head", "unused"]
-    tied = fxtie.transform(Backwards(), Rule("body.last", "head"))
-    assert order(tied) == called
-    assert sorted(order(fxtie.report(tied))) == sorted(called), "of which no graph is at hand"
-    kept = fxtie.transform(Kept(), Rule("inner.body.last", "inner.head"))
-    inner = ["inner", *(f"inner.{name}" for name in called[1:])]
-    assert order(kept) == ["before", *inner, "after"]
-
-
 @pytest.mark.parametrize("trace", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_tied_model_is_its_picture_in_a_notebook(form, trace):
