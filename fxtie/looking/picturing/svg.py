@@ -17,6 +17,7 @@ from fxtie.looking.picturing.scene import SHARED, Scene
 from fxtie.words import columns, count, human_count, list_names
 
 _MOST_UNFOLDED = 28  # columns: so few are never folded
+_MOST_COLUMNS = 2000  # more are always folded where they can be
 _MARGIN = 28.0
 _HEAD = 98.0  # height
 _LEVEL = 26.0  # height of a bracket and its name
@@ -43,10 +44,11 @@ def tie_height(scene: Scene) -> int:
 
 
 def row_items(scene: Scene, *, folded: bool) -> list[Item]:
-    """What stands in the row."""
+    """What stands in the row; a few columns are never folded, very many always."""
     whole = items_of(scene, folded=False)
-    few = sum(1 for item in whole for _ in item.columns()) <= _MOST_UNFOLDED
-    return whole if few or not folded else items_of(scene, folded=True)
+    count = sum(1 for item in whole for _ in item.columns())
+    folded = count > (_MOST_UNFOLDED if folded else _MOST_COLUMNS)
+    return items_of(scene, folded=True) if folded else whole
 
 
 class _Drawing:

@@ -13,7 +13,7 @@ from fxtie import Rule
 from fxtie import transforms as T
 from fxtie.looking.picturing.palette import style_sheet
 from fxtie.looking.picturing.scene import scene_of
-from fxtie.looking.picturing.svg import tie_svg
+from fxtie.looking.picturing.svg import row_items, tie_svg
 from fxtie.planning.layers import layers_of
 from fxtie.planning.plan import Plan
 
@@ -87,6 +87,18 @@ def test_themes(theme, tmp_path):
     assert grounds == {"light": ["#ffffff"], "dark": ["#11151c"]}.get(theme, ["#ffffff", "#11151c"])
     assert ("prefers-color-scheme: dark" in style.text) == (theme == "auto")
     assert "$" not in style.text, "a colour that has no value"
+
+
+def test_few_columns_are_never_folded_and_very_many_always():
+    rule = Rule("layers.*", "layers.0")
+    for blocks, folded, unfolded in ((8, 26, 26), (9, 8, 29), (666, 8, 2000), (667, 8, 8)):
+        with torch.device("meta"):
+            scene = fxtie.picture(fxtie.plan(Decoder(blocks), rule)).scene
+        found = [
+            sum(1 for item in row_items(scene, folded=fold) for _ in item.columns())
+            for fold in (True, False)
+        ]
+        assert found == [folded, unfolded]
 
 
 def test_names_of_a_model_stay_text():
