@@ -47,8 +47,14 @@ class TiedModule(PathCopy):
 
     def extra_repr(self) -> str:
         """The user's, and what derived tensors are derived as: `weight=square(conv_1.weight)`."""
-        derived = (f"{attr}={one.formula}" for attr, one in self._fxtie.derived.items())
-        return ", ".join(filter(None, (super().extra_repr(), *derived)))
+        parts = list(filter(None, super().extra_repr().split(", ")))
+        for attr, derived in self._fxtie.derived.items():
+            formula, there_is_one = f"{attr}={derived.formula}", f"{attr}=True"
+            if there_is_one in parts:
+                parts[parts.index(there_is_one)] = formula
+            else:
+                parts.append(formula)
+        return ", ".join(parts)
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows of a tied model; of a part of it, the text."""

@@ -121,6 +121,8 @@ def test_print_says_what_is_derived():
         "  (2): LSTM(3, 3, num_layers=2, weight_ih_l1=neg(2.weight_ih_l0))",
     ]
     assert repr(tied) == str(tied)
+    linears = fxtie.transform(Two(), Rule("b", "a", torch.neg))
+    assert str(linears.b).endswith("bias=a.bias, weight=neg(a.weight))"), "and not bias=True"
 
 
 @pytest.mark.parametrize("form", FORMS)
