@@ -158,9 +158,6 @@ def variant_for(region: Region, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     for module in state.switches:
         if module.training is not training:
             return None
-    if not is_compiling and is_distributed() and any(d.is_in_parts for d in state.reads.derived()):
-        _miss(region, "tensors that it derives from are sharded", lasts=False)
-        return None
     variant = state.variants[training]
     if not state.signature.fits(len(args), kwargs, exactly=variant.by_position):
         return None
@@ -181,6 +178,9 @@ def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Va
         return None  # a compiler sees through derived attributes, and has guards of its own
     variant = variant_for(region, args, kwargs)
     if variant is None:
+        return None
+    if not is_compiling and is_distributed() and any(d.is_in_parts for d in state.reads.derived()):
+        _miss(region, "tensors that it derives from are sharded", lasts=False)
         return None
     if not is_compiling and (broken := variant.guards.broken()) is not None:
         _miss(region, *broken)
