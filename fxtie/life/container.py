@@ -30,6 +30,7 @@ STORABLE = frozenset(
 )
 """What a file can hold."""
 
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _VERSION = 1
 _RECORD, _SUM = "fxtie", "fxtie.crc32"
 
@@ -43,8 +44,13 @@ def write(path: FilePath, tensors: Mapping[str, torch.Tensor], record: Mapping[s
         record: anything that JSON can hold.
 
     Raises:
-        FileError: if the file can't be written.
+        FileError: if the file can't be written, or its name is a pickle's.
     """
+    if os.fspath(path).endswith(_PICKLES):
+        raise FileError(
+            f"{os.fspath(path)!r} can't be written: torch.load would not read it by that name. End "
+            f"it in .safetensors, which is what the file is; torch.save(tied, path) pickles."
+        )
     safetensors = _safetensors()
     text = json.dumps({"version": _VERSION, **record}, allow_nan=False)
     metadata = {"format": "pt", _RECORD: text, _SUM: _sum(text, tensors)}

@@ -46,8 +46,8 @@ def save(tied: nn.Module, path: FilePath) -> None:
 
     Args:
         tied: the result of `transform`, compiled or not.
-        path: the file. It is written beside and then renamed, so whatever happens there is either
-            the old file or the new one, whole.
+        path: the file, best named `*.safetensors`. Written to a temporary file, then renamed:
+            whatever happens, there is either the old file or the new one, whole.
 
     Raises:
         FileError: if the model can't be saved (see `check_saveable`) or the file can't be written;

@@ -15,10 +15,11 @@ from torch import nn
 
 from fxtie.errors import closest
 from fxtie.planning.names import Names, Slot, SlotKey, join
-from fxtie.planning.rule_faults import exception, other_structure
+from fxtie.planning.rule_faults import exception, other_structure, regular_expression
 from fxtie.rules.free import Bank, Entry, Free
 from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Each, Rule, Tie
+from fxtie.tracing.user_class import derived_of
 from fxtie.transforms import same
 from fxtie.transforms.parts import Part
 from fxtie.words import free_name
@@ -296,13 +297,15 @@ class Resolver:
     def nothing_matched(self, rule: Rule) -> str:
         called = next((str(p) for p in rule.targets if not self.matches_of(rule, p)), rule.target)
         names = [*self.names.modules, *self.names.tensors]
-        return f"matches nothing: no module or tensor is called {str(called)!r}." + closest(
-            str(called), names
-        )
+        told = f"matches nothing: no module or tensor is called {str(called)!r}."
+        return told + (regular_expression(str(called)) or closest(str(called), names))
 
     def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
         if not any(one.tensors for one in matched):
-            return f"{matched[0].targets[0]!r} has no tensors."
+            name = matched[0].targets[0]
+            if derived_of(self.names.modules[name]):
+                return f"the tensors of {name!r} are derived already. Give all rules at once."
+            return f"{name!r} has no tensors."
         whys = {self.stored.get(join(m.targets[0], name)) for m in matched for name in m.tensors}
         whys.discard(None)
         if whys:

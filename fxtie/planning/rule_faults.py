@@ -9,14 +9,16 @@ from collections.abc import Sequence
 
 from fxtie.planning.names import Names, Slot, join
 from fxtie.rules.rule import Rule, Tie
+from fxtie.tracing.user_class import derived_of
 
 _MOST_ROWS = 12  # of a structure
+_DERIVED = "derived"  # in place of a shape
 
 
 def other_structure(names: Names, target: str, source: str, tied: Sequence[str]) -> str:
     """What is different in two modules, side by side."""
     has = {name: _shape(names, join(source, name)) for name in tied}
-    lacks = [name for name in tied if has[name] == "-"]
+    lacks = [name for name in tied if has[name] in ("-", _DERIVED)]
     attrs = {name.rpartition(".")[2] for name in lacks}
     others = {name.rpartition(".")[2] for name in tied if name not in lacks}
     rows = [("", repr(target), repr(source))]
@@ -28,7 +30,9 @@ def other_structure(names: Names, target: str, source: str, tied: Sequence[str])
     table = [" ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
     if len(rows) > len(shown):
         table.append(f"... {len(rows) - len(shown)} more")
-    if attrs.isdisjoint(others) and others:
+    if _DERIVED in has.values():
+        remedy = "Tie to what they are derived from, or give all rules at once."
+    elif attrs.isdisjoint(others) and others:
         remedy = ", ".join(f"{name}=None" for name in sorted(attrs))
         remedy = f"Write {remedy} to leave {target!r} its own."
     else:
@@ -40,8 +44,18 @@ def other_structure(names: Names, target: str, source: str, tied: Sequence[str])
 def _shape(names: Names, name: str) -> str:
     slot = names.find(name)
     if not isinstance(slot, Slot):
-        return "-"
+        prefix, _, attr = name.rpartition(".")
+        owner = names.modules.get(prefix)
+        return _DERIVED if owner is not None and attr in derived_of(owner) else "-"
     return "x".join(map(str, slot.tensor.shape)) or "scalar"
+
+
+def regular_expression(pattern: str) -> str:
+    """A hint, if a pattern without `re:` has the look of a regular expression."""
+    if pattern.startswith("re:") or not set(pattern) & set("[](){}?|+^$\\"):
+        return ""
+    written = f"re:{pattern}"
+    return f" Only * and ** are wildcards there; a regular expression begins with re: {written!r}."
 
 
 def exception(first: Rule | Tie, second: Rule | Tie) -> str:

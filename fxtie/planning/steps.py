@@ -5,6 +5,11 @@ In: ties with the slots of their targets. Out: `Step`s, each after those that it
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,11 +22,13 @@ from fxtie.planning.lowering import Lowered, Opaque, lower
 from fxtie.planning.names import Slot, SlotKey
 from fxtie.planning.resolve import Resolved, Resolver
 from fxtie.planning.spec import Spec, fake_mode
-from fxtie.rules.rule import Tie
+from fxtie.rules.rule import Rule, Tie
 from fxtie.transforms import Transform
 from fxtie.transforms.parts import Part, module_of, whole_of
 from fxtie.transforms.protocol import fitted_to, transform_name
-from fxtie.words import count
+from fxtie.words import count, list_names
+
+_FAKE = re.compile(r"FakeTensor\(.*?size=(\([^)]*\)).*?\)")
 
 Ready: TypeAlias = Lowered | Opaque | nn.Module | Part
 
@@ -82,6 +89,7 @@ class Planner:
         self._wholes: dict[Any, _Tried] = {}
         self._bound: dict[tuple[str, ...], Transform] = {}
         self._added: dict[int, int] = {}
+        self._found: dict[tuple[int, str], tuple[Rule | Tie, str, list[str]]] = {}
         self._free = {
             f"ties.{name}.{key}": owner
             for owner, name in resolver.free.items()
@@ -143,6 +151,7 @@ class Planner:
         dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
         saved = self.names.savings(dropped)
         steps = []
+        self._found = {}
         for tie, target, rule in ordered:
             spec = self.spec(tie.target)
             sources = tuple(map(self.spec, tie.sources))
@@ -153,26 +162,38 @@ class Planner:
             except Exception as error:
                 self.cause = self.cause or error
                 shapes = ", ".join(str(tuple(s.shape)) for s in sources) or "no tensor"
-                self.faults.append(
-                    f"{rule}: the transform {transform_name(tie.transform)} of {tie.target!r} "
-                    f"raises on {shapes}: {type(error).__name__}: {error}"
+                told = _FAKE.sub(r"a tensor of shape \1", str(error))
+                self.note(
+                    rule,
+                    f"the transform {transform_name(tie.transform)} of <target> raises on "
+                    f"{shapes}: {type(error).__name__}: {told}",
+                    tie,
                 )
                 continue
             self.compare_layers(tie, target, rule)
             if fault is not None:
-                self.faults.append(f"{rule}: " + fault.replace("<target>", repr(tie.target)))
+                self.note(rule, fault, tie)
             if (module := module_of(tie.transform)) is not None:
                 self.resolver.register(module, tie.target.replace(".", "_"))
             steps.append(Step(tie, spec, saved.get(target.key, 0), self.added(tie), lowered))
+        self.faults += [
+            f"{rule}: " + fault.replace("<target>", repr(list_names(targets)))
+            for rule, fault, targets in self._found.values()
+        ]
         return steps
 
-    def compare_layers(self, tie: Tie, target: Slot, rule: Any) -> None:
+    def note(self, rule: Rule | Tie, fault: str, tie: Tie) -> None:
+        """Note a fault of a tie, which stands as `<target>` in it. Those that are alike are one."""
+        _, _, targets = self._found.setdefault((id(rule), fault), (rule, fault, []))
+        targets.append(tie.target)
+
+    def compare_layers(self, tie: Tie, target: Slot, rule: Rule | Tie) -> None:
         """Note a transform that is wrong between these two layers, whatever the shapes say."""
         compare = getattr(tie.transform, "fault_between", None)
         if compare is not None and len(tie.sources) == 1:
             source = self.names.get(tie.sources[0])
             if (fault := compare(source.owner, target.owner)) is not None:
-                self.faults.append(f"{rule}: {tie.target}: {fault}")
+                self.note(rule, f"<target>: {fault}", tie)
 
     def added(self, tie: Tie) -> int:
         """Parameters that a tie brings along: of its transform and of free tensors, once each."""
@@ -264,7 +285,8 @@ class Planner:
         """Call a transform, which may be of several targets, with tensors without data."""
         fakes = [source.fake(self.mode) for source in sources]
         try:
-            tried = _Tried(*lower(transform, fakes, self.mode))
+            with _quiet():
+                tried = _Tried(*lower(transform, fakes, self.mode))
         except DataDependentOutputException as error:
             # It branches on values, which fake tensors lack: its shape is known when it runs.
             tried = _Tried(Opaque(transform, str(error)), None, is_known=False)
@@ -276,6 +298,21 @@ class Planner:
             )
             return tried._replace(fault=fault)
         return tried
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch logs of an op that fails on tensors without data: the fault says it."""
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    here, log = threading.get_ident(), logging.getLogger(FakeTensor.__module__)
+    log.addFilter(from_elsewhere)
+    try:
+        yield
+    finally:
+        log.removeFilter(from_elsewhere)
 
 
 class _Tried(NamedTuple):
@@ -297,7 +334,8 @@ class _Tried(NamedTuple):
 def _misfit(name: str, result: Any, sources: tuple[Spec, ...], target: Spec) -> str | None:
     """Why the result of a transform can't stand for `<target>`, if it can't."""
     if not isinstance(result, torch.Tensor):
-        return f"the transform {name} of <target> returns {type(result).__name__}, not a tensor."
+        kind = type(result).__name__.removeprefix("immutable_")  # of torch.fx
+        return f"the transform {name} of <target> returns {kind}, not a tensor."
     if tuple(result.shape) != target.shape:
         return (
             f"the transform {name} gives shape {tuple(result.shape)} from "

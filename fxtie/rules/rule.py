@@ -297,15 +297,18 @@ def as_rules(rules: Rules) -> tuple[Rule | Tie, ...]:
     if isinstance(rules, Rule | Tie):
         return (rules,)
     if isinstance(rules, str) or not isinstance(rules, Iterable):
-        raise RuleError(
-            f"Rules are fxtie.Rule or fxtie.Tie, not {type(rules).__name__}: {rules!r}."
-        )
+        raise _no_rule(rules)
     listed = tuple(rules)
     for rule in listed:
         if not isinstance(rule, Rule | Tie):
-            raise RuleError(
-                f"Rules are fxtie.Rule or fxtie.Tie, not {type(rule).__name__}: {rule!r}."
-            )
+            raise _no_rule(rule)
     if not listed:
         raise RuleError("There are no rules: the list is empty.")
     return listed
+
+
+def _no_rule(value: Any) -> RuleError:
+    return RuleError(
+        f"Rules are fxtie.Rule or fxtie.Tie, not {type(value).__name__}: {value!r}. "
+        f"Write fxtie.Rule(target, source), or a list of such rules."
+    )

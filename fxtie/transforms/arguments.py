@@ -5,12 +5,32 @@ In: any value. Out: the value as the type that was asked for, or a ValueError th
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+
+def explain_calls(cls: type) -> None:
+    """Let a call with wrong arguments say how the class is called, and not how `__init__` is."""
+    init: Any = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(init)
+    _, *parameters = (p.replace(annotation=p.empty) for p in signature.parameters.values())
+    call = f"{cls.__name__}{inspect.Signature(parameters)}"
+
+    @functools.wraps(init)
+    def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{call}: {error}.") from None
+        init(self, *args, **kwargs)
+
+    cls.__init__ = explained  # type: ignore[misc]
 
 
 def integer(value: Any, where: str) -> int:

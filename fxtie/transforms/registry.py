@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, Union
 from torch import Tensor, nn
 
 from fxtie.errors import RuleError, closest
+from fxtie.transforms.arguments import explain_calls
 
 Spec: TypeAlias = str | dict[str, Any]
 """A transform as JSON: `"square"`, `{"transform": "rot90", "k": 1}`, or `{"shared": "name"}` for a
@@ -98,6 +99,8 @@ def register(
         entry = _Entry(name, value, (value,) if isinstance(value, type) else makes)
         if entry.makes:
             _check_constructor(entry)
+        if isinstance(value, type) and value.__module__.startswith("fxtie."):
+            explain_calls(value)
         _by_name[name] = entry
         for key in (*(entry.makes or (value,)), *same_as):
             _by_object[key] = entry
@@ -207,9 +210,7 @@ def _build(spec: Spec, shared: Mapping[str, nn.Module]) -> Callable[..., Any]:
         )
     if not entry.makes:
         if given:
-            raise RuleError(
-                f"The transform {name!r} takes no arguments, but {_quote(given)} given."
-            )
+            raise RuleError(f"The transform {name!r} takes no argument, but {_quote(given)} given.")
         return entry.value
     bound = _bind(entry, given, lambda inner: _build(inner, shared))
     try:
@@ -272,10 +273,8 @@ def _split(spec: Spec) -> tuple[str, dict[str, Any]]:
         return spec, {}
     if isinstance(spec, dict) and isinstance(spec.get(_KEY), str):
         return spec[_KEY], {key: value for key, value in spec.items() if key != _KEY}
-    raise RuleError(
-        f"A transform is written as its name or as {{'transform': name, argument: value}}, "
-        f"not as {spec!r}."
-    )
+    form = "{'transform': name, argument: value}"
+    raise RuleError(f"A transform is written as its name or as {form}, not as {spec!r}.")
 
 
 def _keep(spec: Spec) -> Spec:

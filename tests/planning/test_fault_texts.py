@@ -1,4 +1,4 @@
-"""The texts of what goes wrong with rules, as a reader sees them.
+"""The texts of what goes wrong, as a reader sees them. docs/errors.md shows them.
 
 `FXTIE_RENEW=1 pytest tests/planning/test_fault_texts.py` writes them anew.
 """
@@ -35,6 +35,14 @@ def blocks():
     )
 
 
+def tied():
+    return fxtie.transform(linears(), Rule("2", "0"))
+
+
+def complain(w):
+    raise ValueError(f"{w!r} is not wanted")
+
+
 PLANS = {
     "a module whose structure does not fit": (blocks, Rule("b", "a")),
     "a bias that the source has not": (
@@ -64,6 +72,20 @@ PLANS = {
         Rule("deconv", "conv", weight=T.transpose(), bias=None),
     ),
     "a basis of other shapes": (linears, Rule("*", Bank(2, (4, 4)), weight=T.basis(2))),
+    "a regular expression that is not marked as one": (linears, Rule("[12]", "0")),
+    "a transform that raises, for many targets": (
+        lambda: linears(6),
+        Rule("*", Bank(2, (4, 4)), weight=lambda w: w),
+    ),
+    "a transform that raises, for what it is given": (
+        linears,
+        Rule("2", "0", weight=lambda w: w @ torch.ones(3, 3)),
+    ),
+    "a transform that complains of its source": (linears, Rule("2", "0", weight=complain)),
+    "a transform that returns a list": (linears, Rule("2", "0", weight=lambda w: [w])),
+    "a module whose tensors are derived, as a source": (tied, Rule("0", "2")),
+    "a module whose tensors are derived, as a target": (tied, Rule("2", "0")),
+    "a tensor that is derived, as a source": (tied, Rule("0.weight", "2.weight")),
     "a mixture of another number": (linears, Rule("*", Bank(2, (4, 4)), weight=T.Mix(3))),
 }
 MADE = {
@@ -81,6 +103,16 @@ MADE = {
     "what is frozen and not there": lambda: Tensors(A=(2,), frozen="B"),
     "a template that is not there": lambda: Bank(2, (2,))[2],
     "no function": lambda: fxtie.each(3),
+    "a tuple instead of a rule": lambda: fxtie.plan(linears(), ("2", "0")),
+    "a dict instead of rules": lambda: fxtie.plan(linears(), {"2": "0"}),
+    "a transform without its argument": lambda: T.rot90(),
+    "a transform with another argument": lambda: T.LowRank(2, beta=3),
+    "a transform with too many arguments": lambda: T.scale(1, 2),
+    "a file of another kind": lambda: fxtie.save(tied(), "model.pt"),
+    "what is not tied": lambda: fxtie.report(linears()),
+    "a derived tensor that is set": lambda: setattr(
+        tied()[2], "weight", nn.Parameter(torch.ones(4, 4))
+    ),
 }
 
 
@@ -90,7 +122,7 @@ def texts():
             fxtie.plan(model(), rules)
         yield name, str(told.value)
     for name, make in MADE.items():
-        with pytest.raises(fxtie.RuleError) as told:
+        with pytest.raises((fxtie.FxtieError, TypeError)) as told:
             make()
         yield name, str(told.value)
 

@@ -151,7 +151,7 @@ def test_inner_transforms_may_be_written_as_plain_names() -> None:
         ({"transform": "flip", "dims": []}, "dimensions"),
         ({"transform": "slice", "dim": 0, "start": 2, "stop": 1}, "start < stop"),
         ({"transform": "resize", "mode": "best"}, "nearest"),
-        ({"transform": "square", "p": 2}, "no arguments.*'p'"),
+        ({"transform": "square", "p": 2}, "no argument,.*'p'"),
         ({"transform": "chain", "transforms": "square"}, "'transforms'"),
         ({"transform": "chain", "transforms": [3]}, "'transforms'.*3"),
         ({"transform": "chain", "transforms": ["squar"]}, "'square'"),
