@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtie import __version__
 from fxtie.capturing.report import report
 from fxtie.capturing.transform import transform
 from fxtie.errors import FxtieError, closest
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"fxtie {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for run, help in (
         (_plan, "what the rules resolve to: each tie, and what it saves"),

@@ -55,6 +55,11 @@ def net(width: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fxtie {fxtie.__version__}\n"
+
+
 def expected(command: str, model: nn.Module) -> object:
     rules = fxtie.load_rules("rules.toml")
     if command == "suggest":

@@ -10,6 +10,7 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +36,9 @@ from fxtie.tied.tied_module import KeptModule, TiedModule, Ties, deriving, renam
 from fxtie.tracing.graphs import same_graph
 from fxtie.tracing.stops import Stop
 from fxtie.transforms.parts import Part
+from fxtie.words import count
+
+_LOG = logging.getLogger("fxtie")
 
 
 class Capture:
@@ -52,6 +56,7 @@ class Capture:
 
     def run(self) -> nn.Module:
         root = self.copy()
+        _LOG.debug("%s: %s", type(self.model).__name__, count(len(self.plan.steps), "tie"))
         if self.trace:
             self.capture(root, "")
         else:
@@ -191,12 +196,15 @@ class Capture:
             return
         self.seen.add(module)
         if _has_forward(module):
+            _LOG.debug("trace %s", name or "the root")
             try:
                 kept_inside = self.make_region(module, name)
             except Stop as stop:
                 become(module, KeptModule)
                 self.kept[name] = Kept.because(name, module, stop)
+                _LOG.debug("keep %s", self.kept[name])
             else:
+                _LOG.debug("made a graph of %s", name or "the root")
                 self.regions.append(name)
                 for inner_name, inner in kept_inside.items():
                     self.descend(inner, join(name, inner_name))
@@ -231,7 +239,9 @@ class Capture:
                 if not isinstance(inner, Region):  # as a part of another kept module, say
                     become(inner, KeptModule)
                 full = join(name, inner_name)
-                self.kept.setdefault(full, replace(kept, name=full))
+                if full not in self.kept:
+                    self.kept[full] = replace(kept, name=full)
+                    _LOG.debug("keep %s", self.kept[full])
         return kept_inside
 
     def become_region(

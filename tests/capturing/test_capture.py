@@ -28,6 +28,16 @@ def test_an_untraceable_root_is_kept(sign):
         fxtie.transform(net, rules, strict=True)
 
 
+def test_the_log_says_what_is_traced_and_kept_and_why(caplog):
+    with caplog.at_level("DEBUG", logger="fxtie"):
+        tied = fxtie.transform(UntraceableRoot(), Rule("b.*", "a", transforms.flip(0)))
+    told = [record.getMessage() for record in caplog.records if record.name == "fxtie"]
+    (kept,) = fxtie.report(tied).kept
+    assert told[0].startswith("UntraceableRoot: ")
+    assert told[1:3] == ["trace the root", f"keep {kept}"]
+    assert told[-2:] == ["trace b", "made a graph of b"]
+
+
 class UntraceableTarget(nn.Linear):
     def forward(self, x):
         y = super().forward(x)
