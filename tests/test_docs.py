@@ -1,19 +1,80 @@
-"""What documents say of each other's figures, and the code in them."""
+"""What documents say: their code, the figures they take from one another, and their links."""
 
 import doctest
+import os
 import re
+import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 import pytest
 import torch
 from torch import nn
 
 import fxtie
+from fxtie import transforms
 from fxtie.transforms import elementwise, registry
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+RECIPES = sorted((ROOT / "examples/recipes").glob("*.py"))
+PROTOCOLS = {"ComparesLayers", "FitsTarget", "Transform"}
+HELPERS = {"bert", "digits", "llama"}  # what recipes import
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_runs_as_pasted_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples/recipes")
+    ran = pages.run(page, tmp_path, capsys)
+    assert ran == page.read_text(encoding="utf-8").count("```python")
+    pages.run_commands(page)
+
+
+def test_a_page_that_says_something_else_is_found(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n```python\nprint(x)\n```\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md:8 is\n1"):
+        pages.run(page, tmp_path, capsys)
+
+
+def test_pages_that_are_made_from_the_source_are_up_to_date(tmp_path):
+    made = runpy.run_path(str(ROOT / "docs/generate.py"))
+    made["main"](tmp_path)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
+    drawn = {path.stem for path in files if path.suffix == ".svg"}
+    assert drawn == set(transforms.__all__) - PROTOCOLS | {"abs", "slice", "sum"}
+    assert not set((ROOT / "docs/pictures").iterdir()) - {ROOT / "docs" / path for path in files}
+    for path in files:
+        assert (ROOT / "docs" / path).read_text(encoding="utf-8") == (tmp_path / path).read_text(
+            encoding="utf-8"
+        ), "run docs/generate.py"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_stands_on_its_page(path):
+    """What it prints is compared with the page by the test of all pages' code."""
+    code = path.read_text(encoding="utf-8")
+    assert len(code.splitlines()) < 80
+    if path.stem in HELPERS:
+        return
+    page = ROOT / f"docs/recipes/{path.stem}.md"
+    text = page.read_text(encoding="utf-8")
+    shown = pages.blocks(text)[0]
+    if os.environ.get("FXTIE_RENEW"):
+        page.write_text(text[: shown.start] + code + text[shown.end :], encoding="utf-8")
+    assert pages.blocks(page.read_text(encoding="utf-8"))[0].code == code
+    assert f"({path.stem}.md)" in (page.parent / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("https:", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
 
 
 def test_the_readme_has_the_totals_of_the_zoo():
@@ -32,6 +93,54 @@ def test_the_readme_has_the_totals_of_the_zoo():
         f"for bit, in eval and in train; {graphs} are one graph (`torch.fx.symbolic_trace` can "
         f"trace {stock})." in readme
     )
+
+
+def test_the_readme_has_the_figures_of_the_speed_page():
+    """The rows that its claims stand on, in docs/speed.md."""
+    speed = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+    def cells(table: str) -> list[str]:
+        """What the table that begins so says of the decoder."""
+        row = re.search(
+            rf"^\| {table} .*?\n\| decoder, batch 1 (.*?)\n", speed, re.DOTALL | re.MULTILINE
+        )
+        return [cell.strip() for cell in row[1].strip("| ").split("|")]
+
+    eager, compiled = (
+        cells("train step, eager  +[|] hand"),
+        cells("train step, compiled  +[|] hand"),
+    )
+    saved = re.search(r"peak memory saved, eager +\| decoder, batch 1 +\| fxtie .*? (\S+) x", speed)
+    assert (
+        f"takes {eager[-1]} of the untied one's time (linked by hand: {eager[0]}), and compiled "
+        f"{compiled[-1]}." in readme
+    )
+    assert f"needs {saved[1]} bytes less for each byte of weights that is gone" in readme
+
+
+def test_the_quickstart_prints_what_the_readme_shows(capsys):
+    runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
+    (shown,) = (
+        b.code
+        for b in pages.blocks((ROOT / "README.md").read_text("utf-8"))
+        if b.language == "text about"
+    )
+    printed = capsys.readouterr().out
+    table = printed[printed.index("net  ") : printed.index("Mean and")]
+    assert pages.is_about(table, shown), table
+
+
+def test_the_errors_of_torch_that_the_readme_quotes():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    layer, source = nn.Linear(2, 2), torch.ones(2, 2, requires_grad=True)
+    with pytest.raises(TypeError) as assigned:
+        layer.weight = source * 2
+    with pytest.raises(ValueError) as registered:
+        layer.register_parameter("weight", nn.Parameter(source.detach(), False).mul_(source))
+    quotes = re.findall(r"\*([^*]*'weight'[^*]*)\*", readme)
+    assert len(quotes) == 2
+    assert quotes[0] in str(assigned.value) and quotes[1] in str(registered.value)
 
 
 @pytest.mark.parametrize("page", ["docs/design.md"])
