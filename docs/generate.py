@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the source: transforms.md and its pictures, errors, llms.txt.
+"""Writes the pages that are made from the source: transforms, errors, reference.md, llms.txt.
 
     python docs/generate.py
 
@@ -91,6 +91,7 @@ def main(folder: Path = DOCS) -> None:
         rows.append(f"| `{call}` | {picture} | {first_sentence(maker)} | {learned} |")
     (folder / "transforms.md").write_text(TRANSFORMS.format("\n".join(rows)), encoding="utf-8")
     (folder / "errors.md").write_text(ERRORS.format(errors(), faults()), encoding="utf-8")
+    (folder / "reference.md").write_text(reference(), encoding="utf-8")
     (folder / "llms.txt").write_text(llms(), encoding="utf-8")
 
 
@@ -115,7 +116,7 @@ def parameters(transform: Any) -> Iterator[tuple[str, Tensor]]:
 def first_sentence(maker: Any) -> str:
     paragraph = (inspect.getdoc(maker) or "").partition("\n\n")[0]
     text = " ".join(paragraph.split())
-    return re.split(r"(?<=[.]) (?=[A-Z`])", text)[0].replace("|", r"\|")
+    return re.split(r"(?<=[.]) (?=[A-Z`])", text)[0].replace("|", "\N{DIVIDES}")  # a | ends a cell
 
 
 def svg(sources: tuple[Tensor, ...], result: Tensor) -> str:
@@ -211,6 +212,19 @@ compare the text.
 
 {}
 """
+
+# -- reference.md ---------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """What mkdocstrings fills with signatures and docstrings."""
+    names = [f"::: fxtie.{name}" for name in fxtie.__all__ if name not in ("same", "transforms")]
+    made = sorted({call.split("(")[0].removeprefix("T.") for call, _, _ in EXAMPLES})
+    protocols = ("Transform", "FitsTarget", "ComparesLayers")
+    listed = [f"::: fxtie.transforms.{name}" for name in (*made, *protocols)]
+    parts = ["# Reference", "## fxtie", *names, "## fxtie.transforms", *listed]
+    return "\n\n".join(parts) + "\n"
+
 
 # -- llms.txt -------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ import doctest
 import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,23 +102,30 @@ def test_the_readme_has_the_figures_of_the_speed_page():
     speed = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
-    def cells(table: str) -> list[str]:
-        """What the table that begins so says of the decoder."""
-        row = re.search(
-            rf"^\| {table} .*?\n\| decoder, batch 1 (.*?)\n", speed, re.DOTALL | re.MULTILINE
-        )
-        return [cell.strip() for cell in row[1].strip("| ").split("|")]
-
-    eager, compiled = (
-        cells("train step, eager  +[|] hand"),
-        cells("train step, compiled  +[|] hand"),
+    steps = re.search(
+        r"^\| train step, eager +\| hand-linked .*?^\| decoder, batch 1 +\| (.*?) +\|$",
+        speed,
+        re.DOTALL | re.MULTILINE,
     )
+    by_hand, *_, ours = re.split(r" +\| ", steps[1])
     saved = re.search(r"peak memory saved, eager +\| decoder, batch 1 +\| fxtie .*? (\S+) x", speed)
-    assert (
-        f"takes {eager[-1]} of the untied one's time (linked by hand: {eager[0]}), and compiled "
-        f"{compiled[-1]}." in readme
-    )
+    assert f"takes {ours} of the untied one's time; linked by hand, {by_hand}." in readme
     assert f"needs {saved[1]} bytes less for each byte of weights that is gone" in readme
+
+
+def test_the_site_builds_strictly(tmp_path):
+    """Links, anchors, the pages in its navigation, and signatures of all that is public."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "reference/index.html").read_text(encoding="utf-8")
+    missing = [n for n in fxtie.__all__ if f'id="fxtie.{n}"' not in page]
+    assert missing == ["same", "transforms"]  # the first is a transform
+
+
+def test_a_citation_names_the_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {fxtie.__version__}\n" in citation
 
 
 def test_the_quickstart_prints_what_the_readme_shows(capsys):

@@ -84,7 +84,7 @@ def markdown(runs: Iterable[Run]) -> str:
     return (
         f"# What fxtie works with\n\n"
         f"Written by `pytest tests/compat --compat-table docs/compat.md`, not by hand, from the "
-        f"runs in [tests/compat/results](../tests/compat/results).{untried} Numbers stand for the "
+        f"runs in `tests/compat/results`.{untried} Numbers stand for the "
         f"notes below.\n\n{_table(cells, header)}\n\n{told}## Versions\n\n{_versions(by_torch)}\n"
     )
 
