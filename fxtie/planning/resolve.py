@@ -303,7 +303,7 @@ class Resolver:
     def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
         if not any(one.tensors for one in matched):
             name = matched[0].targets[0]
-            if derived_of(self.names.modules[name]):
+            if any(map(derived_of, self.names.modules[name].modules())):
                 return f"the tensors of {name!r} are derived already. Give all rules at once."
             return f"{name!r} has no tensors."
         whys = {self.stored.get(join(m.targets[0], name)) for m in matched for name in m.tensors}

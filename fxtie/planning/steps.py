@@ -151,7 +151,6 @@ class Planner:
         dropped = (slot for tie, slot, _ in self.resolved.values() if not tie.is_self_derived)
         saved = self.names.savings(dropped)
         steps = []
-        self._found = {}
         for tie, target, rule in ordered:
             spec = self.spec(tie.target)
             sources = tuple(map(self.spec, tie.sources))
