@@ -189,7 +189,7 @@ def faults() -> str:
     sections = []
     for part in FAULTS.read_text(encoding="utf-8").strip().split("\n\n# "):
         why, _, text = part.removeprefix("# ").partition("\n")
-        sections.append(f"### {why[0].upper()}{why[1:]}\n\n```console\n{text}\n```")
+        sections.append(f"### {why[0].upper()}{why[1:]}\n\n```text\n{text}\n```")
     return "\n\n".join(sections)
 
 
@@ -222,7 +222,8 @@ def reference() -> str:
     made = sorted({call.split("(")[0].removeprefix("T.") for call, _, _ in EXAMPLES})
     protocols = ("Transform", "FitsTarget", "ComparesLayers")
     listed = [f"::: fxtie.transforms.{name}" for name in (*made, *protocols)]
-    parts = ["# Reference", "## fxtie", *names, "## fxtie.transforms", *listed]
+    intro = "Filled by `./run docs`. In Python: `help(fxtie.Rule)`."
+    parts = ["# Reference", intro, "## fxtie", *names, "## fxtie.transforms", *listed]
     return "\n\n".join(parts) + "\n"
 
 
