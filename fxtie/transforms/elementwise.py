@@ -89,7 +89,6 @@ class scale(HasCoefficient):
     def __post_init__(self) -> None:
         set_fields(self, s=number(self.s, "scale(s)"))
 
-    @property
     def coefficient(self) -> float:
         return self.s
 

@@ -207,7 +207,7 @@ class pad(_Counted):
 
 
 _MODES = ("nearest", "nearest-exact", "area", "linear", "cubic")
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_LINEAR = ("linear", "bilinear", "trilinear")  # over one, two, three dimensions
 _FAMILIES = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
 
 
@@ -267,7 +267,11 @@ class resize(Shaped):
         return source
 
     def _interpolate(self, source: Tensor, size: Shape) -> Tensor:
-        mode = {"linear": _LINEAR.get(len(size), ""), "cubic": "bicubic"}.get(self.mode, self.mode)
+        mode = self.mode
+        if mode == "linear":
+            mode = _LINEAR[len(size) - 1]
+        elif mode == "cubic":
+            mode = "bicubic"
         return F.interpolate(source, size=size, mode=mode)
 
 

@@ -43,7 +43,6 @@ class interpolate(HasCoefficient):
     def __post_init__(self) -> None:
         set_fields(self, t=number(self.t, "interpolate(t)"))
 
-    @property
     def coefficient(self) -> float:
         return self.t
 
@@ -79,7 +78,6 @@ class task_vector(HasCoefficient):
     def __post_init__(self) -> None:
         set_fields(self, scale=number(self.scale, "task_vector(scale)"))
 
-    @property
     def coefficient(self) -> float:
         return self.scale
 
@@ -126,7 +124,7 @@ class learn(Learned):
         self.of = of
         self.shared = bool(shared)
         if self.shared:
-            self.coefficient = nn.Parameter(torch.tensor(of.coefficient))
+            self.coefficient = nn.Parameter(torch.tensor(of.coefficient()))
 
     def for_target(self, target: Tensor) -> nn.Module:
         return self if self.shared else super().for_target(target)
@@ -136,7 +134,7 @@ class learn(Learned):
 
     def reset_parameters(self) -> None:
         """Back to the start, in place: the number that `of` has."""
-        nn.init.constant_(self.coefficient, self.of.coefficient)
+        nn.init.constant_(self.coefficient, self.of.coefficient())
 
     def fit_to(self, target: Tensor, *sources: Tensor) -> dict[str, Tensor]:
         """The coefficient that brings the result closest to the target: least squares."""

@@ -191,7 +191,6 @@ class HasCoefficient(Named):
     The result is a linear function of that number plus a constant.
     """
 
-    @property
     def coefficient(self) -> float:
         """The number."""
         raise NotImplementedError
@@ -201,4 +200,4 @@ class HasCoefficient(Named):
         raise NotImplementedError
 
     def __call__(self, *sources: Tensor) -> Tensor:
-        return self.run(self.coefficient, *sources)
+        return self.run(self.coefficient(), *sources)
