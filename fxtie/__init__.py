@@ -4,6 +4,7 @@ from fxtie import transforms
 from fxtie.capturing.report import Report, report
 from fxtie.capturing.transform import transform
 from fxtie.errors import CaptureError, FileError, FxtieError, Outdated, PlanError, RuleError
+from fxtie.integrations.transformers import from_pretrained
 from fxtie.life.convert import initialize, materialize, untied_state_dict
 from fxtie.life.derive_once import derive_once
 from fxtie.life.fit import Fit, fit
@@ -52,6 +53,7 @@ __all__ = [
     "each",
     "fit",
     "freeze",
+    "from_pretrained",
     "initialize",
     "load",
     "load_rules",

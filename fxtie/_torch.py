@@ -75,6 +75,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "_parameters": "tensors by name, past `__getattr__`, which derived attributes replace",
         "_buffers": "the same",
         "_modules": "children by name, with those that are None, which named_children leaves out",
+        "_non_persistent_buffers_set": "buffers that a state_dict leaves out",
         "_forward_hooks": "hooks would not run for a module whose forward stands in a graph",
         "_forward_pre_hooks": "the same",
         "_backward_hooks": "the same",

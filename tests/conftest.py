@@ -4,6 +4,11 @@ import importlib.util
 
 import pytest
 import torch
+from outcomes import (  # noqa: F401 (hooks)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 from vision import import_torchvision
 
 torch.set_num_threads(1)  # the tests run side by side

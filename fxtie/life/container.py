@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def write(path: FilePath, tensors: Mapping[str, torch.Tensor], record: Mapping[s
 
     Args:
         path: the file.
-        tensors: on the CPU, contiguous, none overlapping another.
+        tensors: as `writable` makes them.
         record: anything that JSON can hold.
 
     Raises:
@@ -95,6 +96,25 @@ def read(path: FilePath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"fxtie that wrote it, or a newer one."
         )
     return record, tensors
+
+
+def first_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """For each name the first, by sort order, of the same tensor."""
+    firsts: dict[int, str] = {}
+    return {name: firsts.setdefault(id(state[name]), name) for name in sorted(state)}
+
+
+def writable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous, none overlapping another; copied only where needed."""
+    tensors = {
+        name: value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        for name, value in state.items()
+    }
+    storages = Counter(value.untyped_storage().data_ptr() for value in tensors.values())
+    return {
+        name: value.clone() if storages[value.untyped_storage().data_ptr()] > 1 else value
+        for name, value in tensors.items()
+    }
 
 
 def _sum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -4,18 +4,13 @@ In: a tied model and a path; or a path and the untied model. Out: one safetensor
 model again.
 
 `container.py` reads, writes and checks the file. It holds the stored tensors, each once, under
-their state_dict names, and as its record
-
-* `rules`: the plan's ties, as rule files have them (`rules/reader.py`, `rules/writer.py`);
-* `modules`: the names of the banks and learnable transforms below `ties`, in their order;
-* `model`: the name of the model's class, for messages.
+their state_dict names, and the ties as its record (`record.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -26,17 +21,12 @@ from fxtie.capturing.report import report
 from fxtie.capturing.transform import transform
 from fxtie.errors import FileError, FxtieError
 from fxtie.life import container
-from fxtie.planning.names import Names, Slot
-from fxtie.planning.plan import Plan, plan_with
-from fxtie.rules.free import Entry, Free
-from fxtie.rules.reader import RuleDataError, free_in, listed, path_text, read_rules, transforms_of
+from fxtie.life.record import plan_of, record_of
+from fxtie.planning.plan import Plan
+from fxtie.rules.reader import listed
 from fxtie.rules.replacing import FilePath
-from fxtie.rules.rule import Rule, Tie
-from fxtie.rules.writer import write_rules
 from fxtie.tied.path_copy import tied_model
-from fxtie.tied.tied_module import derived_tensors
 from fxtie.tracing.user_class import user_class
-from fxtie.transforms.parts import Part, module_of, whole_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,8 +65,10 @@ def save(tied: nn.Module, path: FilePath) -> None:
     tied = tied_model(tied)
     record = _record(tied)
     state = tied.state_dict(keep_vars=True)
-    firsts = _first_names(state)
-    container.write(path, _writable({name: state[name] for name in set(firsts.values())}), record)
+    firsts = container.first_names(state)
+    container.write(
+        path, container.writable({name: state[name] for name in set(firsts.values())}), record
+    )
 
 
 def check_saveable(tied: nn.Module | Plan) -> None:
@@ -106,7 +98,10 @@ def check_saveable(tied: nn.Module | Plan) -> None:
         '1.weight': The transform <function <lambda> at ...> has no registered name. Give it ...
         fxtie.check_saveable(plan) tells this before training.
     """
-    _record(tied if isinstance(tied, Plan) else tied_model(tied))
+    if isinstance(tied, Plan):
+        record_of(tied)
+    else:
+        _record(tied_model(tied))
 
 
 def load(path: FilePath, model: M) -> M:
@@ -146,7 +141,7 @@ def load(path: FilePath, model: M) -> M:
         raise FileError(f"The model is a torch.nn.Module, not {type(model).__name__}: {model!r}.")
     try:
         record, tensors = container.read(path)
-        tied = transform(model, _plan(model, record))
+        tied = transform(model, plan_of(model, record))
         state = _state_for(tied, tensors)
     except FxtieError as error:
         what = f"{os.fspath(path)!r} can't be loaded into a {user_class(model).__qualname__}"
@@ -155,128 +150,20 @@ def load(path: FilePath, model: M) -> M:
     return tied
 
 
-# --- Ties <-> the record ----------------------------------------------------------------------
-
-
-def _record(tied: nn.Module | Plan) -> dict[str, Any]:
+def _record(tied: nn.Module) -> dict[str, Any]:
     """What the file says of a tied model, if all of it can be saved."""
-    checked = tied if isinstance(tied, Plan) else report(tied).whole_plan
-    shapes = {
-        module: step.spec.shape
-        for step in checked.steps
-        if (module := module_of(step.tie.transform)) is not None
-    }
-    faults, data = [], None
-    try:
-        data = write_rules(_rules(checked), checked.modules, shapes)
-    except RuleDataError as error:
-        faults += [f"{path_text(path)}{fault}" for path, fault in error.faults]
-    if isinstance(tied, Plan):
-        model = ""
-    else:
-        model = user_class(tied).__qualname__
-        state = tied.state_dict(keep_vars=True)
-        faults += [f"{name!r} {why}" for name, v in state.items() if (why := _unfit(v))]
-    if faults:
-        raise FileError(
-            f"This can't be saved:\n{listed(faults, len(faults))}\n"
-            f"fxtie.check_saveable(plan) tells this before training."
-        )
-    return {"model": model, "modules": list(checked.modules), "rules": data}
-
-
-def _rules(checked: Plan) -> list[Rule | Tie]:
-    """Ties that make the same plan."""
-    free = {
-        f"ties.{name}.{key}": Entry(owner, key)
-        for name, owner in checked.modules.items()
-        if isinstance(owner, Free)
-        for key in owner.tensor_names()
-    }
-    ties: dict[Any, Tie] = {}
-    for tie in checked.ties:
-        part = tie.transform if isinstance(tie.transform, Part) else None
-        targets = (tie.target,) if part is None else part.of
-        sources = [free.get(name, name) for name in tie.sources]
-        ties.setdefault(targets, Tie(targets, sources, whole_of(tie.transform)))
-    return [*ties.values()]
-
-
-def _plan(model: nn.Module, record: Mapping[str, Any]) -> Plan:
-    """The plan that a record tells of, its modules under the names that they had."""
-    rules, named = read_rules(record.get("rules"))
-    tied_before = {name for name, _, _ in derived_tensors(model)}
-    rules = [rule for rule in rules if not _is_for(rule, tied_before)]
-    _place(rules, Names(model))
-    names = record.get("modules")
-    if not isinstance(names, list) or not all(isinstance(n, str) and n in named for n in names):
-        raise FileError("its list of modules is damaged.")
-    used = {id(module) for rule in rules for module in _modules_of(rule)}
-    modules = {name: named[name] for name in names if id(named[name]) in used}
-    checked = plan_with(model, rules, modules)
-    if checked.modules != modules:
-        raise FileError(
-            "its ties don't come out as they were saved. Does for_target of a transform return "
-            "something new for a target that it fits already?"
-        )
-    return checked
-
-
-def _is_for(rule: Rule | Tie, names: Set[str]) -> bool:
-    """Whether one of these tensors is the target of a rule."""
-    if isinstance(rule, Tie):
-        return not names.isdisjoint(rule.targets)
-    return any(pattern.match(name) for pattern in rule.targets for name in names)
-
-
-def _modules_of(rule: Rule | Tie) -> list[nn.Module]:
-    """The banks and learnable transforms of a rule."""
-    modules = [module for module in transforms_of(rule) if isinstance(module, nn.Module)]
-    return modules + free_in(rule)
-
-
-def _place(rules: Iterable[Rule | Tie], names: Names) -> None:
-    """Bring banks and learnable transforms to the device of the targets that they are for."""
-    for rule in rules:
-        modules = _modules_of(rule)
-        if isinstance(rule, Tie):
-            targets = [*rule.targets]
-        elif rule.target.is_literal:
-            targets = [*map(str, rule.targets)]
-        else:
-            targets = [name for name in names.tensors if rule.target.match(name)]
-        for slot in map(names.find, targets if modules else ()):
-            if isinstance(slot, Slot):  # planning tells of the others
-                for module in modules:
-                    module.to(slot.tensor.device)
+    state = tied.state_dict(keep_vars=True)
+    faults = [f"{name!r} {why}" for name, v in state.items() if (why := _unfit(v))]
+    return record_of(report(tied).whole_plan, user_class(tied).__qualname__, faults)
 
 
 # --- Tensors ----------------------------------------------------------------------------------
 
 
-def _first_names(state: Mapping[str, Any]) -> dict[str, str]:
-    """For each name the first, by sort order, of the same tensor."""
-    firsts: dict[int, str] = {}
-    return {name: firsts.setdefault(id(state[name]), name) for name in sorted(state)}
-
-
-def _writable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors on the CPU, contiguous, none overlapping another; copied only where needed."""
-    tensors = {
-        name: value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        for name, value in state.items()
-    }
-    storages = Counter(value.untyped_storage().data_ptr() for value in tensors.values())
-    return {
-        name: value.clone() if storages[value.untyped_storage().data_ptr()] > 1 else value
-        for name, value in tensors.items()
-    }
-
-
 def _state_for(tied: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The file's tensors as a state_dict of `tied`, if all of them fit."""
     own = tied.state_dict(keep_vars=True)
-    firsts = _first_names(own)
+    firsts = container.first_names(own)
     stored = {name: own[name] for name in firsts.values()}
     faults = [f"{name!r} is not in the file." for name in stored.keys() - tensors.keys()]
     for name, saved in tensors.items():

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from fxtie.errors import PlanError
 from fxtie.planning.layers import Layer, layers_of
+from fxtie.planning.own_ties import add_own_ties
 from fxtie.planning.resolve import Resolver
 from fxtie.planning.steps import Planner, Step
 from fxtie.rules.rule import Rules, Tie, as_rules
@@ -148,6 +149,7 @@ def plan_with(model: nn.Module, rules: Rules, modules: Mapping[str, nn.Module]) 
     resolver.modules.update(modules)
     for rule in as_rules(rules):
         resolver.resolve(rule)
+    add_own_ties(resolver)
     planner = Planner(resolver)
     planner.raise_faults()
     ordered = planner.order()

@@ -15,6 +15,7 @@ from torch import nn
 
 from fxtie._torch import is_called_by_fsdp, is_fsdp_managed
 from fxtie.errors import FxtieError
+from fxtie.foreign import foreign_of
 from fxtie.tied.call_cache import value_of
 from fxtie.tied.state import State
 from fxtie.tracing.user_class import user_class
@@ -73,8 +74,12 @@ def _class_of(made: Made) -> type[PathCopy]:
         **base._fxtie_namespace(cls, made.contents),
         "_fxtie_made": made,
     }
-    bases = (base,) if cls is nn.Module else (base, cls)
-    _classes[made] = new = types.new_class(cls.__name__, bases, None, lambda b: b.update(namespace))
+    bases = [base, *(foreign.methods for foreign in foreign_of(cls))]
+    if cls is not nn.Module:
+        bases.append(cls)
+    _classes[made] = new = types.new_class(
+        cls.__name__, tuple(bases), None, lambda body: body.update(namespace)
+    )
     return new
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class State:
         missed: how many calls its graph, if any, did not hold for, and why the last one.
         report: of a root, the `Report` of how it was made.
         distances: of a root, those of the derived tensors from the checkpoint loaded last.
+        saved_in: of a root, folders with checkpoints that were made of it (`life/plain.py`).
     """
 
     derived: dict[str, Derived] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class State:
     missed: tuple[int, str] = (0, "")
     report: Any = None
     distances: Mapping[str, float] = field(default_factory=dict)
+    saved_in: tuple[Path, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "once": {}}

@@ -1,4 +1,4 @@
-"""The table of docs/compat.md.
+"""The tables of docs/compat.md and docs/integrations.md.
 
 In: what runs of the compatibility tests found, one JSON file for each torch and Python. Out:
 Markdown, with a column for each torch version.
@@ -10,12 +10,42 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-RESULTS = Path(__file__).parent / "results"
+
+@dataclass(frozen=True)
+class Page:
+    """A page with a table.
+
+    Attributes:
+        title: its title.
+        tests: the folder of the tests whose outcomes it shows.
+        about: what else it says above the table.
+    """
+
+    title: str
+    tests: str
+    about: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path(__file__).parents[2] / self.tests
+
+
+PAGES = {
+    "compat": Page("What fxtie works with", "tests/compat"),
+    "integrations": Page(
+        "In the tools that people train and share with",
+        "tests/integrations",
+        " Rows of transformers are tried with a BERT, a Llama, a T5, a ViT and a Mixtral where "
+        "they concern all models, and else with a Llama; all are small.",
+    ),
+}
+"""By the name of its file in `docs/`, without the suffix."""
 
 # (tool, what, device) -> (word, reason) of each test of the row
 Outcomes = dict[tuple[str, str, str], set[tuple[str, str | None]]]
@@ -57,7 +87,7 @@ class Run:
         return self.versions["torch"].partition("+")[0]
 
 
-def markdown(runs: Iterable[Run]) -> str:
+def markdown(runs: Iterable[Run], page: Page) -> str:
     """The page: a row for each thing that was tried, a column for each torch version and device."""
     by_torch: dict[str, list[Run]] = {}
     for run in sorted(
@@ -82,11 +112,16 @@ def markdown(runs: Iterable[Run]) -> str:
     told = f"## Notes\n\n{listed}\n" if notes else ""
     untried = "" if any(device == "cuda" for _, device in columns) else " None had a CUDA device."
     return (
-        f"# What fxtie works with\n\n"
-        f"Written by `pytest tests/compat --compat-table docs/compat.md`, not by hand, from the "
-        f"runs in `tests/compat/results`.{untried} Numbers stand for the "
-        f"notes below.\n\n{_table(cells, header)}\n\n{told}## Versions\n\n{_versions(by_torch)}\n"
+        f"# {page.title}\n\n"
+        f"Written by `pytest {page.tests} --compat-table docs/{_name(page)}.md`, not by hand, from "
+        f"the runs in `{page.tests}/results`.{untried}{page.about} "
+        f"Numbers stand for the notes below.\n\n{_table(cells, header)}\n\n{told}## Versions\n\n"
+        f"{_versions(by_torch)}\n"
     )
+
+
+def _name(page: Page) -> str:
+    return next(name for name, other in PAGES.items() if other is page)
 
 
 def _row_order(row: tuple[str, ...]) -> Any:

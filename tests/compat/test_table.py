@@ -1,6 +1,12 @@
 """The table of docs/compat.md: one column for each torch version, from runs that were kept."""
 
-from compat.table import Run, markdown
+from compat.table import PAGES, Run
+from compat.table import markdown as written
+
+
+def markdown(runs):
+    return written(runs, PAGES["compat"])
+
 
 ROW = ("tool", "what is tried", "cpu")
 

@@ -1,0 +1,392 @@
+"""Tied models of transformers: saved, loaded, generated with, resized, changed after tying."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from pretrained import LLAMA, TOKENS, WIDTH, logits, tie
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaModel
+
+import fxtie
+from fxtie.errors import FileError, FxtieError
+from fxtie.integrations.transformers import rules_of
+from fxtie.rules.reader import read_rules
+from fxtie.transforms import LowRank, fake_quant, mean
+
+compat = pytest.mark.compat
+PACKAGES = ("transformers", "safetensors")
+FILES = {"fxtie.json", "fxtie.safetensors"}
+
+
+def plain_of(cls, folder):
+    """The plain model of a folder, which was loaded without a complaint."""
+    model, info = cls.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model) is cls
+    return model
+
+
+def same_state(one, other):
+    """Whether two models have the same names and values, bit for bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def names_in(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+# --- The round trip ---------------------------------------------------------------------------
+
+
+@compat("transformers", "outputs and gradients equal the oracle's", *PACKAGES)
+def test_a_tied_model_equals_the_oracle(kind, rules):
+    model = kind.build()
+    fxtie.verify(model, tie(model, rules), **kind.inputs())
+
+
+@pytest.mark.parametrize("size", ["50GB", "5KB"], ids=["one file", "shards"])
+@compat("transformers", "save_pretrained; the plain class loads it: the same outputs", *PACKAGES)
+def test_what_is_saved_is_a_checkpoint_of_the_plain_class(kind, tied, tmp_path, size):
+    tied.save_pretrained(tmp_path, max_shard_size=size)
+    assert ("model.safetensors" in names_in(tmp_path)) is (size == "50GB")
+    plain = plain_of(kind.cls, tmp_path)
+    assert torch.equal(logits(plain, kind.inputs()), logits(tied, kind.inputs()))
+
+
+@pytest.mark.parametrize("size", ["50GB", "5KB"], ids=["one file", "shards"])
+@compat("transformers", "fxtie.from_pretrained: the tied model again, exactly", *PACKAGES)
+def test_the_tied_model_comes_back(kind, tied, tmp_path, size):
+    tied.save_pretrained(tmp_path, max_shard_size=size)
+    again = fxtie.from_pretrained(tmp_path, kind.cls)
+    assert same_state(again, tied)
+    assert isinstance(again, kind.cls)
+    assert fxtie.report(again).targets == fxtie.report(tied).targets
+    assert torch.equal(logits(again, kind.inputs()), logits(tied, kind.inputs()))
+
+
+def test_saving_changes_nothing(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    names, values = [*tied.state_dict()], [value.clone() for value in tied.state_dict().values()]
+    tied.save_pretrained(tmp_path)
+    assert [*tied.state_dict()] == names
+    assert all(map(torch.equal, tied.state_dict().values(), values))
+
+
+def test_the_files_of_fxtie_are_data(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    tied.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "fxtie.json").read_text())
+    rules, modules = read_rules(record["rules"])
+    assert {rule.target for rule in rules} == set(fxtie.report(tied).targets)
+    assert list(modules) == record["modules"]
+    assert load_file(tmp_path / "fxtie.safetensors").keys() == {
+        name for name in tied.state_dict() if name.startswith("ties.")
+    }
+    assert "fxtie" not in (tmp_path / "config.json").read_text()
+
+
+def test_without_tensors_of_their_own_ties_need_no_second_file(tmp_path):
+    tie(LLAMA.build(), LLAMA.rules["squared"]).save_pretrained(tmp_path)
+    assert names_in(tmp_path) & FILES == {"fxtie.json"}
+
+
+@pytest.mark.parametrize("through", [lambda m: pickle.loads(pickle.dumps(m)), nn.Module.eval])
+def test_auto_classes_and_copies(through, tmp_path):
+    tied = through(tie(LLAMA.build(), LLAMA.rules["learned"]))
+    tied.save_pretrained(tmp_path)
+    again = fxtie.from_pretrained(str(tmp_path), AutoModelForCausalLM, torch_dtype=torch.float32)
+    assert same_state(again, tied)
+
+
+def test_a_state_dict_that_is_given_is_what_is_saved(tmp_path):
+    """As a Trainer gives it that has gathered it from several devices."""
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    given = {name: value + 0.01 for name, value in tied.state_dict().items()}
+    tied.save_pretrained(tmp_path, state_dict=given)
+    again = fxtie.from_pretrained(tmp_path, LLAMA.cls)
+    assert all(torch.equal(given[name], value) for name, value in again.state_dict().items())
+    plain = plain_of(LLAMA.cls, tmp_path)
+    assert torch.equal(logits(plain, LLAMA.inputs()), logits(again, LLAMA.inputs()))
+
+
+@pytest.mark.parametrize("transform", [fake_quant(4), LowRank(2)], ids=repr)
+def test_the_stored_value_of_a_self_derived_tensor_is_kept(transform, tmp_path):
+    rule = fxtie.Rule("model.layers.*.mlp", "model.layers.{0}.mlp", weight=transform)
+    tied = tie(LLAMA.build(), rule)
+    tied.save_pretrained(tmp_path)
+    assert same_state(fxtie.from_pretrained(tmp_path, LLAMA.cls), tied)
+    name = "model.layers.1.mlp.up_proj.weight"
+    saved = load_file(tmp_path / "model.safetensors")[name]
+    assert torch.equal(saved, tied.get_submodule("model.layers.1.mlp.up_proj").weight)
+    assert not torch.equal(saved, tied.state_dict()[name])
+
+
+def test_a_half_precision_model(tmp_path):
+    tied = tie(LLAMA.build().to(torch.bfloat16), LLAMA.rules["learned"])
+    tied.save_pretrained(tmp_path)
+    assert same_state(fxtie.from_pretrained(tmp_path, LLAMA.cls), tied)
+
+
+def test_a_model_without_ties_of_its_own_in_another_precision(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["squared"])
+    tied.save_pretrained(tmp_path)
+    half = fxtie.from_pretrained(tmp_path, LLAMA.cls, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    again = fxtie.from_pretrained(tmp_path, LLAMA.cls, dtype=torch.float32)
+    assert again.dtype == torch.float32
+    assert same_state(again, half.float())
+
+
+def test_shared_learned_tensors_are_written_once(tmp_path):
+    shared = LowRank(2).for_target(torch.empty(2 * WIDTH, WIDTH))
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
+    tied = tie(LLAMA.build(), [fxtie.Tie(name, names[0], shared) for name in names[1:]])
+    tied.save_pretrained(tmp_path)
+    assert same_state(fxtie.from_pretrained(tmp_path, LLAMA.cls), tied)
+
+
+def test_a_part_is_saved_as_a_plain_model(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    tied.model.save_pretrained(tmp_path)
+    assert not names_in(tmp_path) & FILES
+    plain = plain_of(LlamaModel, tmp_path)
+    outputs = [model(**LLAMA.inputs()).last_hidden_state for model in (plain, tied.model)]
+    assert torch.equal(*outputs)
+
+
+def test_a_derived_buffer_that_is_not_persistent_is_not_written(tmp_path):
+    model = LLAMA.build()
+    for i in (0, 1):
+        model.model.layers[i].register_buffer("mask", torch.ones(2) + i, persistent=False)
+    rule = fxtie.Rule("model.layers.1.mask", "model.layers.0.mask")
+    tied = fxtie.transform(model, [rule, LLAMA.rules["squared"]])
+    tied.save_pretrained(tmp_path)
+    plain_of(LLAMA.cls, tmp_path)
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a tied model whose ties have tensors of their own."""
+    tie(LLAMA.build(), LLAMA.rules["learned"]).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def refused(folder, cls=LLAMA.cls):
+    with pytest.raises(FileError) as error:
+        fxtie.from_pretrained(folder, cls)
+    return str(error.value)
+
+
+def test_a_checkpoint_of_others_is_said_to_be_untied(tmp_path):
+    LLAMA.build().save_pretrained(tmp_path)
+    assert "has no fxtie.json: its model is not tied. Load it by LlamaForCausalLM." in refused(
+        tmp_path
+    )
+
+
+def test_a_checkpoint_that_was_changed(saved):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    tensors = load_file(saved / "model.safetensors")
+    tensors[name] += 1e-4
+    save_file(tensors, saved / "model.safetensors", {"format": "pt"})
+    assert f"{name} of its checkpoint are not what the ties make of the other" in refused(saved)
+
+
+def test_a_file_that_is_missing(saved):
+    (saved / "fxtie.safetensors").unlink()
+    assert "fxtie.safetensors is missing, which has values for ties." in refused(saved)
+
+
+def test_a_file_that_is_damaged(saved):
+    path = saved / "fxtie.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "its checksum differs" in refused(saved)
+
+
+def test_a_file_of_another_model(saved):
+    tensors = {"ties.other": torch.zeros(2)}
+    fxtie.life.container.write(saved / "fxtie.safetensors", tensors, {})
+    assert "are those of another model" in refused(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "it is no JSON"),
+        ("[]", "it has the format None, and this fxtie reads 1"),
+        ('{"version": 2}', "it has the format 2, and this fxtie reads 1"),
+        ('{"version": 1}', "its precision is damaged"),
+        ('{"version": 1, "precision": 0.1}', "A table is needed here, not None"),
+        ('{"version": 1, "precision": 0.1, "rules": {"rule": []}}', "A list of one or more rules"),
+    ],
+)
+def test_a_record_that_is_damaged(saved, text, fault):
+    (saved / "fxtie.json").write_text(text)
+    assert fault in refused(saved)
+
+
+def test_another_class(saved):
+    assert "'model.layers.1.self_attn.q_proj.weight' is not a tensor of the model" in refused(
+        saved, LlamaModel
+    )
+
+
+def test_ties_that_can_not_be_saved_are_refused_before_anything_is_written(tmp_path):
+    tied = fxtie.transform(LLAMA.build(), fxtie.Rule("lm_head", "lm_head", weight=lambda w: -w))
+    with pytest.raises(FileError, match="has no registered name"):
+        tied.save_pretrained(tmp_path)
+    assert not names_in(tmp_path)
+
+
+def test_what_would_write_another_checkpoint_is_refused(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["squared"])
+    with pytest.raises(FxtieError, match=r"Use tied\.push_to_hub\(repo_id\)"):
+        tied.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(FxtieError, match="A distributed checkpoint would lack"):
+        tied.save_pretrained(tmp_path, distributed_checkpoint=True)
+    tied.hf_quantizer = object()
+    with pytest.raises(FxtieError, match="a tied model that is quantized"):
+        tied.save_pretrained(tmp_path)
+    assert not names_in(tmp_path)
+
+
+# --- Plain checkpoints, loaded into the tied model --------------------------------------------
+
+
+def test_a_plain_checkpoint_is_loaded_with_the_tensors_that_belong_to_it(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    states = []
+    for i in range(3):
+        for parameter in tied.parameters():
+            nn.init.normal_(parameter)
+        tied.save_pretrained(tmp_path / str(i))
+        states.append({name: value.clone() for name, value in tied.state_dict().items()})
+    for i in (1, 2, 0):
+        tied.load_state_dict(load_file(tmp_path / str(i) / "model.safetensors"), strict=False)
+        assert all(torch.equal(states[i][n], value) for n, value in tied.state_dict().items())
+
+
+@pytest.mark.parametrize("transform", [fake_quant(4), LowRank(2)], ids=repr)
+def test_a_plain_checkpoint_does_not_overwrite_what_it_was_derived_from(transform, tmp_path):
+    rule = fxtie.Rule("model.layers.*.mlp", "model.layers.{0}.mlp", weight=transform)
+    tied = tie(LLAMA.build(), rule)
+    tied.save_pretrained(tmp_path)
+    again = fxtie.from_pretrained(tmp_path, LLAMA.cls)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert same_state(again, tied)
+
+
+@pytest.mark.parametrize("transform", [fake_quant(4), LowRank(2)], ids=repr)
+def test_a_plain_checkpoint_whose_tensors_are_not_known_is_refused(transform, tmp_path):
+    rule = fxtie.Rule("model.layers.*.mlp", "model.layers.{0}.mlp", weight=transform)
+    tie(LLAMA.build(), rule).save_pretrained(tmp_path)
+    fresh = fxtie.transform(LLAMA.build(initializer_range=0.1), rule)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    with pytest.raises(FxtieError, match=r"fxtie\.from_pretrained\(folder, LlamaForCausalLM\)"):
+        fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert all(torch.equal(before[name], value) for name, value in fresh.state_dict().items())
+
+
+def test_a_state_dict_of_the_tied_model_is_loaded_as_it_is():
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    state = {name: value + 1 for name, value in tied.state_dict().items()}
+    for strict in (True, False):
+        other = fxtie.transform(LLAMA.build(), LLAMA.rules["learned"])
+        other.load_state_dict(state, strict=strict)
+        assert all(torch.equal(state[name], value) for name, value in other.state_dict().items())
+
+
+# --- transformers' own ties -------------------------------------------------------------------
+
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+OWN = {
+    "same": (fxtie.Rule("lm_head", "model.embed_tokens"), {HEAD}),
+    "squared": (fxtie.Rule("lm_head", "model.embed_tokens", torch.square), {HEAD}),
+    "embeddings": (fxtie.Rule("model.embed_tokens", fxtie.Bank(2, (TOKENS, WIDTH)), mean()), set()),
+}
+
+
+@pytest.fixture(params=OWN)
+def own(request):
+    """A model whose head transformers ties, and rules for one end of it."""
+    rule, targets = OWN[request.param]
+    model = LLAMA.build(tie_word_embeddings=True)
+    return model, tie(model, rule), targets or {HEAD, TABLE}
+
+
+def test_the_other_end_follows(own):
+    model, tied, targets = own
+    assert set(fxtie.report(tied).targets) == targets
+    fxtie.verify(model, tied, **LLAMA.inputs())
+
+
+def test_tie_weights_is_harmless(own):
+    _, tied, _ = own
+    before = logits(tied, LLAMA.inputs())
+    tied.tie_weights()
+    tied.tie_weights(recompute_mapping=False)
+    assert torch.equal(logits(tied, LLAMA.inputs()), before)
+    assert tied.state_dict().keys() & {HEAD, TABLE} == {HEAD, TABLE} - set(
+        fxtie.report(tied).targets
+    )
+
+
+def test_own_ties_are_saved_as_well(own, tmp_path):
+    _, tied, _ = own
+    tied.save_pretrained(tmp_path)
+    for again in (LLAMA.cls.from_pretrained(tmp_path), fxtie.from_pretrained(tmp_path, LLAMA.cls)):
+        assert torch.equal(logits(again, LLAMA.inputs()), logits(tied, LLAMA.inputs()))
+
+
+def test_rules_of_gives_them_as_rules():
+    model = LLAMA.build(tie_word_embeddings=True)
+    rules = rules_of(model)
+    assert [(rule.target, rule.sources) for rule in rules] == [(HEAD, (TABLE,))]
+    tied = fxtie.transform(model, rules)
+    assert HEAD not in tied.state_dict()
+    assert sum(p.numel() for p in tied.parameters()) == sum(p.numel() for p in model.parameters())
+    assert rules_of(LLAMA.build()) == []
+
+
+@pytest.mark.parametrize("size", [TOKENS + 6, TOKENS - 6])
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_derived_head_follows_when_embeddings_are_resized(flag, size):
+    rule = fxtie.Rule("lm_head", "model.embed_tokens", torch.square)
+    tied = fxtie.transform(LLAMA.build(tie_word_embeddings=flag), rule)
+    tied.resize_token_embeddings(size, mean_resizing=False)
+    assert HEAD not in tied.state_dict()
+    assert torch.equal(tied.lm_head.weight, tied.model.embed_tokens.weight.square())
+    assert (
+        logits(tied, {"input_ids": torch.arange(8)[None]}).shape[-1]
+        == size
+        == len(tied.lm_head.weight)
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        fxtie.Rule("model.embed_tokens", fxtie.Bank(2, (TOKENS, WIDTH)), mean()),
+        fxtie.Rule("lm_head", "model.embed_tokens", LowRank(2)),
+        fxtie.Rule("lm_head", fxtie.Bank(2, (TOKENS, WIDTH)), mean()),
+    ],
+)
+def test_what_would_not_be_resized_is_refused(rule):
+    tied = tie(LLAMA.build(), rule)
+    with pytest.raises(FxtieError, match="Derived tensors would not be resized to 70 tokens"):
+        tied.resize_token_embeddings(TOKENS + 6)
+    assert len(tied.model.embed_tokens.weight) == tied.config.vocab_size == TOKENS
+    tied.resize_token_embeddings(TOKENS)
+    tied.resize_token_embeddings(pad_to_multiple_of=TOKENS)
