@@ -1,12 +1,13 @@
 """Classes of other libraries that fxtie treats in a way of their own.
 
 In: declarations, by the dotted name of a class, so that it need not be imported (`integrations/`).
-Out: those that hold for a class.
+Out: those that hold for a class, or for a module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,3 +39,51 @@ def foreign_of(cls: type) -> list[Foreign]:
     """What is declared of a class and its ancestors, nearest first."""
     names = (f"{one.__module__}.{one.__qualname__}" for one in cls.__mro__)
     return [_declared[name] for name in names if name in _declared]
+
+
+def foreign_classes(modules: Iterable[object]) -> dict[type, list[Foreign]]:
+    """The classes of these modules of which something is declared, and what."""
+    classes = {cls: foreign_of(cls) for cls in set(map(type, modules))}
+    return {cls: found for cls, found in classes.items() if found}
+
+
+Loading = Callable[[Any], AbstractContextManager[Any]]
+_offloading: dict[str, Loading] = {}
+
+
+def declare_offloading(attribute: str, loading: Loading) -> None:
+    """Declare how to load tensors that a library keeps elsewhere until a module is called.
+
+    Args:
+        attribute: what such a module has.
+        loading: of a module the context in which its tensors are there. Those that were read stay.
+    """
+    _offloading[attribute] = loading
+
+
+def is_loading(attribute: str) -> bool:
+    """Whether a module that has this attribute may have its tensors elsewhere."""
+    return attribute in _offloading
+
+
+def loading_of(module: Any) -> AbstractContextManager[Any] | None:
+    """The context in which the tensors of a module are there, if some library keeps them."""
+    loading = next((_offloading[name] for name in filter(is_loading, module.__dict__)), None)
+    return None if loading is None else loading(module)
+
+
+_refusals: list[Callable[[Any, Any], str | None]] = []
+
+
+def declare_refusal(refusal: Callable[[Any, Any], str | None]) -> None:
+    """Declare what no child of a tied module may be replaced with.
+
+    Args:
+        refusal: of the child and what is to take its place: why not, if not.
+    """
+    _refusals.append(refusal)
+
+
+def refusals_of(child: Any, new: Any) -> list[str]:
+    """Why a child must not be replaced with this."""
+    return [why for refusal in _refusals if (why := refusal(child, new)) is not None]

@@ -10,6 +10,7 @@ be traced is *kept*: rolled back to one opaque call, and what is inside it is ca
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from torch import fx, nn
 from fxtie.capturing.module_tracer import ModuleTracer
 from fxtie.capturing.report import Kept, Report
 from fxtie.errors import FxtieError, PlanError
+from fxtie.foreign import foreign_classes
 from fxtie.planning.names import Names, Slot, join
 from fxtie.planning.plan import Plan
 from fxtie.planning.steps import Step
@@ -124,7 +126,8 @@ class Capture:
         tied_before = deriving(self.model)
         opened = [*targets, *tied_before.values()]
         to_targets = leading_to([self.model, *opened], parents)
-        copies = copy_modules({**to_targets, **leading_to(sources, parents)})
+        copied = {**to_targets, **leading_to(sources, parents), **_changed_in_use(self.model)}
+        copies = copy_modules(copied)
         for name, module in tied_before.items():  # maybe in a part that was tied by itself
             rename_derived(copies[module], name)
         self.on_path = {copies[module] for module in to_targets}
@@ -305,6 +308,15 @@ def untied_graphs(model: nn.Module, result: nn.Module) -> Iterator[tuple[str, fx
 
 # Names that generated code uses.
 _RESERVED = frozenset({"torch", "device", "inf", "nan", "self", "slice", "getattr"})
+
+
+def _changed_in_use(model: nn.Module) -> dict[nn.Module, None]:
+    """Modules that their library changes when the model is used: it hooks or replaces them."""
+    modules = list(model.modules())
+    classes = foreign_classes(modules)
+    whole = (module.modules() for module in modules if type(module) in classes)
+    inside = itertools.chain.from_iterable(whole)
+    return {module: None for module in inside if not isinstance(module, torch.jit.ScriptModule)}
 
 
 def _derivation(step: Step) -> tuple[Any, ...]:

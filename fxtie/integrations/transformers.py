@@ -74,6 +74,11 @@ class TiedPretrained(nn.Module):
     def _refuse(self, arguments: Mapping[str, Any]) -> None:
         """Raise for what would write a checkpoint without derived tensors or `fxtie.json`."""
         remedy = "Save fxtie.materialize(tied), or use fxtie.save."
+        if any(value.is_meta for value in self.state_dict().values()):
+            raise FxtieError(
+                "save_pretrained can't save tensors on the meta device. If accelerate has "
+                "offloaded them, use accelerate.hooks.remove_hook_from_submodules(tied) first."
+            )
         if getattr(self, "hf_quantizer", None) is not None:
             raise FxtieError(f"save_pretrained can't save a tied model that is quantized. {remedy}")
         if arguments.get("distributed_checkpoint"):

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from fxtie._torch import FakeTensorMode
 from fxtie.errors import FxtieError, closest
+from fxtie.foreign import is_loading
 from fxtie.planning.spec import Spec
 from fxtie.tracing.user_class import derived_of
 
@@ -70,6 +71,13 @@ class Slot:
         tensor = getattr(self.owner, self.attr)
         assert isinstance(tensor, torch.Tensor)
         return tensor
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether a library keeps the tensor elsewhere until the module is called."""
+        members = self.owner.__dict__
+        tensor = members["_parameters"].get(self.attr, members["_buffers"].get(self.attr))
+        return tensor is not None and tensor.is_meta and any(map(is_loading, members))
 
     def spec(self, mode: FakeTensorMode) -> Spec:
         if self.is_parametrized:
@@ -169,6 +177,11 @@ class Names:
         members = slot.owner.__dict__
         if is_lazy(members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
+        if slot.is_offloaded:
+            return (
+                "is offloaded: it is not there until its module is called. Tie the model first, "
+                "and offload the tied one."
+            )
         return slot
 
     def get(self, name: str) -> Slot:

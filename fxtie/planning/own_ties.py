@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from fxtie.foreign import foreign_of
+from fxtie.foreign import foreign_classes
 from fxtie.planning.names import Slot, join
 from fxtie.planning.resolve import Resolver
 from fxtie.rules.rule import Tie
@@ -17,11 +17,11 @@ from fxtie.rules.rule import Tie
 
 def own_ties(modules: Mapping[str, nn.Module]) -> list[Tie]:
     """What the libraries of these modules keep the same."""
-    classes = {cls: foreign_of(cls) for cls in set(map(type, modules.values()))}
+    classes = foreign_classes(modules.values())
     return [
         Tie(join(prefix, target), join(prefix, source))
         for prefix, module in modules.items()
-        for foreign in classes[type(module)]
+        for foreign in classes.get(type(module), ())
         for target, source in foreign.own_ties(module).items()
     ]
 

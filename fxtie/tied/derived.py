@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.foreign import loading_of
 from fxtie.tied.sharded import (
     Reader,
     derive,
@@ -185,8 +186,14 @@ class Derived:
                 f"elsewhere gives a stale value. Use torch.nn.utils.parametrize instead, or remove "
                 f"the hook first."
             )
-        value = getattr(Stored(owner) if source.is_own else owner, source.attr)
-        return source_value(owner, source.attr, value, self.owner) if is_distributed() else value
+        module = Stored(owner) if source.is_own else owner
+        value = getattr(module, source.attr)
+        if is_distributed():
+            return source_value(owner, source.attr, value, self.owner)
+        if value.is_meta and (loading := loading_of(owner)) is not None:
+            with loading:
+                return getattr(module, source.attr)
+        return value
 
 
 class Stored:

@@ -172,6 +172,9 @@ def variant_for(region: Region, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 def _select(region: Region, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
     """The variant to run for a call, if any."""
     state = region._fxtie
+    if state.is_retired:
+        _miss(region, "has a hook of another library that moves tensors", lasts=False)
+        return None
     if (is_compiling := is_dynamo_compiling()) and not (
         state.is_edited or (_torch.is_exporting() and state.holds(region.training))
     ):

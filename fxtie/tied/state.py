@@ -62,6 +62,8 @@ class RegionState(State):
         read_once: inside of `derive_once`, what gives their values.
         is_edited: whether the user has changed a graph.
         warned: whether a warning told that a guard does not hold.
+        is_retired: whether its graphs are not used any more, since they read tensors past what
+            another library does around calls.
     """
 
     variants: dict[bool, Variant]
@@ -72,6 +74,7 @@ class RegionState(State):
     read_once: Callable[[], Mapping[str, torch.Tensor]] | None = None
     is_edited: bool = False
     warned: bool = False
+    is_retired: bool = False
 
     def current(self, training: bool) -> Variant:
         return self.running(self.variants[training])

@@ -23,13 +23,14 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
+from fxtie.foreign import is_loading, refusals_of
 from fxtie.planning.names import join
 from fxtie.shown import page
 from fxtie.tied import placed
 from fxtie.tied.call_cache import remembering
 from fxtie.tied.derived import Derived, Stored
 from fxtie.tied.path_copy import PathCopy, new_like, user_forward
-from fxtie.tied.state import state_of
+from fxtie.tied.state import RegionState, state_of
 
 
 class TiedModule(PathCopy):
@@ -74,7 +75,13 @@ class TiedModule(PathCopy):
         if derived is not None and isinstance(value, nn.Parameter):
             self._parameters[name] = value  # nn.Module would ask whether there is one: derive it
             return
+        if name in self._modules and (refusals := refusals_of(self._modules[name], value)):
+            raise FxtieError(refusals[0])
         super().__setattr__(name, value)
+        if is_loading(name):
+            for module in self.modules():
+                if isinstance(state := state_of(module), RegionState):
+                    state.is_retired = True
 
     def __delattr__(self, name: str) -> None:
         derived = self._fxtie.derived.get(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrained import LLAMA, TOKENS, WIDTH, logits, tie
+from pretrained import KINDS, LLAMA, TOKENS, WIDTH, logits, tie
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaModel
@@ -51,24 +51,31 @@ def test_a_tied_model_equals_the_oracle(kind, rules):
     fxtie.verify(model, tie(model, rules), **kind.inputs())
 
 
-@pytest.mark.parametrize("size", ["50GB", "5KB"], ids=["one file", "shards"])
 @compat("transformers", "save_pretrained; the plain class loads it: the same outputs", *PACKAGES)
-def test_what_is_saved_is_a_checkpoint_of_the_plain_class(kind, tied, tmp_path, size):
-    tied.save_pretrained(tmp_path, max_shard_size=size)
-    assert ("model.safetensors" in names_in(tmp_path)) is (size == "50GB")
+def test_what_is_saved_is_a_checkpoint_of_the_plain_class(kind, tied, tmp_path):
+    tied.save_pretrained(tmp_path)
     plain = plain_of(kind.cls, tmp_path)
     assert torch.equal(logits(plain, kind.inputs()), logits(tied, kind.inputs()))
 
 
-@pytest.mark.parametrize("size", ["50GB", "5KB"], ids=["one file", "shards"])
 @compat("transformers", "fxtie.from_pretrained: the tied model again, exactly", *PACKAGES)
-def test_the_tied_model_comes_back(kind, tied, tmp_path, size):
-    tied.save_pretrained(tmp_path, max_shard_size=size)
+def test_the_tied_model_comes_back(kind, tied, tmp_path):
+    tied.save_pretrained(tmp_path)
     again = fxtie.from_pretrained(tmp_path, kind.cls)
     assert same_state(again, tied)
     assert isinstance(again, kind.cls)
     assert fxtie.report(again).targets == fxtie.report(tied).targets
     assert torch.equal(logits(again, kind.inputs()), logits(tied, kind.inputs()))
+
+
+@compat("transformers", "the same with several shards (max_shard_size)", *PACKAGES)
+def test_shards(kind, tmp_path):
+    tied = tie(kind.build(), kind.rules["learned"])
+    tied.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert "model.safetensors" not in names_in(tmp_path)
+    plain = plain_of(kind.cls, tmp_path)
+    assert torch.equal(logits(plain, kind.inputs()), logits(tied, kind.inputs()))
+    assert same_state(fxtie.from_pretrained(tmp_path, kind.cls), tied)
 
 
 def test_saving_changes_nothing(tmp_path):
@@ -390,3 +397,78 @@ def test_what_would_not_be_resized_is_refused(rule):
     assert len(tied.model.embed_tokens.weight) == tied.config.vocab_size == TOKENS
     tied.resize_token_embeddings(TOKENS)
     tied.resize_token_embeddings(pad_to_multiple_of=TOKENS)
+
+
+# --- What is changed after tying --------------------------------------------------------------
+
+FLAGS = {
+    "eager attention": lambda m: m.set_attn_implementation("eager"),
+    "output_attentions": lambda m: (
+        m.set_attn_implementation("eager"),
+        setattr(m.config, "output_attentions", True),
+    ),
+    "output_hidden_states": lambda m: setattr(m.config, "output_hidden_states", True),
+    "use_cache": lambda m: setattr(m.config, "use_cache", False),
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@compat("transformers", "set_attn_implementation and flags of the config, after tying", *PACKAGES)
+def test_flags_that_are_changed_after_tying_take_effect(kind, flag):
+    model = kind.build()
+    tied = tie(model, kind.rules["squared"])
+    before = [[*one(**kind.inputs())] for one in (model, tied)]  # its graphs have run
+    FLAGS[flag](tied)  # and of the model, which has the same config
+    after = [[*one(**kind.inputs())] for one in (model, tied)]
+    assert before[0] == before[1]
+    assert after[0] == after[1]
+    if kind is LLAMA and flag != "eager attention":
+        assert before != after
+    plain = fxtie.materialize(tied)
+    assert torch.equal(logits(tied, kind.inputs()), logits(plain, kind.inputs()))
+
+
+@compat("transformers", "attentions and hidden states, of the tied and of the untied model")
+def test_outputs_are_captured_once_in_each_model(kind):
+    """transformers puts hooks for that on modules in the first call that asks for it."""
+    model = kind.build(attn_implementation="eager")
+    tied = tie(model, kind.rules["squared"])
+    ask = {"output_attentions": True, "output_hidden_states": True}
+    first, second = (one(**kind.inputs(), **ask) for one in (tied, model))
+    for key in first:
+        if isinstance(first[key], tuple):
+            assert len(first[key]) == len(second[key]) == len(tied(**kind.inputs(), **ask)[key])
+
+
+@compat("transformers", "generate: greedy, sampling and beams", *PACKAGES)
+@pytest.mark.parametrize(
+    "how", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampling", "beams"]
+)
+@pytest.mark.parametrize("name", ["decoder (Llama)", "encoder-decoder (T5)"])
+def test_generate(name, how):
+    kind = KINDS[name]
+    tied = tie(kind.build(), kind.rules["learned"])
+    tokens = []
+    for model in (tied, fxtie.materialize(tied)):
+        torch.manual_seed(0)
+        ids = {"input_ids": kind.inputs()["input_ids"]}
+        tokens.append(model.generate(**ids, max_new_tokens=8, pad_token_id=0, **how))
+    assert torch.equal(*tokens)
+
+
+@compat("transformers", "activation checkpointing: the same gradients", *PACKAGES)
+def test_gradient_checkpointing(kind):
+    gradients = []
+    for checkpointing in (False, True):
+        tied = tie(kind.build(), kind.rules["learned"]).train()
+        if checkpointing:
+            enable = (
+                getattr(tied, "activation_checkpointing_enable", None)
+                or tied.gradient_checkpointing_enable
+            )
+            enable()
+        torch.manual_seed(0)
+        tied(**kind.inputs()).logits.square().sum().backward()
+        gradients.append([p.grad for p in tied.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
