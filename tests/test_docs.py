@@ -152,7 +152,7 @@ def test_the_errors_of_torch_that_the_readme_quotes():
     assert quotes[0] in str(assigned.value) and quotes[1] in str(registered.value)
 
 
-@pytest.mark.parametrize("page", ["docs/design.md"])
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/transformers.md"])
 def test_examples_print_what_they_say(page):
     failed, tried = doctest.testfile(str(ROOT / page), module_relative=False)
     assert tried and not failed

@@ -100,6 +100,7 @@ def transform(
           changes it in place (`nn.init.zeros_`) is lost. Change the sources instead.
         * What holds none of the modules on the way to a target is shared with `model`: tensors,
           other modules, lists and plain objects. Use `copy.deepcopy` for two independent models.
+          Of a model of transformers, which hooks and replaces modules in use, none are shared.
         * A graph holds for what the trace has read: attributes, globals, modules. After a change
           of these, calls run the forward as written, which is right and slower;
           `fxtie.report(tied).missed` counts them.

@@ -18,11 +18,10 @@ def merging(layer: Any, base: Any) -> str | None:
     PEFT adds to `base.weight.data`. Of a derived tensor, that is lost; of a source, it reaches what
     is derived from it.
     """
-    is_unloaded = hasattr(layer, "get_base_layer") and layer.get_base_layer() is base
-    if not (is_unloaded and layer.merged and isinstance(base, nn.Module)):
+    if not (isinstance(base, nn.Module) and getattr(layer, "merged", False)):
         return None
     names = [derived.name for derived in state_of(base).derived.values()]
-    if not names:
+    if not names or layer.get_base_layer() is not base:
         return None
     return (
         f"{names[0]!r} is derived, so adapters can't be merged into it. Adapters of layers before "

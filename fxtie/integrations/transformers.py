@@ -24,6 +24,7 @@ from fxtie.life.plain import (
     completed,
     derived_values,
     plain_state,
+    tensors_in,
     tie_again,
     write_ties,
 )
@@ -59,7 +60,8 @@ class TiedPretrained(nn.Module):
         """
         save: Any = super().save_pretrained  # type: ignore[misc]
         if getattr(self, "_hf_peft_config_loaded", False):  # adapters, and nothing else
-            return save(save_directory, is_main_process, state_dict, **kwargs)  # type: ignore[no-any-return]
+            save(save_directory, is_main_process, state_dict, **kwargs)
+            return
         self._refuse(kwargs)
         state = {**self.state_dict(), **(state_dict or {})}
         plain = plain_state(self, state)
@@ -68,13 +70,13 @@ class TiedPretrained(nn.Module):
             if is_main_process:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_ties(self, folder, state)
-            state_of(self).saved_in += (folder,)
+            state_of(self).saved_in |= {folder: None}
         save(save_directory, is_main_process, plain, **kwargs)
 
     def _refuse(self, arguments: Mapping[str, Any]) -> None:
         """Raise for what would write a checkpoint without derived tensors or `fxtie.json`."""
         remedy = "Save fxtie.materialize(tied), or use fxtie.save."
-        if any(value.is_meta for value in self.state_dict().values()):
+        if any(value.is_meta for value in tensors_in(self.state_dict()).values()):
             raise FxtieError(
                 "save_pretrained can't save tensors on the meta device. If accelerate has "
                 "offloaded them, use accelerate.hooks.remove_hook_from_submodules(tied) first."
@@ -105,10 +107,12 @@ class TiedPretrained(nn.Module):
             state_dict = completed(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
-    def tie_weights(self, missing_keys: Any = None, recompute_mapping: bool = True) -> None:
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.tie_weights`. What is derived stays derived."""
         tie: Any = super().tie_weights  # type: ignore[misc]
-        tie(missing_keys, recompute_mapping=True)  # the mapping of before knows of no ties
+        if "recompute_mapping" in kwargs:
+            kwargs["recompute_mapping"] = True  # that of before knows of no ties
+        tie(*args, **kwargs)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """What `tie_weights` ties: nothing that is derived."""

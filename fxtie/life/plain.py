@@ -41,6 +41,11 @@ RULES, HIDDEN = "fxtie.json", "fxtie.safetensors"
 _VERSION = 1
 
 
+def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A state_dict without the extra state of modules that have some, which may be anything."""
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
 class _Derived(nn.Module):
     """Reads what a state_dict has of derived tensors, for `functional_call` to give it others."""
 
@@ -68,7 +73,7 @@ def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
             keeps the others of its own.
     """
     reader = _Derived(tied)
-    stored = tied.state_dict(keep_vars=True)
+    stored = tensors_in(tied.state_dict(keep_vars=True))
     given = {id(stored[name]): value for name, value in state.items() if name in stored}
     swapped = {
         f"model.{name}": state.get(name, given[id(own)]).to(own.device)
@@ -86,7 +91,7 @@ def plain_state(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
     Derived tensors are fresh ones, no two of which share memory.
     """
     plain = {name: value for name, value in state.items() if not _is_below_ties(tied, name)}
-    taken = {storage_id(value) for value in plain.values() if isinstance(value, torch.Tensor)}
+    taken = set(map(storage_id, tensors_in(plain).values()))
     for name, value in derived_values(tied, state).items():
         value = value.resolve_conj().resolve_neg()
         if storage_id(value) in taken:
@@ -119,7 +124,7 @@ def write_ties(tied: nn.Module, folder: Path, state: Tensors) -> None:
         FileError: if a transform has no name in files, or a file can't be written.
     """
     record = record_of(whole_plan(tied), user_class(tied).__qualname__)
-    precision = max(map(_precision, state.values()), default=0.0)
+    precision = max(map(_precision, tensors_in(state).values()), default=0.0)
     if hidden := set(_hidden(tied).values()):
         values = container.writable({name: state[name] for name in hidden})
         container.write(folder / HIDDEN, values, {"model": record["model"]})

@@ -43,7 +43,7 @@ class State:
     missed: tuple[int, str] = (0, "")
     report: Any = None
     distances: Mapping[str, float] = field(default_factory=dict)
-    saved_in: tuple[Path, ...] = ()
+    saved_in: dict[Path, None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "once": {}}

@@ -75,7 +75,8 @@ class TiedModule(PathCopy):
         if derived is not None and isinstance(value, nn.Parameter):
             self._parameters[name] = value  # nn.Module would ask whether there is one: derive it
             return
-        if name in self._modules and (refusals := refusals_of(self._modules[name], value)):
+        child = self.__dict__.get("_modules", {}).get(name)
+        if child is not None and (refusals := refusals_of(child, value)):
             raise FxtieError(refusals[0])
         super().__setattr__(name, value)
         if is_loading(name):

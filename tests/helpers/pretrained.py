@@ -128,3 +128,16 @@ def tie(model: Any, rules: Any) -> Any:
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
         return model(**inputs).logits
+
+
+def assert_same_outputs(one: Any, other: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """Up to rounding: kernels add up in another order where memory is aligned in another way."""
+    torch.testing.assert_close(logits(one, inputs), logits(other, inputs))
+
+
+def assert_plain_form(plain: Any, tied: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """`plain` is what `tied` is without ties: tensors bit for bit, and outputs."""
+    expected, found = fxtie.untied_state_dict(tied), plain.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same_outputs(plain, tied, inputs)
