@@ -92,6 +92,8 @@ class Recorder:
     def create_node(
         self, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str | None = None
     ) -> fx.Node:
+        if name is None and target == "self":  # a child of that name: `attention.self` of BERT
+            name = "self_"  # generated code has a `self` of its own
         node = self.graph.create_node(op, target, args, kwargs or {}, name)
         if self.running and (place := user_place(walk_stack(sys._getframe()))):
             code = place[0].function.__code__

@@ -291,6 +291,23 @@ def test_outputs_of_a_class(make, captured):
     assert (not check(model_with(forward)).kept) == captured
 
 
+def test_a_child_that_is_called_self():
+    """As in the attention of BERT: its call is no variable `self` of the generated code."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.self, self.first, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return self.last(self.self(self.first(x)))
+
+    net = Net()
+    tied = fxtie.transform(net, Rule("last", "first", torch.square))
+    assert "self_ = self.self(" in tied.code
+    fxtie.verify(net, tied, torch.randn(2, 4))
+
+
 def test_names_that_generated_code_cannot_have():
     class Keyed(nn.Module):
         def __init__(self):
