@@ -121,6 +121,12 @@ def test_auto_classes_and_copies(through, tmp_path):
     assert same_state(again, tied)
 
 
+def test_only_the_main_process_writes(tmp_path):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    tied.save_pretrained(tmp_path, is_main_process=False)
+    assert not names_in(tmp_path)
+
+
 def test_a_state_dict_that_is_given_is_what_is_saved(tmp_path):
     """As a Trainer gives it that has gathered it from several devices."""
     tied = tie(LLAMA.build(), LLAMA.rules["learned"])
