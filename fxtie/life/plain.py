@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from fxtie._torch import storage_id
+from fxtie.capturing.report import report
 from fxtie.capturing.transform import transform
 from fxtie.errors import FileError, FxtieError
 from fxtie.life import container
-from fxtie.life.record import plan_of, record_of, whole_plan
+from fxtie.life.record import plan_of, record_of
 from fxtie.rules.replacing import replacing
 from fxtie.tied.state import state_of
 from fxtie.tied.tied_module import Ties, derived_tensors, relative_distance
@@ -123,7 +124,7 @@ def write_ties(tied: nn.Module, folder: Path, state: Tensors) -> None:
     Raises:
         FileError: if a transform has no name in files, or a file can't be written.
     """
-    record = record_of(whole_plan(tied), user_class(tied).__qualname__)
+    record = record_of(report(tied).whole_plan, user_class(tied).__qualname__)
     precision = max(map(_precision, tensors_in(state).values()), default=0.0)
     if hidden := set(_hidden(tied).values()):
         values = container.writable({name: state[name] for name in hidden})

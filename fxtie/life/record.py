@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import nn
 
-from fxtie.capturing.report import report
 from fxtie.errors import FileError
 from fxtie.planning.names import Names, Slot
 from fxtie.planning.plan import Plan, plan_with
@@ -55,18 +54,6 @@ def record_of(checked: Plan, model: str = "", faults: Iterable[str] = ()) -> dic
             f"fxtie.check_saveable(plan) tells this before training."
         )
     return {"model": model, "modules": list(checked.modules), "rules": data}
-
-
-def whole_plan(tied: nn.Module) -> Plan:
-    """All ties of a model, also those by which it was tied before."""
-    made = report(tied)
-    plans = (*made.earlier, made.plan)
-    steps = tuple(step for checked in plans for step in checked.steps)
-    return Plan(
-        steps,
-        {name: module for checked in plans for name, module in checked.modules.items()},
-        plans[0].parameters,
-    )
 
 
 def _rules(checked: Plan) -> list[Rule | Tie]:
