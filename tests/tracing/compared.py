@@ -26,7 +26,7 @@ def series(model, calls, change):
         if stage == "after":
             if change is None:
                 break
-            torch.manual_seed(11)
+            seed(11)
             change(model)
         for training, grad, turn in itertools.product((False, True), (True, False), range(2)):
             model.train(training)
@@ -71,7 +71,7 @@ def flat(value):
 def check(make, expected, *calls, change=None, rule=RULE, raises=False):
     """Compare a model with its twin; see that tying left the model as it was."""
     calls = calls or (lambda: ((x(),), {}),)
-    torch.manual_seed(0)
+    seed(0)
     untied = make()
     plan = fxtie.plan(untied, rule)
     twin, model, other = (copy.deepcopy(untied) for _ in range(3))

@@ -12,6 +12,7 @@ import types
 
 import torch
 from torch import nn
+from twins import seed
 
 import fxtie
 
@@ -261,21 +262,21 @@ class Program:
         linecache.cache[filename] = (len(self.source), None, lines, filename)
         exec(compile(self.source, filename, "exec"), vars(self.module))
 
-    def make(self, seed=0):
+    def make(self):
         """The model, and all that it depends on, as at first."""
         import numpy
 
-        torch.manual_seed(seed)
+        seed(0)
         vars(self.module).update(FACTOR=2, SHIFT=torch.linspace(0, 1, 4))
         self.module.COUNTS.clear()
         self.module.COUNTS["n"] = 1
         model = self.module.Model()
-        model.generator = numpy.random.default_rng(seed)
+        model.generator = numpy.random.default_rng(0)
         model.counter = itertools.count()
         return model
 
     def change(self, model, change):
         """Do something to a model, and to the module that it is defined in."""
-        torch.manual_seed(17)
+        seed(17)
         vars(self.module)["model"] = model
         exec(change, vars(self.module))

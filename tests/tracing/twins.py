@@ -6,7 +6,6 @@ with caches, counters and changes in between.
 """
 
 import contextlib
-import copy
 import random
 
 import numpy
@@ -40,7 +39,8 @@ def twin_of(model, ties):
 
 
 def seed(number):
-    torch.manual_seed(number)
+    """Seed all generators of the CPU. `torch.manual_seed` formats tracebacks for other devices."""
+    torch.default_generator.manual_seed(number)
     random.seed(number)
     numpy.random.seed(number)
 
@@ -78,11 +78,11 @@ def run(model, name, **kwargs):
     except Exception as error:
         return error, {}
     gradients = {
-        name.replace("parametrizations.", "").replace(".original", ""): p.grad
+        name.replace("parametrizations.", "").replace(".original", ""): p.grad.clone()
         for name, p in model.named_parameters()
         if p.grad is not None
     }
-    return copy.deepcopy(pytree.tree_map(_detached, output)), copy.deepcopy(gradients)
+    return pytree.tree_map(_detached, output), gradients
 
 
 def _detached(value):
