@@ -1,6 +1,7 @@
 """What every test starts from: one thread, a fixed seed, the devices that there are."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from outcomes import (  # noqa: F401 (hooks)
 from vision import import_torchvision
 
 torch.set_num_threads(1)  # the tests run side by side
+# Inductor's kernels for the CPU without vector instructions: half as much to compile.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 # Full precision on a GPU too: the tests compare numbers of one device with those of another.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 if importlib.util.find_spec("torchvision"):  # the tests of GPUs run where it may be missing

@@ -80,7 +80,7 @@ def check_onnx(onnxruntime, exported, args, tied, sines, x=None):
 
 @compat("AOTInductor", "aoti_compile_and_package, aoti_load_package, run")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["tied", "frozen"])  # a materialised model is a plain one
 def test_aot_inductor(tied, x, tmp_path, form):
     check_aot_inductor(form, tied, x, tmp_path)
 
@@ -93,7 +93,7 @@ def test_aot_inductor_of_resnet(model, tmp_path):
 
 
 def check_aot_inductor(form, tied, x, tmp_path):
-    program = export(fxtie.materialize(tied) if form == "materialised" else tied, (x,))
+    program = export(tied, (x,))
     if form == "frozen":
         program = freeze(program)
     path = torch._inductor.aoti_compile_and_package(
@@ -102,7 +102,7 @@ def check_aot_inductor(form, tied, x, tmp_path):
     loaded = torch._inductor.aoti_load_package(path)
     torch.testing.assert_close(loaded(x), tied(x), rtol=1e-3, atol=1e-4)
     if x.device.type == "cpu":
-        assert (kernels(path).count(".sin(") > 0) == (form == "tied")
+        assert ("sin(" in kernels(path)) == (form == "tied")
 
 
 def kernels(path):

@@ -23,7 +23,7 @@ def losses(out, mode, *more, restarts=0):
         ],
         capture_output=True,
         text=True,
-        # A group of gloo that is made again would find addresses of the first one in a shared store.
+        # Else a group of gloo that is made again finds addresses of the first one.
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
     assert run.returncode == 0, run.stderr
