@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxtie.tracing.guards import ATOMS, cell_contents
+from fxtie.tracing.source_code import names_in
 from fxtie.tracing.traced import Traced
 
 
@@ -84,11 +85,6 @@ def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:
     if function.__module__ and function.__module__.startswith(("torch", "fxtie")):
         return ()
     cells = [cell_contents(cell) for cell in function.__closure__ or ()]
-    names, variables = _names(function.__code__), function.__globals__
+    names, variables = names_in(function.__code__), function.__globals__
     used = [variables[name] for name in names if name in variables]
     return [*cells, *used, function.__defaults__, function.__kwdefaults__]
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))

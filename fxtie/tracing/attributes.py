@@ -110,14 +110,14 @@ class Attributes(Recorder):
     def _class_attribute(self, cls: type, name: str) -> Any:
         if issubclass(cls, enum.Enum) and name in cls.__members__:
             return cls.__members__[name]
-        if type(cls) is not type and name not in ("__name__", "__qualname__"):
+        if name in ("__name__", "__qualname__"):
+            return getattr(cls, name)
+        if type(cls) is not type:
             metaclass: Any = type(cls)
             for base in metaclass.__mro__[:-2]:
                 if base.__module__ not in ("abc", "enum") and hasattr(base, "__getattr__"):
                     raise Stop(f"reads .{name} of the class {cls.__name__}")
         found = self.lookup(cls.__mro__, name)
-        if name in ("__name__", "__qualname__"):
-            return getattr(cls, name)
         if isinstance(found, classmethod):
             return types.MethodType(found.__func__, cls)
         if isinstance(found, staticmethod):

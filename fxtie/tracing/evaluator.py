@@ -29,6 +29,8 @@ from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced
 
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
 
 class Evaluator(Calls):
     """Evaluates functions."""
@@ -38,10 +40,10 @@ class Evaluator(Calls):
     # -- functions ------------------------------------------------------------------------------
 
     def run(self, function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if function.__code__.co_flags & _GENERATOR:
+            raise Stop(f"runs the generator {function.__name__}")
         if not isinstance(function.__globals__, Scope):
             function = rewritten(function, self)
-        if function.__code__.co_flags & inspect.CO_GENERATOR:
-            raise Stop(f"runs the generator {function.__name__}")
         if len(self.running) > 200:
             raise Stop("is nested too deeply")
         caller = self.running[-1].package if self.running else ""

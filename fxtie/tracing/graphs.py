@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
@@ -18,6 +18,7 @@ from torch import fx
 
 from fxtie._torch import TENSOR_METHODS, OpOverload, OpOverloadPacket
 from fxtie.tracing.operators import IN_PLACE
+from fxtie.tracing.source_code import names_in
 
 # The declared types of these two know only nodes and constants.
 map_arg: Any = fx.node.map_arg
@@ -253,7 +254,7 @@ def _uses_random(function: FunctionType) -> bool:
         if function in seen:
             continue
         seen.add(function)
-        names = set(_names(function.__code__))
+        names = names_in(function.__code__)
         if any(map(_is_random, names)):
             return True
         spaces = (function.__globals__, *map(vars, (torch, torch.nn.functional, torch.Tensor)))
@@ -265,14 +266,6 @@ def _uses_random(function: FunctionType) -> bool:
             if isinstance(value, FunctionType) and (value.__module__ or "").startswith("torch.")
         ]
     return False
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The globals, attributes and methods that code names, functions inside of it included."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 _HASHABLE = (

@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from operator import is_
+from operator import getitem, is_
 from types import CellType
 from typing import Any, TypeAlias
 
@@ -137,7 +137,7 @@ class Guards:
 
     def item(self, container: Any, key: Any, value: Any, label: str) -> None:
         """An item of a list or dict is `value`."""
-        self._check((id(container), key), _get, (container, key), value, f"{label}[{key!r}]")
+        self._check((id(container), key), getitem, (container, key), value, f"{label}[{key!r}]")
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> None:
         """A function about the state of torch gives `value`."""
@@ -267,13 +267,6 @@ def _body(checks: Iterable[_Check]) -> tuple[str, list[Any]]:
 
 def _entry(holder: Any, mapping: str, key: Any) -> Any:
     return getattr(holder, mapping)[key]
-
-
-def _get(mapping: Any, key: Any) -> Any:
-    try:
-        return mapping[key]
-    except LookupError:
-        return MISSING
 
 
 class _Check:

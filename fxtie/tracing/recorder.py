@@ -209,13 +209,16 @@ class Recorder:
             raise Stop(f"looks into a {kind.__name__}")
         if is_traced(key):
             raise Stop("looks up a traced value")
+        try:
+            result = container[key]
+        except (LookupError, TypeError) as error:
+            raise Stop(f"looks up what is not there ({key!r:.40})") from error
         if not (is_fixed or id(container) in self._fresh):
             if isinstance(key, slice):
                 self.look(container, label)
             else:
                 self.may_have_changed(container)
-                self.guard("item", container, key, get_item(container, key), label)
-        result = get_item(container, key)
+                self.guard("item", container, key, result, label)
         if isinstance(key, slice) and kind is list:
             return self.fresh(result)
         return self.taken(result, container)
@@ -242,14 +245,6 @@ class Recorder:
         if id(container) in self._escaped or id(container) not in self._fresh:
             raise Stop(f"writes to a {type(container).__name__} that it has not made")
         self.writes.append(self._fresh[id(container)][0])
-
-
-def get_item(container: Any, key: Any) -> Any:
-    """An item of a container; a stop if there is none."""
-    try:
-        return container[key]
-    except (LookupError, TypeError) as error:
-        raise Stop(f"looks up what is not there ({key!r:.40})") from error
 
 
 def containers_in(value: Any) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
 import linecache
 import sys
 from collections import defaultdict
@@ -20,7 +19,6 @@ from fxtie.tracing.stops import Stop
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 
-_NO_FUNCTIONS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _FUTURE = 0x1FF0000  # the flags of `from __future__ import ...`
 
 
@@ -28,11 +26,9 @@ def function_node(function: FunctionType) -> FunctionNode:
     """The syntax tree of a function.
 
     Raises:
-        Stop: if there is no source that is sure to be what runs, or if it is a generator.
+        Stop: if there is no source that is sure to be what runs.
     """
     code = function.__code__
-    if code.co_flags & _NO_FUNCTIONS:
-        raise Stop(f"runs the generator {code.co_name}")
     flags = code.co_flags & _FUTURE
     node = _functions(code.co_filename, flags).get(code)
     if node is None:
@@ -77,6 +73,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
         if isinstance(constant, CodeType):
             yield constant
             yield from _codes(constant)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The globals, attributes and methods that code names, functions inside of it included."""
+    return {name for part in (code, *_codes(code)) for name in part.co_names}
 
 
 def _starts_at(code: CodeType, node: FunctionNode) -> bool:

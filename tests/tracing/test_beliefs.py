@@ -16,6 +16,44 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import fxtie
 
+# -- what it reads, wherever the code does --------------------------------------------------------
+
+
+def in_a_comprehension(self, x):
+    return self.b(self.a(x)) * sum([n for n in self.numbers if n > self.limit])
+
+
+def more_numbers(model):
+    model.numbers = (1, 2, 3)
+
+
+def a_lower_limit(model):
+    model.limit = 0
+
+
+@pytest.mark.parametrize("change", [more_numbers, a_lower_limit])
+def test_each_part_of_a_comprehension(change):
+    check(model(in_a_comprehension, numbers=(1, 2), limit=1), "graph", change=change)
+
+
+@dataclasses.dataclass
+class Notes:
+    last: object = None
+
+    def __setitem__(self, key, value):
+        self.last = value
+
+
+def writes_to_what_it_has_made(self, x):
+    notes = Notes()
+    notes[0] = self.a(x)
+    return self.b(notes.last)
+
+
+def test_items_of_an_object_of_the_users():
+    check(model(writes_to_what_it_has_made), "kept")
+
+
 # -- which module, of which kind, in which mode ------------------------------------------------
 
 

@@ -117,6 +117,13 @@ def test_what_is_not_sure_stops(name):
     assert caught.value.file == function.__code__.co_filename and caught.value.line >= 4
 
 
+@pytest.mark.parametrize("body", ["yield n", "await n"])
+def test_generators_stop(body):
+    function = defined(f"{'async ' if 'await' in body else ''}def f(n):\n  {body}\n")
+    with pytest.raises(Stop, match="runs the generator f"):
+        Evaluator().run(function, (3,), {})
+
+
 def test_what_is_not_reached_does_not_matter():
     function = defined(
         "def f(n):\n  if n > 9:\n    with n: pass\n    n.x = yield_(lambda: 0)\n  return n"

@@ -58,11 +58,6 @@ def test_lambdas_on_one_line():
             assert function_node(function).body.right.value == number
 
 
-def test_generators_have_none():
-    with pytest.raises(Stop, match="generator f"):
-        function_node(defined("def f(x):\n    yield x\n"))
-
-
 def test_a_forward_without_source_is_kept():
     """As one that is typed at Python's prompt, or made by `exec`."""
     forward = defined("def forward(self, x):\n    return self.b(self.a(x))\n", "forward", lines="")
