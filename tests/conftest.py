@@ -1,5 +1,6 @@
 """What every test starts from: one thread, a fixed seed, the devices that there are."""
 
+import gc
 import importlib.util
 import os
 
@@ -34,3 +35,9 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+def pytest_collection_finish():
+    """What collection has made stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
