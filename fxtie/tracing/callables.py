@@ -69,6 +69,8 @@ def _on_constants(function: Callable[..., Any]) -> Handler:
     """A builtin that needs to know its arguments."""
 
     def call(e: Operations, *args: Any, **kwargs: Any) -> Any:
+        if callable(kwargs.get("key")):
+            raise Stop(f"calls {function.__name__} with a function as key")
         values = [[*e.iterate(a)] if isinstance(a, Iterator) else a for a in args]
         result = function(*map(e.plain, values), **{k: e.plain(v) for k, v in kwargs.items()})
         return e.fresh(result) if type(result) in CONTAINERS else result

@@ -20,7 +20,7 @@ from torch import nn
 from fxtie.tracing.attributes import Attributes
 from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
-from fxtie.tracing.recorder import CONTAINERS, IMMUTABLE
+from fxtie.tracing.recorder import CONTAINERS, has_only_known_operators, is_immutable
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced, is_traced
 
@@ -34,23 +34,26 @@ class Operations(Attributes):
 
     def plain(self, value: Any) -> Any:
         """A value of which everything is known: constants, and containers of constants."""
-        if type(value) in ATOMS or isinstance(value, enum.Enum | type):
+        kind = type(value)
+        if kind in ATOMS or isinstance(value, type):
+            return value
+        if isinstance(value, enum.Enum) and has_only_known_operators(kind):
             return value
         if isinstance(value, tuple | list | dict | set | frozenset | torch.Size | range):
             self.look(value, "a container")
             for item in (*value, *value.values()) if isinstance(value, dict) else value:
                 self.plain(item)
             return value
-        if type(value) is Traced:
+        if kind is Traced:
             raise Stop(f"uses a traced value where its value must be known ({value.node.name})")
-        raise Stop(f"uses a {type(value).__name__} as a constant")
+        raise Stop(f"uses a {kind.__name__} as a constant")
 
     def truth(self, value: Any) -> bool:
         """`bool(value)`."""
         kind = type(value)
         if kind is Traced:
             raise Stop("branches on a traced value")
-        if kind in CONTAINERS or isinstance(value, IMMUTABLE):
+        if kind in CONTAINERS or is_immutable(value):
             self.look(value, f"a {kind.__name__}")
             return bool(value)
         if isinstance(value, nn.Module) and not hasattr(kind, "__bool__"):
@@ -111,7 +114,8 @@ class Operations(Attributes):
         function = COMPARISONS[op]
         if is_traced(a, b):
             return self.record("call_function", function, (a, b))
-        if op in (ast.Eq, ast.NotEq) and any(map(_is_one_of_its_kind, (a, b))):
+        own = any(isinstance(type(value).__eq__, types.FunctionType) for value in (a, b))
+        if op in (ast.Eq, ast.NotEq) and not own and any(map(_is_one_of_its_kind, (a, b))):
             return function(a, b)
         return function(self.plain(a), self.plain(b))
 
@@ -134,22 +138,21 @@ class Operations(Attributes):
     def binary(self, function: Callable[..., Any], a: Any, b: Any) -> Any:
         """One operation on two values: recorded, or computed if both are known."""
         kinds = {type(a), type(b)}
-        is_in_place = function in IN_PLACE.values()
+        is_written = function in IN_PLACE.values() and type(a) in CONTAINERS
         if Traced in kinds:
-            if is_in_place and type(a) in CONTAINERS:
+            if is_written:
                 raise Stop("extends a container by a traced value")
             return self.record("call_function", function, (a, b))
-        if kinds <= {list, tuple, int, torch.Size}:  # which may hold traced values
-            for value in (a, b):
-                if type(value) is not int:
-                    self.look(value, "a container")
-            if is_in_place and type(a) is list:
-                self.writable(a)
-                return function(a, b)
-            result = function(a, b)
-        else:
-            result = function(self.plain(a), self.plain(b))
-        return self.fresh(result) if type(result) in CONTAINERS else result
+        if is_written:
+            self.writable(a)
+        for value in (a, b):
+            if not kinds <= {list, tuple, int, torch.Size}:
+                self.plain(value)
+            elif type(value) is not int:  # it may hold traced values
+                self.look(value, "a container")
+        result = function(a, b)
+        is_new = type(result) in CONTAINERS and not is_written
+        return self.fresh(result) if is_new else result
 
     def unary(self, function: Callable[..., Any], value: Any) -> Any:
         if type(value) is Traced:

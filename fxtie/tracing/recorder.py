@@ -12,6 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from traceback import walk_stack
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -25,7 +26,28 @@ from fxtie.tracing.traced import Traced, is_traced
 CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
 """Types of containers that may change."""
 
-IMMUTABLE = (tuple, frozenset, torch.Size, range, slice)
+_IMMUTABLE = (tuple, frozenset, torch.Size, range, slice)
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether a value is a container of Python's that can't change."""
+    kind = type(value)
+    return kind in _IMMUTABLE or (isinstance(value, tuple) and has_only_known_operators(kind))
+
+
+def has_only_known_operators(cls: type) -> bool:
+    """Whether no operator of a class is code of the user's, which a trace would not see."""
+    functions = (
+        (name, value)
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and name.startswith("__")
+    )
+    return all(
+        str(function.__module__).startswith(("enum", "collections", "namedtuple_"))
+        or name.startswith(("__new", "__init", "__annotate"))
+        for name, function in functions
+    )
 
 
 class Recorder:
@@ -190,7 +212,7 @@ class Recorder:
         """The code looks at all that a container holds."""
         if id(container) in self._escaped:
             raise Stop("looks into a container that other code may have changed")
-        if id(container) in self._fresh or isinstance(container, IMMUTABLE):
+        if id(container) in self._fresh or is_immutable(container):
             return
         if type(container) not in CONTAINERS:
             raise Stop(f"looks into a {type(container).__name__}")
@@ -204,7 +226,7 @@ class Recorder:
         if id(container) in self._escaped:
             raise Stop("looks into a container that other code may have changed")
         kind = type(container)
-        is_fixed = isinstance(container, IMMUTABLE) or kind in (str, bytes)
+        is_fixed = is_immutable(container) or kind in (str, bytes)
         if not (is_fixed or kind in CONTAINERS):
             raise Stop(f"looks into a {kind.__name__}")
         if is_traced(key):

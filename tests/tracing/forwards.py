@@ -75,6 +75,8 @@ graph | x = x + self.config.width
 kept  | self.config.width = self.config.width + 1
 graph | x = x * self.table[1]
 kept  | self.table[1] = self.table[1] + 1
+kept  | y = self.members; y |= {len(y)}; x = x * len(y)
+graph | y = {1, 2}; y |= {3}; x = x * len(y)
 kept  | x = x + next(self.counter)
 kept  | self.seen["calls"] += 1
 kept  | x = x + self.seen["calls"]
@@ -227,7 +229,7 @@ class Model(nn.Module):
         self.mask = torch.full((4,), 0.5)
         self.scale, self.flag, self.mode, self.width = 2, True, "plain", 4
         self.steps, self.cache, self.table = [], {}, [1, 2, 3]
-        self.config = types.SimpleNamespace(width=4)
+        self.config, self.members = types.SimpleNamespace(width=4), {0}
         self.seen = collections.Counter()
 
     def doubled(self, x):

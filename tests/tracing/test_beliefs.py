@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import enum
 import pickle
 import types
 import typing
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from compared import RULE, check, model, x
 from elsewhere import Two
+from test_source_code import defined
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -52,6 +54,75 @@ def writes_to_what_it_has_made(self, x):
 
 def test_items_of_an_object_of_the_users():
     check(model(writes_to_what_it_has_made), "kept")
+
+
+OFFSET = 1
+
+
+class Size(typing.NamedTuple):
+    height: int
+    width: int
+
+    def __add__(self, other):
+        return Size(self.height + OFFSET, self.width + OFFSET)
+
+    def __len__(self):
+        return OFFSET
+
+    def __getitem__(self, index):
+        return OFFSET
+
+    def __str__(self):
+        return "x" * OFFSET
+
+
+class Plain(typing.NamedTuple):
+    height: int
+    width: int
+
+
+class Mode(enum.Enum):
+    ON = 1
+
+    def __str__(self):
+        return "x" * OFFSET
+
+
+class Kind(enum.Enum):
+    ONE = 1
+
+
+class Equal:
+    def __eq__(self, other):
+        return OFFSET == 1
+
+
+class Negative:
+    def __new__(cls, number):
+        return -number * OFFSET
+
+
+OPERATORS = {
+    "addition of a tuple": ("(self.size + (1, 2))[0]", Size(1, 2), "kept"),
+    "length of a tuple": ("len(self.size)", Size(1, 2), "kept"),
+    "item of a tuple": ("self.size[1]", Size(1, 2), "kept"),
+    "truth of a tuple": ("(2 if self.size else 3)", Size(1, 2), "kept"),
+    "text of a tuple": ("len(f'{self.size}')", Size(1, 2), "kept"),
+    "text of an enum": ("len(f'{self.size}')", Mode.ON, "kept"),
+    "equality": ("(2 if self.size == None else 3)", Equal, "kept"),
+    "a class as key": ("sorted((2, 1), key=self.size)[0]", lambda: Negative, "kept"),
+    "a plain tuple": ("(self.size + (1, 2))[0] * len(self.size)", Plain(2, 2), "graph"),
+    "a plain enum": ("len(f'{self.size}')", Kind.ONE, "graph"),
+    "a tuple of Python's": ("(2 if sys.version_info >= (3, 10) else 3)", None, "graph"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_of_the_users(name):
+    """They are code that a trace would not see."""
+    expression, size, expected = OPERATORS[name]
+    function = defined(f"import sys\ndef f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
+    check(model(function, size=size), expected)
 
 
 # -- which module, of which kind, in which mode ------------------------------------------------

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import operator
 import types
 import warnings
 
@@ -111,6 +112,30 @@ def count(owner, key):
     state = owner if isinstance(owner, dict) else owner.state
     state[key] += 1
     return float(state[key])
+
+
+def unites(self, x):
+    state = self.state
+    state |= {len(state): 1} if isinstance(state, dict) else {len(state)}
+    return self.b(self.a(x)) * len(state)
+
+
+def appends(self, x):
+    state = self.state
+    state += "a" if "a" in state else ["a"]
+    return self.b(self.a(x)) * len(state)
+
+
+def by_function(self, x):
+    return self.b(self.a(x)) * len(operator.ior(self.state, {len(self.state)}))
+
+
+@pytest.mark.parametrize(
+    ("forward", "state"),
+    [(unites, set), (unites, dict), (appends, list), (appends, lambda: ["a"]), (by_function, set)],
+)
+def test_containers_that_change_in_place(forward, state):
+    check(model(forward, state=state), "kept")
 
 
 @pytest.mark.parametrize("name", STATE)
