@@ -44,7 +44,7 @@ def has_only_known_operators(cls: type) -> bool:
         if isinstance(value, FunctionType) and name.startswith("__")
     )
     return all(
-        str(function.__module__).startswith(("enum", "collections", "namedtuple_"))
+        str(function.__module__).partition(".")[0] in ("enum", "collections")
         or name.startswith(("__new", "__init", "__annotate"))
         for name, function in functions
     )

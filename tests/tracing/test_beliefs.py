@@ -88,6 +88,9 @@ class Mode(enum.Enum):
         return "x" * OFFSET
 
 
+Mode.__str__.__module__ = "enums"  # which is no file of Python's
+
+
 class Kind(enum.Enum):
     ONE = 1
 
