@@ -77,12 +77,12 @@ class Attributes(Recorder):
     def _object_attribute(self, owner: Any, name: str) -> Any:
         """An attribute of an object of the user's."""
         cls: Any = type(owner)
-        is_usual = cls.__getattribute__ in _USUAL and not hasattr(cls, "__getattr__")
-        if not is_usual or not hasattr(owner, "__dict__"):
-            raise Stop(f"reads .{name} of a {cls.__name__}")
-        if isinstance(owner, enum.Enum) and name in ("name", "value"):
-            return getattr(owner, name)
         found = self.lookup(cls.__mro__, name)
+        if name in ("name", "value") and found is vars(enum.Enum)[name]:
+            return getattr(owner, name)
+        is_computed = self.lookup(cls.__mro__, "__getattr__") is not MISSING
+        if is_computed or cls.__getattribute__ not in _USUAL or not hasattr(owner, "__dict__"):
+            raise Stop(f"reads .{name} of a {cls.__name__}")
         if not hasattr(type(found), "__set__"):  # a data descriptor comes first
             value = vars(owner).get(name, MISSING)
             if not self.is_fresh(owner) and not is_frozen(owner):

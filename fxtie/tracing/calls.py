@@ -132,8 +132,8 @@ class Calls(Operations):
             kwargs = {key: self.plain(value) for key, value in kwargs.items()}
         if name in ("extend", "update", "join"):
             args = [a if isinstance(a, dict | str) else [*self.iterate(a)] for a in args]
-        elif name in ("index", "count") and is_traced(args, owner):
-            raise Stop("compares a traced value")
+        elif name in ("index", "count"):  # which compare
+            self.plain((owner, *args))
         result = getattr(owner, name)(*args, **kwargs)
         if type(result) in CONTAINERS and name in ("copy", "split"):
             self.fresh(result)

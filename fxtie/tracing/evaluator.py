@@ -8,6 +8,7 @@ call of a method here, or of one that these build on.
 from __future__ import annotations
 
 import builtins
+import enum
 import importlib.util
 import inspect
 import operator
@@ -123,8 +124,8 @@ class Evaluator(Calls):
             return self.record("call_function", operator.getitem, (container, key))
         if isinstance(container, nn.Module):
             return self.call(self.attribute(container, "__getitem__"), (key,))
-        if isinstance(container, type) or type(container).__module__ == "typing":
-            return container[key]  # a type such as list[int]
+        if type(container) is enum.EnumMeta:
+            return container[self.plain(key)]
         return self.item(container, key, label)
 
     def store_item(self, value: Any, container: Any, key: Any) -> None:

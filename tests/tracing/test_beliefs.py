@@ -95,6 +95,14 @@ class Kind(enum.Enum):
     ONE = 1
 
 
+class Valued(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        return OFFSET
+
+
 class Equal:
     def __eq__(self, other):
         return OFFSET == 1
@@ -105,6 +113,13 @@ class Negative:
         return -number * OFFSET
 
 
+class Registry:
+    entries: typing.ClassVar = {"two": 2}
+
+    def __class_getitem__(cls, name):
+        return cls.entries[name]
+
+
 OPERATORS = {
     "addition of a tuple": ("(self.size + (1, 2))[0]", Size(1, 2), "kept"),
     "length of a tuple": ("len(self.size)", Size(1, 2), "kept"),
@@ -112,6 +127,11 @@ OPERATORS = {
     "truth of a tuple": ("(2 if self.size else 3)", Size(1, 2), "kept"),
     "text of a tuple": ("len(f'{self.size}')", Size(1, 2), "kept"),
     "text of an enum": ("len(f'{self.size}')", Mode.ON, "kept"),
+    "item of a class": ("self.size['two']", lambda: Registry, "kept"),
+    "item of an enum": ("self.size['ONE'].value", lambda: Kind, "graph"),
+    "name of an enum": ("len(self.size.name)", Kind.ONE, "graph"),
+    "value of an enum": ("self.size.value", Valued.ONE, "graph"),
+    "equality to an item": ("[self.size, 2].index(2)", Equal, "kept"),
     "equality": ("(2 if self.size == None else 3)", Equal, "kept"),
     "a class as key": ("sorted((2, 1), key=self.size)[0]", lambda: Negative, "kept"),
     "a plain tuple": ("(self.size + (1, 2))[0] * len(self.size)", Plain(2, 2), "graph"),
