@@ -14,7 +14,7 @@ from outcomes import (  # noqa: F401 (hooks)
 from vision import import_torchvision
 
 torch.set_num_threads(1)  # the tests run side by side
-# Inductor's kernels for the CPU without vector instructions: half as much to compile.
+# Inductor's kernels for the CPU without vector instructions: there is less to compile.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 # Full precision on a GPU too: the tests compare numbers of one device with those of another.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

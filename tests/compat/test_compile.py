@@ -46,7 +46,7 @@ def test_one_graph(case, train):
 
 
 @compat("torch.compile", "Inductor, fullgraph=True, dynamic=True, in eval and train: the same")
-@pytest.mark.parametrize("case", ["net", "kept root"], indirect=True)  # resnet18: 150 kernels
+@pytest.mark.parametrize("case", ["net", "kept root"], indirect=True)  # resnet18: see AOTInductor
 def test_inductor(case, steady):
     case = Case(case.model.double(), case.tied.double(), case.x.double())  # errors are no noise
     call = compiled(case.tied, backend="inductor", dynamic=True)
