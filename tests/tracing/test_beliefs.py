@@ -38,6 +38,52 @@ def test_each_part_of_a_comprehension(change):
     check(model(in_a_comprehension, numbers=(1, 2), limit=1), "graph", change=change)
 
 
+def asks_a_tensor_for_its_shape(self, x):
+    return self.b(self.a(x)) * self.extra.shape[0]
+
+
+def asks_whether_it_is_there(self, x):
+    return self.b(self.a(x)) * (2 if self.extra is not None else 3)
+
+
+def longer(model):
+    model.extra = nn.Parameter(torch.ones(7))
+
+
+def gone(model):
+    model.extra = None
+
+
+@pytest.mark.parametrize(
+    ("forward", "change"),
+    [(asks_a_tensor_for_its_shape, longer), (asks_whether_it_is_there, gone)],
+)
+def test_questions_about_a_stored_tensor(forward, change):
+    extra = lambda: nn.Parameter(torch.ones(4))  # noqa: E731
+    report = check(model(forward, extra=extra), "graph", change=change)
+    assert not report.missed
+
+
+@pytest.mark.parametrize(
+    "expression", ["(2 if hasattr(x, 'extra') else 3)", "getattr(x, 'extra', 2)"]
+)
+def test_what_a_traced_value_may_not_have(expression):
+    function = defined(f"def f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
+    check(model(function), "kept")
+
+
+def adds_a_tensor(self, x):
+    return self.b(self.a(x)) + self.extra
+
+
+def test_a_plain_tensor_that_is_replaced_stays_in_the_graph():
+    tied = fxtie.transform(model(adds_a_tensor, extra=lambda: torch.ones(4))(), RULE)
+    before = tied(torch.ones(1, 4))
+    tied.extra = torch.zeros(4)
+    torch.testing.assert_close(tied(torch.ones(1, 4)), before - 1)
+    assert not fxtie.report(tied).missed
+
+
 @dataclasses.dataclass
 class Notes:
     last: object = None
