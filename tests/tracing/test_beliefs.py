@@ -72,6 +72,19 @@ def test_what_a_traced_value_may_not_have(expression):
     check(model(function), "kept")
 
 
+class Steps:
+    def both(self, x):
+        return self.b(self.a(x))
+
+
+def calls_by_the_class(self, x):
+    return Steps.both(self, x)
+
+
+def test_a_method_called_by_its_class():
+    check(model(calls_by_the_class), "graph")
+
+
 def adds_a_tensor(self, x):
     return self.b(self.a(x)) + self.extra
 
