@@ -1,8 +1,8 @@
-"""Draw the tie pictures of three well-known models, on the meta device: no weights are needed.
+"""Draw the tie pictures of four well-known models, on the meta device: no weights are needed.
 
     python examples/pictures.py [FOLDER]
 
-Needs torchvision and transformers. In: nothing. Out: `resnet50.svg`, `vit_b_16.svg`, `llama.svg`.
+Needs torchvision and transformers. In: nothing. Out: `resnet18.svg` and so on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 import fxtie
+from fxtie import transforms as T
 from fxtie.rules.rule import Rules
+
+
+def resnet18() -> tuple[nn.Module, Rules]:
+    """The README's: fifteen convolutions, filled with copies of the filters of one."""
+    from torchvision.models import resnet18
+
+    rule = fxtie.Rule("layer*.*.conv*", "layer1.0.conv1", weight=T.tile())
+    return resnet18(num_classes=10), rule
 
 
 def resnet50() -> tuple[nn.Module, Rules]:
@@ -43,7 +52,7 @@ def llama() -> tuple[nn.Module, Rules]:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for make in (resnet50, vit_b_16, llama):
+    for make in (resnet18, resnet50, vit_b_16, llama):
         with torch.device("meta"):
             model, rules = make()
         picture = fxtie.picture(fxtie.plan(model, rules))

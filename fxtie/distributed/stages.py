@@ -29,9 +29,9 @@ def share_across_stages(
 
     Cut a tied model as torch has it
     (https://docs.pytorch.org/docs/stable/distributed.pipelining.html): each process deletes the
-    layers that it does not run. A source that another process has is copied here, below
-    `ties.shared`; one on another stage of this process is read there. All processes of the group
-    have to call this, before they make their optimizers.
+    layers that it does not run. Each stage gets a copy of each source that it reads and does not
+    have, below `ties.shared`. All processes of the group have to call this, before they make their
+    optimizers.
 
     Args:
         stages: the stages that this process runs, one or several.
