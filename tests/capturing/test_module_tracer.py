@@ -228,7 +228,7 @@ def test_autograd_functions_keep_their_backward():
         return self.b(straight(self.a(x)))
 
     (kept,) = check(model_with(forward)).kept
-    assert "autograd.function.Function.apply" in kept.reason
+    assert "apply" in kept.reason  # which is C in torch 2.15
     check(Two(), rule=Rule("b", "a", weight=straight))
     check(Two(), rule=Rule("b", "a", weight=lambda w: Straight.apply(w) * 2))
 
