@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from tied_forms import FORMS, Frozen, TwoConvs
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from two_linears import RULE, Two, model_with
 
 import fxtie
@@ -161,6 +164,17 @@ def test_a_change_that_a_graph_cannot_follow(change, copied):
     assert calls == 2
     again = pickle.loads(pickle.dumps(tied)) if change is set_attribute else copy.deepcopy(tied)
     torch.testing.assert_close(again(x), tied(x))
+
+
+def test_wrappers_of_torch_are_no_change_to_warn_of():
+    """Warnings are errors here."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+    rule, x = Rule("2", "0", weight=torch.square), torch.randn(3, 4)
+    tied, expected = fxtie.transform(model, rule), fxtie.transform(model, rule, trace=False)(x)
+    apply_activation_checkpointing(tied, check_fn=lambda m: isinstance(m, nn.Linear))
+    assert torch.equal(tied(x), expected)
+    calls, reason = fxtie.report(tied).missed[""]
+    assert calls == 1 and "was replaced" in reason
 
 
 def test_changes_that_a_graph_follows():
