@@ -14,6 +14,7 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.foreign import loading_of
+from fxtie.tied.fsdp import refuse_flattened
 from fxtie.tied.sharded import (
     Reader,
     derive,
@@ -179,6 +180,8 @@ class Derived:
 
     def read(self, source: Source) -> Any:
         owner = source.owner
+        if is_distributed():
+            refuse_flattened(owner, source.name)
         if source.attr in owner.__dict__:
             raise FxtieError(
                 f"{self.name!r} is derived from {source.name!r}, a plain attribute by now. If "

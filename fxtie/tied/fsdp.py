@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fxtie import _torch
+from fxtie.errors import FxtieError
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ def policy_of(module: nn.Module) -> Any:
         state = min(around, key=lambda state: len(_members(state)))
         _innermost[module] = weakref.ref(state)
     return _torch.fsdp_policy(state)
+
+
+def refuse_flattened(owner: nn.Module, name: str) -> None:
+    """Raise if the predecessor of FSDP2 has made the tensors of a module a part of a flat one."""
+    if _torch.is_fsdp_managed(owner) and policy_of(owner) is None:
+        raise FxtieError(
+            f"{name!r} is a source of derived tensors, and FullyShardedDataParallel has made it a "
+            f"part of a flat tensor. Use torch.distributed.fsdp.fully_shard instead."
+        )
 
 
 def _note(group: Any) -> None:

@@ -20,9 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     fully_shard,
 )
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -257,3 +259,23 @@ def loads_into_meta(rank):
     values = made("across").state_dict()
     set_model_state_dict(net, values, options=StateDictOptions(full_state_dict=True))
     train(net, Reference("across"), rank, 2)
+
+
+@pytest.mark.parametrize("keeps_shapes", [False, True])
+def test_its_predecessor_is_refused(two_ranks, keeps_shapes):
+    two_ranks.run(flattens, keeps_shapes)
+
+
+def flattens(rank, keeps_shapes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        net = FullyShardedDataParallel(
+            made("across"),
+            auto_wrap_policy=ModuleWrapPolicy({Block}),
+            use_orig_params=keeps_shapes,
+            device_id=torch.device("cpu"),
+        )
+        with pytest.raises(
+            fxtie.FxtieError, match=r"norm\.(weight|bias)' is a source.*fully_shard"
+        ):
+            net(batch(2, 0))
