@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nets import KINDS
+from decoders import KINDS
 from tabulate import tabulate
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from nets import KINDS, Net, Reference, batch, close, loss, made, whole
-from test_fsdp import shard
+from decoders import KINDS, Net, Reference, batch, close, loss, made, shard, whole
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import fxtie

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import KINDS, Reference, batch, close, loss, made, train
+from decoders import KINDS, Reference, batch, close, loss, made, train
 from torch.nn.parallel import DistributedDataParallel
 
 import fxtie

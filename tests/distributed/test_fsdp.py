@@ -8,7 +8,21 @@ from functools import partial
 
 import pytest
 import torch
-from nets import KINDS, Block, Net, Reference, batch, close, loss, made, rules, train, whole
+from decoders import (
+    KINDS,
+    UNITS,
+    Block,
+    Net,
+    Reference,
+    batch,
+    close,
+    loss,
+    made,
+    rules,
+    shard,
+    train,
+    whole,
+)
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -22,33 +36,12 @@ from torch.distributed.fsdp import (
     FSDPModule,
     FullyShardedDataParallel,
     MixedPrecisionPolicy,
-    fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxtie
-
-UNITS = {
-    "root": lambda net: [],
-    "blocks": lambda net: list(net.blocks),
-    "one block": lambda net: [net.blocks[1]],
-    "leaves": lambda net: [m for m in net.modules() if isinstance(m, nn.Linear | nn.LayerNorm)],
-    "lists": lambda net: [[net.blocks[0], net.blocks[3]], [net.blocks[1], net.blocks[2]]],
-    "ties": lambda net: [*net.blocks, *([net.ties] if hasattr(net, "ties") else [])],
-    "each of ties": lambda net: [
-        *net.blocks,
-        *(net.ties.children() if hasattr(net, "ties") else []),
-    ],
-}
-"""What is a unit beside the root."""
-
-
-def shard(net, units, **options):
-    for unit in UNITS[units](net):
-        fully_shard(unit, **options)
-    return fully_shard(net, **options)
 
 
 def trains(rank, kind, units, options, transform):

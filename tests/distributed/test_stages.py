@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import Reference, batch, close, made
+from decoders import Reference, batch, close, made
 from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,

@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 import torch
-from nets import KINDS, Net, Reference, batch, close, loss, made, train, whole
-from test_fsdp import shard
+from decoders import KINDS, Net, Reference, batch, close, loss, made, shard, train, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
@@ -67,7 +66,7 @@ def trains(rank, kind, of):
 
 
 def train_on_all_ranks(net, reference):
-    """As `nets.train`, but each rank gets the whole batch."""
+    """As `decoders.train`, but each rank gets the whole batch."""
     ours = torch.optim.SGD(net.parameters(), lr=0.05)
     theirs = torch.optim.SGD(reference.parameters.values(), lr=0.05)
     for step in range(3):

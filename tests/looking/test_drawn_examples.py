@@ -1,8 +1,8 @@
-"""The pictures in docs/pictures are what examples/pictures.py draws.
+"""The pictures in docs/models are what examples/pictures.py draws.
 
 After a change of the picture, renew them, and look at them in a browser:
 
-    python examples/pictures.py docs/pictures
+    python examples/pictures.py docs/models
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from vision import import_torchvision
 import fxtie
 
 ROOT = Path(__file__).parents[2]
-DRAWN = ROOT / "docs" / "pictures"
+DRAWN = ROOT / "docs" / "models"
 NAMES = ["resnet18", "resnet50", "vit_b_16", "llama"]
 
 

@@ -17,6 +17,7 @@ def plan():
 
 @pytest.fixture
 def terminal(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     return lambda columns: monkeypatch.setenv("COLUMNS", str(columns))
 

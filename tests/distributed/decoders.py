@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import fxtie
@@ -102,6 +103,28 @@ class Reference:
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         ties = self.plan.ties
         return oracle_run(self.model, ties, (ids,), {}, learned=self.learned)
+
+
+UNITS = {
+    "root": lambda net: [],
+    "blocks": lambda net: list(net.blocks),
+    "one block": lambda net: [net.blocks[1]],
+    "leaves": lambda net: [m for m in net.modules() if isinstance(m, nn.Linear | nn.LayerNorm)],
+    "lists": lambda net: [[net.blocks[0], net.blocks[3]], [net.blocks[1], net.blocks[2]]],
+    "ties": lambda net: [*net.blocks, *([net.ties] if hasattr(net, "ties") else [])],
+    "each of ties": lambda net: [
+        *net.blocks,
+        *(net.ties.children() if hasattr(net, "ties") else []),
+    ],
+}
+"""What is a unit beside the root."""
+
+
+def shard(net: nn.Module, units: str, **options: Any) -> nn.Module:
+    """Make units of FSDP2, by the name of what they are, and the root one."""
+    for unit in UNITS[units](net):
+        fully_shard(unit, **options)
+    return fully_shard(net, **options)
 
 
 def batch(count: int, number: int) -> torch.Tensor:
