@@ -26,6 +26,8 @@ from fxtie.tied.state import state_of
 
 def begin(module: nn.Module) -> None:
     """Put stand-ins in the place of derived tensors, in a module that torch distributes."""
+    if not _is_distributing():  # somebody looks at all attributes
+        return
     for inner in module.modules():
         state = state_of(inner)
         if state.derived and not state.once:
@@ -87,7 +89,9 @@ class _StandIn:
 
 def _is_distributing() -> bool:
     """Whether torch distributes a module now."""
-    code = inspect.unwrap(_torch.dtensor().distribute_module).__code__
+    if (api := _torch.dtensor()) is None:
+        return False
+    code = inspect.unwrap(api.distribute_module).__code__
     frame = sys._getframe()
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back  # type: ignore[assignment]

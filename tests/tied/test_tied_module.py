@@ -141,3 +141,12 @@ def test_a_model_prints_as_its_class_has_it():
 
     tied = fxtie.transform(Named(nn.Linear(2, 2), nn.Linear(2, 2)), Rule("1", "0"))
     assert str(tied) == "2 layers"
+
+
+def test_looking_at_an_attribute_that_torch_sets_changes_nothing():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied = fxtie.transform(net, fxtie.Rule("1", "0", weight=torch.square))
+    assert not tied._distribute_module_applied
+    tied.load_state_dict(tied.state_dict())
+    assert torch.equal(tied[1].weight, net[0].weight.square())
+    assert [name for name, _ in tied.named_parameters()] == ["0.weight", "0.bias"]
