@@ -330,7 +330,7 @@ class _Check:
         return None
 
     def is_wrapped(self) -> bool:
-        """Whether wrappers now stand where modules were, as of activation checkpointing."""
+        """Whether torch's wrappers now stand where modules were: activation checkpointing, say."""
         if self.read not in (_entry, items_of):
             return False
         before, now = self.value, self._now()
@@ -340,8 +340,8 @@ class _Check:
 
 
 def _is_or_wraps(now: Any, before: Any) -> bool:
-    is_wrapper = isinstance(now, nn.Module) and any(child is before for child in now.children())
-    return now is before or is_wrapper
+    is_of_torch = isinstance(now, nn.Module) and type(now).__module__.startswith("torch.")
+    return now is before or (is_of_torch and any(child is before for child in now.children()))
 
 
 def _changed(label: str, before: Any, now: Any) -> str:
