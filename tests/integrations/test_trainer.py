@@ -17,7 +17,7 @@ RULES = {
     **LLAMA.rules,
     "own": fxtie.Rule("model.layers.*.mlp", "model.layers.{0}.mlp", weight=fake_quant(4)),
 }
-HAS_HIDDEN = {"learned", "own"}
+HAS_HIDDEN = ("learned", "own")
 
 
 @pytest.fixture(params=RULES)
