@@ -18,8 +18,9 @@ from fxtie.tied.fsdp import refuse_flattened
 from fxtie.tied.sharded import (
     Reader,
     derive,
+    divided,
     is_distributed,
-    layout_of,
+    mesh_of,
     placed,
     reading_dtype,
     source_value,
@@ -134,11 +135,11 @@ class Derived:
         return value if self.placement is None else placed(value, *self.placement)
 
     def in_parts(self, value: torch.Tensor) -> torch.Tensor:
-        """Its value, sharded as the first source is that is sharded."""
+        """Its value, divided among the processes that hold the first source that is sharded."""
         if is_distributed():
             for source in self.sources:
-                if (layout := layout_of(source.owner, source.attr)) is not None:
-                    return placed(value, *layout)
+                if (mesh := mesh_of(source.owner, source.attr)) is not None:
+                    return divided(value, mesh)
         return value
 
     @property
@@ -146,7 +147,7 @@ class Derived:
         """Whether several processes hold it, or a source of it, together."""
         return is_distributed() and (
             self.placement is not None
-            or any(layout_of(source.owner, source.attr) for source in self.sources)
+            or any(mesh_of(s.owner, s.attr) is not None for s in self.sources)
         )
 
     @property

@@ -59,11 +59,11 @@ class Reader(NamedTuple):
         return self.gathers[key]
 
 
-def layout_of(owner: nn.Module, attr: str) -> tuple[Any, Any] | None:
-    """The mesh and the placements of a stored tensor that is sharded; None of others."""
+def mesh_of(owner: nn.Module, attr: str) -> Any:
+    """The mesh of processes that hold a stored tensor together; None if each has it whole."""
     managed = Managed.find(owner, attr)
     stored: Any = owner._parameters.get(attr) if managed is None else managed.parameter
-    return (stored.device_mesh, stored.placements) if is_dtensor(stored) else None
+    return stored.device_mesh if is_dtensor(stored) else None
 
 
 def source_value(owner: nn.Module, attr: str, value: Any, reader: nn.Module) -> Any:
@@ -113,6 +113,13 @@ def placed(value: torch.Tensor, mesh: Any, placements: Any) -> torch.Tensor:
     if not is_dtensor(value):  # the same on each process
         value = api.DTensor.from_local(value, mesh, [api.Replicate()] * mesh.ndim, run_check=False)
     return value.redistribute(mesh, placements)  # type: ignore[attr-defined,no-any-return]
+
+
+def divided(value: torch.Tensor, mesh: Any) -> torch.Tensor:
+    """A derived tensor, divided among the processes along the first dimension of a mesh."""
+    api: Any = _torch.dtensor()
+    first = api.Shard(0) if value.ndim else api.Replicate()
+    return placed(_whole(value), mesh, [first, *[api.Replicate()] * (mesh.ndim - 1)])
 
 
 def reading_dtype(reader: nn.Module) -> torch.dtype | None:

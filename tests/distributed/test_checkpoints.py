@@ -7,6 +7,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from decoders import KINDS, Net, Reference, batch, close, loss, made, shard, whole
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import fxtie
 
@@ -111,3 +117,19 @@ def loads_and_saves_untied(rank, kind, path):
     close(plain(batch(2, 0)), reference(batch(2, 0)), 1e-5, "output of the untied model")
     with pytest.raises(fxtie.FxtieError, match="untied_state_dict"):
         fxtie.materialize(net)
+
+
+def test_values_of_the_untied_model_in_two_dimensions(four_ranks):
+    four_ranks.run(unties_in_two_dimensions)
+
+
+def unties_in_two_dimensions(rank):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    styles = {f"blocks.{i}.up": ColwiseParallel() for i in range(4)}
+    styles |= {f"blocks.{i}.down": RowwiseParallel() for i in range(4)}
+    net = parallelize_module(made("across"), mesh["model"], styles)
+    shard(net, "blocks", mesh=mesh["data"])
+    found, expected = fxtie.untied_state_dict(net), fxtie.untied_state_dict(made("across"))
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        close(whole(found[name]) + 1, value + 1, 1e-6, name)  # some are zeros
