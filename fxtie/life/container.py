@@ -85,17 +85,22 @@ def read(path: FilePath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     text = metadata[_RECORD]
     if metadata.get(_SUM) != _sum(text, tensors):
         raise FileError("it is damaged: its checksum differs.")
+    return parsed(text, _VERSION, "its record"), tensors
+
+
+def parsed(text: str | bytes, expected: int, what: str) -> dict[str, Any]:
+    """A record of JSON, if it has the version that is expected."""
     try:
-        record = json.loads(text)
+        record: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"its record is no JSON: {error}") from error
+        raise FileError(f"{what} is no JSON: {error}") from error
     version = record.get("version") if isinstance(record, dict) else None
-    if version != _VERSION:
+    if version != expected:
         raise FileError(
-            f"it has the format {version}, and this fxtie reads {_VERSION}. Use the version of "
+            f"it has the format {version}, and this fxtie reads {expected}. Use the version of "
             f"fxtie that wrote it, or a newer one."
         )
-    return record, tensors
+    return record
 
 
 def first_names(state: Mapping[str, Any]) -> dict[str, str]:

@@ -174,17 +174,10 @@ def tie_again(model: M, rules: Path, hidden: Path | None) -> M:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise FileError(f"it can't be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"it is no JSON: {error}") from error
-    version = record.get("version") if isinstance(record, dict) else None
-    if version != _VERSION:
-        raise FileError(
-            f"it has the format {version}, and this fxtie reads {_VERSION}. Use the version of "
-            f"fxtie that wrote it, or a newer one."
-        )
+    record = container.parsed(text, _VERSION, "it")
     if not isinstance(record.get("precision"), float):
         raise FileError("its precision is damaged.")
     return record
