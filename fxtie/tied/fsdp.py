@@ -78,14 +78,17 @@ class Managed:
         factor = self.group.gradient_divide_factor
         reduced = [api.Partial("avg" if factor is None else "sum")] * dims
         if self.param.offload_to_cpu:
-            tensor = _moved(tensor, self.param.device)
+            local = tensor.to_local().to(self.param.device)
+            tensor = _as_dtensor(local, mesh, tensor.placements, tensor)
         tensor = tensor.redistribute(placements=[*[api.Replicate()] * dims, *kept])
         whole: torch.Tensor = tensor.to_local(grad_placements=[*reduced, *kept])
         if factor is not None:
             whole = _DividedGradient.apply(whole, factor)  # type: ignore[no-untyped-call]
         if dtype is not None:
             whole = whole.to(dtype)
-        return whole if inner is None else _as_dtensor(whole, inner, tensor)
+        if inner is None:
+            return whole
+        return _as_dtensor(whole, inner.mesh, inner.placements, tensor)
 
 
 def policy_of(module: nn.Module) -> Any:
@@ -132,27 +135,10 @@ _innermost: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.Wea
 _inside: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 
 
-def _moved(tensor: Any, device: torch.device) -> Any:
-    """A DTensor that is offloaded to the CPU, on the device that it is computed on."""
-    return _torch.dtensor().DTensor.from_local(
-        tensor.to_local().to(device),
-        tensor.device_mesh,
-        tensor.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
-    )
-
-
-def _as_dtensor(local: torch.Tensor, spec: Any, whole: Any) -> torch.Tensor:
-    """A DTensor of tensor parallelism, of what each process holds of it."""
+def _as_dtensor(local: torch.Tensor, mesh: Any, placements: Any, whole: Any) -> torch.Tensor:
+    """A DTensor of the shape of `whole`, of what each process holds of it."""
     made: torch.Tensor = _torch.dtensor().DTensor.from_local(
-        local,
-        spec.mesh,
-        spec.placements,
-        run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
+        local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
     return made
 
