@@ -88,7 +88,8 @@ class ModuleTracer(ModuleAttributes):
         self._entered: list[str] = []  # paths of modules, in the order of their calls
         self._placed = {}
         self._reach = Reach()
-        self._opaque: list[tuple[nn.Module, Any, Any]] = []  # calls of code that is not looked into
+        # Calls of code that is not looked into, by their numbers in `_reach`.
+        self._opaque: dict[int, tuple[nn.Module, Any, Any]] = {}
         self._trace()
 
     def _trace(self) -> None:
@@ -223,7 +224,7 @@ class ModuleTracer(ModuleAttributes):
         is_known = _is_known(module)
         if not is_known:
             self.escape(*args, *kwargs.values())
-            self._opaque.append((module, args, kwargs))
+            self._opaque[self._reach.add(module, args, kwargs)] = module, args, kwargs
         passed = [m for m in (*args, *kwargs.values()) if isinstance(m, nn.Module)]
         within = {inner for m in (module, *passed) for inner in m.modules()}
         self.reads.forget(within, buffers_only=is_known)
@@ -245,15 +246,14 @@ class ModuleTracer(ModuleAttributes):
     def may_have_changed(self, holder: Any) -> None:
         if not self._opaque:
             return
-        unknown = []
-        for call in self._opaque:
-            module, args, kwargs = call
-            if not self._reach.includes(module, call, holder):
-                unknown.append(call)
-            elif not self._changes_nothing(module, args, kwargs):
+        for number in self._reach.calls(holder):
+            if number not in self._opaque:
+                continue
+            module, args, kwargs = self._opaque[number]
+            if not self._changes_nothing(module, args, kwargs):
                 kind = type(module).__name__
                 raise Stop(f"reads what {self.paths[module]} ({kind}), which it calls, may change")
-        self._opaque = unknown
+            del self._opaque[number]
 
     def _changes_nothing(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
         """Whether the forward of a module that stays a call only does what a trace may do."""
@@ -261,7 +261,7 @@ class ModuleTracer(ModuleAttributes):
             return False
         graph, self.graph = self.graph, fx.Graph()  # whose names are its own
         attempt, opened = Attempt(self), self.opened
-        self._opaque, opaque = [], self._opaque
+        self._opaque, opaque = {}, self._opaque
         self.opened = set(module.modules())
         try:
             self._inline(module, args, kwargs)

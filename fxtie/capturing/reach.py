@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxtie.tracing.guards import ATOMS, cell_contents
 from fxtie.tracing.source_code import names_in
@@ -16,22 +15,32 @@ from fxtie.tracing.traced import Traced
 
 
 class Reach:
-    """The objects that calls of modules can reach, computed once per module."""
+    """Which calls of modules that are not looked into can reach an object."""
 
     def __init__(self) -> None:
-        self._found: dict[int, frozenset[int] | None] = {}
+        self._calls: list[Any] = []  # kept, so that no other object gets their ids
+        self._by_object: dict[int, list[int]] = {}
+        self._unbounded: list[int] = []
 
-    def includes(self, module: nn.Module, arguments: Any, holder: Any) -> bool:
-        """Whether the code of a called module can reach an object."""
+    def add(self, *call: Any) -> int:
+        """Note a call: the module and its arguments. Returns the number of the call."""
+        number = len(self._calls)
+        self._calls.append(call)
+        found = _objects([call])
+        if found is None:
+            self._unbounded.append(number)
+        for reached in found or ():
+            self._by_object.setdefault(reached, []).append(number)
+        return number
+
+    def calls(self, holder: Any) -> Iterable[int]:
+        """The numbers of the calls that can reach an object."""
         is_global = isinstance(holder, type | types.CellType) or (
             isinstance(holder, dict) and "__builtins__" in holder
         )
         if is_global:
-            return True
-        if id(arguments) not in self._found:
-            self._found[id(arguments)] = _objects([module, arguments])
-        found = self._found[id(arguments)]
-        return found is None or id(holder) in found
+            return range(len(self._calls))
+        return (*self._unbounded, *self._by_object.get(id(holder), ()))
 
 
 def _objects(pending: list[Any]) -> frozenset[int] | None:

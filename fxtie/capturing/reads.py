@@ -45,7 +45,8 @@ class TensorReads:
         self.tracer, self.paths = tracer, paths
         self.borrowed = borrowed
         self.used: set[int] = set()
-        self._stored: dict[Any, Traced] = {}
+        self._parameters: dict[Any, Traced] = {}
+        self._others: dict[Any, Traced] = {}  # buffers and modules, which may be replaced
         self._derived: dict[Any, Traced] = {}
         self._runs: dict[Any, list[fx.Node]] = {}  # of transforms that return several tensors
         self._origins: dict[fx.Node, _Stored | Derived] = {}
@@ -62,14 +63,15 @@ class TensorReads:
             name: what to show of it.
         """
         key = id(owner), attr
-        if key not in self._stored:
+        read = self._parameters if isinstance(value, nn.Parameter) else self._others
+        if key not in read:
             node = self.tracer.create_node("get_attr", target)
             node.meta["reads"] = name
             if isinstance(value, nn.Parameter):
                 node.meta["shape"] = value.shape
             self._origins[node] = _Stored(owner, attr, value)
-            self._stored[key] = Traced(node, None if value is None else value.shape)
-        return self._stored[key]
+            read[key] = Traced(node, None if value is None else value.shape)
+        return read[key]
 
     def derive(self, derived: Derived) -> Traced:
         """A derived tensor: its transform, inlined once."""
@@ -113,7 +115,7 @@ class TensorReads:
 
     def take_back(self, erased: Set[fx.Node]) -> None:
         """Take back what was read by nodes that are erased."""
-        for values in (self._stored, self._derived):
+        for values in (self._parameters, self._others, self._derived):
             for key in [key for key, value in values.items() if value.node in erased]:
                 del values[key]
         for run in [run for run, nodes in self._runs.items() if not erased.isdisjoint(nodes)]:
@@ -136,12 +138,12 @@ class TensorReads:
             renormalizes = getattr(owner, "max_norm", None) is not None  # nn.Embedding
             return not buffers_only or renormalizes or attr not in owner._parameters
 
-        for key, read in list(self._stored.items()):
+        # A Parameter is the same object, changed or not.
+        for key, read in list(self._others.items()):
             origin = self._origins[read.node]
             assert isinstance(origin, _Stored)
-            # A Parameter is the same object, changed or not.
-            if not isinstance(origin.value, nn.Parameter) and may_differ(origin.owner, origin.attr):
-                del self._stored[key]
+            if may_differ(origin.owner, origin.attr):
+                del self._others[key]
         for key, read in list(self._derived.items()):
             made = self._origins.get(read.node)
             slots = _sources(made) if isinstance(made, Derived) else ()

@@ -17,7 +17,7 @@ from torch import nn
 from fxtie._torch import OPERATOR_NAMESPACES, OpOverloadPacket
 from fxtie.tracing.gate import METHODS
 from fxtie.tracing.guards import MISSING, Namespace
-from fxtie.tracing.recorder import Recorder
+from fxtie.tracing.recorder import Recorder, is_known_class
 from fxtie.tracing.scope import Scope
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
@@ -112,11 +112,8 @@ class Attributes(Recorder):
             return cls.__members__[name]
         if name in ("__name__", "__qualname__"):
             return getattr(cls, name)
-        if type(cls) is not type:
-            metaclass: Any = type(cls)
-            for base in metaclass.__mro__[:-2]:
-                if base.__module__ not in ("abc", "enum") and hasattr(base, "__getattr__"):
-                    raise Stop(f"reads .{name} of the class {cls.__name__}")
+        if not is_known_class(cls):
+            raise Stop(f"reads .{name} of the class {cls.__name__}")
         found = self.lookup(cls.__mro__, name)
         if isinstance(found, classmethod):
             return types.MethodType(found.__func__, cls)

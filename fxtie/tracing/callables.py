@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ast
 import collections
-import enum
 import functools
 import itertools
 import operator
-from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import nn
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
-from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.recorder import CONTAINERS, is_known_class
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 
@@ -46,12 +44,11 @@ def _classes(kinds: Any) -> list[type]:
         return [kind for part in kinds for kind in _classes(part)]
     if hasattr(kinds, "__args__") and not isinstance(kinds, type):  # int | float
         return [kind for part in kinds.__args__ for kind in _classes(part)]
-    if isinstance(kinds, type) and type(kinds) in _KNOWN_METACLASSES:
+    if is_known_class(kinds):
         return [kinds]
     raise Stop(f"tests for the type {kinds!r:.60}")
 
 
-_KNOWN_METACLASSES = (type, ABCMeta, enum.EnumMeta, type(torch.Tensor), type(nn.Parameter))
 _NO_TENSORS = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type(None))
 
 

@@ -125,13 +125,15 @@ class Calls(Operations):
                 self.writable(owner)
             else:
                 self.look(owner, f"a {kind.__name__}")
-            if kind is not list and args and is_traced(args[:1]) and name not in ("update",):
-                raise Stop("looks up a traced value")
+            if name in _LOOKING_UP:
+                self.may_look_up(owner, *args[:1])
         elif kind is str:
             args = list(map(self.plain, args))
             kwargs = {key: self.plain(value) for key, value in kwargs.items()}
-        if name in ("extend", "update", "join"):
-            args = [a if isinstance(a, dict | str) else [*self.iterate(a)] for a in args]
+        if name == "update":
+            args, kwargs = [CALLABLES[dict](self, *args, **kwargs)], {}
+        elif name in ("extend", "join"):
+            args = [a if isinstance(a, str) else [*self.iterate(a)] for a in args]
         elif name in ("index", "count"):  # which compare
             self.plain((owner, *args))
         result = getattr(owner, name)(*args, **kwargs)
@@ -152,6 +154,8 @@ def _is_plain_dataclass(cls: type) -> bool:
         for field in fields.values()
     )
 
+
+_LOOKING_UP = frozenset({"get", "pop", "setdefault", "add", "insert"})
 
 _WRITING = frozenset(
     {"append", "extend", "insert", "pop", "reverse", "clear", "update", "setdefault", "add"}

@@ -20,7 +20,12 @@ from torch import nn
 from fxtie.tracing.attributes import Attributes
 from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
-from fxtie.tracing.recorder import CONTAINERS, has_only_known_operators, is_immutable
+from fxtie.tracing.recorder import (
+    CONTAINERS,
+    has_only_known_operators,
+    is_immutable,
+    is_known_class,
+)
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced, is_traced
 
@@ -35,7 +40,7 @@ class Operations(Attributes):
     def plain(self, value: Any) -> Any:
         """A value of which everything is known: constants, and containers of constants."""
         kind = type(value)
-        if kind in ATOMS or isinstance(value, type):
+        if kind in ATOMS or is_known_class(value):
             return value
         if isinstance(value, enum.Enum) and has_only_known_operators(kind):
             return value
@@ -58,7 +63,7 @@ class Operations(Attributes):
             return bool(value)
         if isinstance(value, nn.Module) and not hasattr(kind, "__bool__"):
             return not hasattr(kind, "__len__") or self.length(value) > 0
-        if kind in ATOMS or isinstance(value, type | types.FunctionType | types.MethodType):
+        if kind in ATOMS or is_known_class(value):
             return bool(value)
         if hasattr(kind, "__bool__") or hasattr(kind, "__len__"):
             raise Stop(f"branches on a {kind.__name__}")
@@ -130,6 +135,7 @@ class Operations(Attributes):
         else:
             if isinstance(container, dict | set | frozenset):
                 self.look(container, "a container")
+                self.may_look_up(container)
             else:
                 self.plain(container)
             found = self.plain(item) in container

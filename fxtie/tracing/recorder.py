@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import sys
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from traceback import walk_stack
 from types import FunctionType
@@ -48,6 +50,28 @@ def has_only_known_operators(cls: type) -> bool:
         or name.startswith(("__new", "__init", "__annotate"))
         for name, function in functions
     )
+
+
+KNOWN_METACLASSES = (type, ABCMeta, enum.EnumMeta, type(torch.Tensor), type(nn.Parameter))
+
+
+def is_known_class(value: Any) -> bool:
+    """Whether a value is a class on which no operator is code of the user's."""
+    return isinstance(value, type) and type(value) in KNOWN_METACLASSES
+
+
+def is_known_key(value: Any) -> bool:
+    """Whether finding a value in a container runs no code of the user's."""
+    kind: Any = type(value)
+    if kind in ATOMS or is_known_class(value):
+        return True
+    if kind is slice:
+        return all(map(is_known_key, (value.start, value.stop, value.step)))
+    if isinstance(value, tuple | frozenset) and is_immutable(value):
+        return all(map(is_known_key, value))
+    if isinstance(value, enum.Enum):
+        return has_only_known_operators(kind)
+    return kind.__eq__ is object.__eq__ and kind.__hash__ is object.__hash__
 
 
 class Recorder:
@@ -216,6 +240,7 @@ class Recorder:
             return
         if type(container) not in CONTAINERS:
             raise Stop(f"looks into a {type(container).__name__}")
+        self.may_look_up(container)
         self.may_have_changed(container)
         self.guard(
             "contents", container, items_of(container), self.labels.get(id(container), label)
@@ -229,8 +254,7 @@ class Recorder:
         is_fixed = is_immutable(container) or kind in (str, bytes)
         if not (is_fixed or kind in CONTAINERS):
             raise Stop(f"looks into a {kind.__name__}")
-        if is_traced(key):
-            raise Stop("looks up a traced value")
+        self.may_look_up(container, key)
         try:
             result = container[key]
         except (LookupError, TypeError) as error:
@@ -244,6 +268,15 @@ class Recorder:
         if isinstance(key, slice) and kind is list:
             return self.fresh(result)
         return self.taken(result, container)
+
+    def may_look_up(self, container: Any, *keys: Any) -> None:
+        """Stop if code of the user's runs where a container is searched, for these keys if any."""
+        if is_traced(keys):
+            raise Stop("looks up a traced value")
+        present = container if isinstance(container, dict | set | frozenset) else ()
+        for key in (*keys, *present):
+            if not is_known_key(key):
+                raise Stop(f"looks up a {type(key).__name__}")
 
     def taken(self, value: Any, holder: Any = None) -> Any:
         """A value that was found in the user's objects.

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import enum
 import pickle
 import types
 import typing
@@ -115,96 +114,31 @@ def test_items_of_an_object_of_the_users():
     check(model(writes_to_what_it_has_made), "kept")
 
 
-OFFSET = 1
+def merges(self, x):
+    options = {"scale": 2}
+    options.update(self.options)
+    return self.b(self.a(x)) * options["scale"]
 
 
-class Size(typing.NamedTuple):
-    height: int
-    width: int
-
-    def __add__(self, other):
-        return Size(self.height + OFFSET, self.width + OFFSET)
-
-    def __len__(self):
-        return OFFSET
-
-    def __getitem__(self, index):
-        return OFFSET
-
-    def __str__(self):
-        return "x" * OFFSET
+def merges_pairs(self, x):
+    options = {"scale": 2}
+    options.update([(name, value) for name, value in self.options.items()])
+    return self.b(self.a(x)) * options["scale"]
 
 
-class Plain(typing.NamedTuple):
-    height: int
-    width: int
+def extends(self, x):
+    names = []
+    names.extend(self.options)
+    return self.b(self.a(x)) * len(names)
 
 
-class Mode(enum.Enum):
-    ON = 1
-
-    def __str__(self):
-        return "x" * OFFSET
+def more_options(model):
+    model.options.update(scale=3)
 
 
-Mode.__str__.__module__ = "enums"  # which is no file of Python's
-
-
-class Kind(enum.Enum):
-    ONE = 1
-
-
-class Valued(enum.Enum):
-    ONE = 1
-
-    @property
-    def value(self):
-        return OFFSET
-
-
-class Equal:
-    def __eq__(self, other):
-        return OFFSET == 1
-
-
-class Negative:
-    def __new__(cls, number):
-        return -number * OFFSET
-
-
-class Registry:
-    entries: typing.ClassVar = {"two": 2}
-
-    def __class_getitem__(cls, name):
-        return cls.entries[name]
-
-
-OPERATORS = {
-    "addition of a tuple": ("(self.size + (1, 2))[0]", Size(1, 2), "kept"),
-    "length of a tuple": ("len(self.size)", Size(1, 2), "kept"),
-    "item of a tuple": ("self.size[1]", Size(1, 2), "kept"),
-    "truth of a tuple": ("(2 if self.size else 3)", Size(1, 2), "kept"),
-    "text of a tuple": ("len(f'{self.size}')", Size(1, 2), "kept"),
-    "text of an enum": ("len(f'{self.size}')", Mode.ON, "kept"),
-    "item of a class": ("self.size['two']", lambda: Registry, "kept"),
-    "item of an enum": ("self.size['ONE'].value", lambda: Kind, "graph"),
-    "name of an enum": ("len(self.size.name)", Kind.ONE, "graph"),
-    "value of an enum": ("self.size.value", Valued.ONE, "graph"),
-    "equality to an item": ("[self.size, 2].index(2)", Equal, "kept"),
-    "equality": ("(2 if self.size == None else 3)", Equal, "kept"),
-    "a class as key": ("sorted((2, 1), key=self.size)[0]", lambda: Negative, "kept"),
-    "a plain tuple": ("(self.size + (1, 2))[0] * len(self.size)", Plain(2, 2), "graph"),
-    "a plain enum": ("len(f'{self.size}')", Kind.ONE, "graph"),
-    "a tuple of Python's": ("(2 if sys.version_info >= (3, 10) else 3)", None, "graph"),
-}
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_operators_of_the_users(name):
-    """They are code that a trace would not see."""
-    expression, size, expected = OPERATORS[name]
-    function = defined(f"import sys\ndef f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
-    check(model(function, size=size), expected)
+@pytest.mark.parametrize("forward", [merges, merges_pairs, extends])
+def test_a_dict_that_is_merged(forward):
+    check(model(forward, options=lambda: {"shift": 1}), "graph", change=more_options)
 
 
 # -- which module, of which kind, in which mode ------------------------------------------------

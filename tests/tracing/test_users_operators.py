@@ -1,0 +1,145 @@
+"""Operators and keys of the user's are code that a trace would not see: the forward is kept."""
+
+import enum
+import typing
+
+import pytest
+from compared import check, model
+from test_source_code import defined
+
+OFFSET = 1
+
+
+class Size(typing.NamedTuple):
+    height: int
+    width: int
+
+    def __add__(self, other):
+        return Size(self.height + OFFSET, self.width + OFFSET)
+
+    def __len__(self):
+        return OFFSET
+
+    def __getitem__(self, index):
+        return OFFSET
+
+    def __str__(self):
+        return "x" * OFFSET
+
+
+class Plain(typing.NamedTuple):
+    height: int
+    width: int
+
+
+class Mode(enum.Enum):
+    ON = 1
+
+    def __str__(self):
+        return "x" * OFFSET
+
+
+Mode.__str__.__module__ = "enums"  # which is no file of Python's
+
+
+class Kind(enum.Enum):
+    ONE = 1
+
+
+class Valued(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        return OFFSET
+
+
+class Equal:
+    def __eq__(self, other):
+        return OFFSET == 1
+
+
+class Hashed:
+    """Found where the number is that `OFFSET` says."""
+
+    def __hash__(self):
+        return hash(OFFSET)
+
+    def __eq__(self, other):
+        return other == OFFSET
+
+    def __index__(self):
+        return OFFSET
+
+
+class Counted(type):
+    def __bool__(cls):
+        return OFFSET == 1
+
+    def __or__(cls, other):
+        return OFFSET
+
+    def __eq__(cls, other):
+        return OFFSET == 1
+
+    __hash__ = type.__hash__
+
+    @property
+    def size(cls):
+        return OFFSET
+
+
+class Known(metaclass=Counted):
+    size = 2
+
+
+class Negative:
+    def __new__(cls, number):
+        return -number * OFFSET
+
+
+class Registry:
+    entries: typing.ClassVar = {"two": 2}
+
+    def __class_getitem__(cls, name):
+        return cls.entries[name]
+
+
+OPERATORS = {
+    "addition of a tuple": ("(self.size + (1, 2))[0]", Size(1, 2), "kept"),
+    "length of a tuple": ("len(self.size)", Size(1, 2), "kept"),
+    "item of a tuple": ("self.size[1]", Size(1, 2), "kept"),
+    "truth of a tuple": ("(2 if self.size else 3)", Size(1, 2), "kept"),
+    "text of a tuple": ("len(f'{self.size}')", Size(1, 2), "kept"),
+    "text of an enum": ("len(f'{self.size}')", Mode.ON, "kept"),
+    "item of a class": ("self.size['two']", lambda: Registry, "kept"),
+    "item of an enum": ("self.size['ONE'].value", lambda: Kind, "graph"),
+    "name of an enum": ("len(self.size.name)", Kind.ONE, "graph"),
+    "value of an enum": ("self.size.value", Valued.ONE, "graph"),
+    "equality to an item": ("[self.size, 2].index(2)", Equal, "kept"),
+    "equality": ("(2 if self.size == None else 3)", Equal, "kept"),
+    "a class as key": ("sorted((2, 1), key=self.size)[0]", lambda: Negative, "kept"),
+    "a key": ("{0: 2, 1: 3}[self.size]", Hashed, "kept"),
+    "a key that is asked for": ("{0: 2, 1: 3}.get(self.size, 4)", Hashed, "kept"),
+    "a key in a tuple": ("{(0,): 2, (1,): 3}.get((self.size,), 4)", Hashed, "kept"),
+    "a key among others": ("self.size.get(1, 4)", lambda: {Hashed(): 2}, "kept"),
+    "an index": ("(2, 3)[self.size]", Hashed, "kept"),
+    "an end": ("sum((2, 3)[: self.size])", Hashed, "kept"),
+    "an element": ("(2 if 1 in self.size else 3)", lambda: {Hashed()}, "kept"),
+    "keys of a dict that is merged": ("len(dict(self.size, a=1))", lambda: {Hashed(): 2}, "kept"),
+    "a place": ("[2, 3].pop(self.size)", Hashed, "kept"),
+    "truth of a class": ("(2 if self.size else 3)", lambda: Known, "kept"),
+    "union of classes": ("(self.size | 3)", lambda: Known, "kept"),
+    "equality of classes": ("(2 if self.size == int else 3)", lambda: Known, "kept"),
+    "attribute of a class": ("self.size.size", lambda: Known, "kept"),
+    "a plain tuple": ("(self.size + (1, 2))[0] * len(self.size)", Plain(2, 2), "graph"),
+    "a plain enum": ("len(f'{self.size}')", Kind.ONE, "graph"),
+    "a tuple of Python's": ("(2 if sys.version_info >= (3, 10) else 3)", None, "graph"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_of_the_users(name):
+    expression, size, expected = OPERATORS[name]
+    function = defined(f"import sys\ndef f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
+    check(model(function, size=size), expected)
