@@ -107,8 +107,11 @@ def _lazily(function: Callable[..., Any]) -> Handler:
     """`zip`, `enumerate` and their like: iterators that the code itself has made."""
 
     def call(e: Operations, *args: Any, **kwargs: Any) -> Any:
-        its = [e.iterate(arg) if isinstance(arg, Iterable | nn.Module) else arg for arg in args]
-        return e.fresh(function(*its, **kwargs))
+        its = [
+            e.iterate(arg) if isinstance(arg, Iterable | nn.Module) else e.plain(arg)
+            for arg in args
+        ]
+        return e.fresh(function(*its, **{name: e.plain(value) for name, value in kwargs.items()}))
 
     return call
 
@@ -186,7 +189,9 @@ CALLABLES: dict[Any, Handler] = {
     functools.reduce: _reduce,
     itertools.chain: _lazily(itertools.chain),
     itertools.product: _lazily(itertools.product),
-    itertools.repeat: lambda e, value, *times: e.fresh(itertools.repeat(value, *times)),
+    itertools.repeat: lambda e, value, *times: e.fresh(
+        itertools.repeat(value, *map(e.plain, times))
+    ),
     nn.Module.children: _children,
     list: _collected(list),
     tuple: _collected(tuple),

@@ -91,8 +91,14 @@ class Calls(Operations):
         """An object of a class whose making is known to do nothing else."""
         if hasattr(cls, "_fields") and cls.__mro__[1:3] == (tuple, object):
             return cls(*args, **kwargs)
-        # Of the modules, a slice of one.
-        if cls in (nn.ModuleList, nn.Sequential) or _is_plain_dataclass(cls):
+        if cls is nn.ModuleList:
+            return self.fresh(cls([module for arg in args for module in self.iterate(arg)]))
+        if cls is nn.Sequential:
+            for arg in args:
+                if isinstance(arg, dict):
+                    self.look(arg, "a dict")
+            return self.fresh(cls(*args))
+        if _is_plain_dataclass(cls):
             return self.fresh(cls(*args, **kwargs))
         raise Stop(f"makes a {cls.__qualname__}")
 

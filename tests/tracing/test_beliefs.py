@@ -1,5 +1,6 @@
 """What a trace could be led to believe: forwards against their twins, before and after changes."""
 
+import collections
 import copy
 import dataclasses
 import pickle
@@ -139,6 +140,40 @@ def more_options(model):
 @pytest.mark.parametrize("forward", [merges, merges_pairs, extends])
 def test_a_dict_that_is_merged(forward):
     check(model(forward, options=lambda: {"shift": 1}), "graph", change=more_options)
+
+
+def makes_a_list(self, x):
+    for layer in nn.ModuleList(self.layers):
+        x = layer(x)
+    return self.b(self.a(x))
+
+
+def makes_a_sequence(self, x):
+    return self.b(self.a(nn.Sequential(self.named)(x)))
+
+
+def reverses_the_list(model):
+    model.layers.reverse()
+
+
+def reverses_the_dict(model):
+    model.named.move_to_end("tanh")
+
+
+class Lists(Two):
+    def __init__(self):
+        super().__init__()
+        tanh, exp = nn.Tanh(), nn.Softplus()
+        self.blocks, self.layers = nn.ModuleList([tanh, exp]), [tanh, exp]
+        self.named = collections.OrderedDict(tanh=tanh, exp=exp)
+
+
+@pytest.mark.parametrize(
+    ("forward", "change"),
+    [(makes_a_list, reverses_the_list), (makes_a_sequence, reverses_the_dict)],
+)
+def test_a_container_of_modules_that_it_makes(forward, change):
+    check(model(forward, Lists), "graph", change=change)
 
 
 # -- which module, of which kind, in which mode ------------------------------------------------

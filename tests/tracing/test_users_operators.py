@@ -128,6 +128,7 @@ OPERATORS = {
     "an element": ("(2 if 1 in self.size else 3)", lambda: {Hashed()}, "kept"),
     "keys of a dict that is merged": ("len(dict(self.size, a=1))", lambda: {Hashed(): 2}, "kept"),
     "a place": ("[2, 3].pop(self.size)", Hashed, "kept"),
+    "a start": ("[*enumerate((2, 3), self.size)][0][0]", Hashed, "kept"),
     "truth of a class": ("(2 if self.size else 3)", lambda: Known, "kept"),
     "union of classes": ("(self.size | 3)", lambda: Known, "kept"),
     "equality of classes": ("(2 if self.size == int else 3)", lambda: Known, "kept"),
