@@ -153,13 +153,13 @@ class ModuleTracer(ModuleAttributes):
         if value.node.op == "placeholder":
             self._assumed.setdefault(str(value.node.target), object)
             return False
-        if value.node.op == "get_attr" or self.is_tensor(value):
-            self.reads.must_be_tensor(value.node)
-            return False
-        return None
+        return False if self.is_tensor(value) else None
 
     def is_tensor(self, value: Traced, *, assume: bool = False) -> bool:
         def assumed(argument: fx.Node) -> bool:
+            if argument.op == "get_attr":
+                self.reads.must_be_tensor(argument)
+                return True
             name = str(argument.target)
             if assume:
                 self._assumed[name] = torch.Tensor

@@ -175,7 +175,6 @@ _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
 
 
 def is_frozen(value: Any) -> bool:
-    """Whether the attributes of an object can't change: of a frozen dataclass."""
-    cls = value if isinstance(value, type) else type(value)
-    parameters = getattr(cls, "__dataclass_params__", None)
+    """Whether a frozen dataclass, or an object of one: its attributes can't change."""
+    parameters = getattr(value, "__dataclass_params__", None)
     return parameters is not None and parameters.frozen

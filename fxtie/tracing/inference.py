@@ -35,13 +35,14 @@ def is_tensor(
 
     Args:
         layer: gives the module of a name.
-        assume: says of an argument of the graph whether to take it for a tensor.
+        assume: says of an argument of the graph, or of what it reads, whether to take it for a
+            tensor.
     """
 
     def known(value: object) -> bool:
         return isinstance(value, fx.Node) and is_tensor(value, layer, assume)
 
-    if node.op == "placeholder":
+    if node.op in ("placeholder", "get_attr"):
         return not str(node.target).startswith("*") and assume(node)
     if node.op == "call_module":
         module = layer(str(node.target))
@@ -58,7 +59,7 @@ def is_tensor(
             return any(map(known, node.args[: 1 if node.target in _AUGMENTED else None]))
         is_of_torch = str(getattr(node.target, "__module__", "torch")).startswith("torch")
         return is_of_torch and _op_gives_tensor(getattr(node.target, "__name__", ""))
-    return node.op == "get_attr"
+    return False
 
 
 @functools.lru_cache(maxsize=1024)

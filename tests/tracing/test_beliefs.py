@@ -46,6 +46,10 @@ def asks_whether_it_is_there(self, x):
     return self.b(self.a(x)) * (2 if self.extra is not None else 3)
 
 
+def asks_whether_it_is_a_tensor(self, x):
+    return self.b(self.a(x)) * (2 if isinstance(self.extra, torch.Tensor) else 3)
+
+
 def longer(model):
     model.extra = nn.Parameter(torch.ones(7))
 
@@ -54,13 +58,17 @@ def gone(model):
     model.extra = None
 
 
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.clone])
 @pytest.mark.parametrize(
     ("forward", "change"),
-    [(asks_a_tensor_for_its_shape, longer), (asks_whether_it_is_there, gone)],
+    [
+        (asks_a_tensor_for_its_shape, longer),
+        (asks_whether_it_is_there, gone),
+        (asks_whether_it_is_a_tensor, gone),
+    ],
 )
-def test_questions_about_a_stored_tensor(forward, change):
-    extra = lambda: nn.Parameter(torch.ones(4))  # noqa: E731
-    report = check(model(forward, extra=extra), "graph", change=change)
+def test_questions_about_a_stored_tensor(forward, change, kind):
+    report = check(model(forward, extra=lambda: kind(torch.ones(4))), "graph", change=change)
     assert not report.missed
 
 
@@ -354,7 +362,26 @@ class Told(Two):
         return self.b(self.counting(self.a(x))) * self.state.n
 
 
-@pytest.mark.parametrize("make", [Collecting, Told])
+class Giving(Counting):
+    def forward(self, x):
+        self.owner[0].extra = nn.Parameter(torch.ones(4))
+        return x
+
+
+class Given(Two):
+    """A part of it registers a parameter where there was None."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("extra", None)
+        self.giving = Giving(self)
+
+    def forward(self, x):
+        x = self.b(self.giving(self.a(x)))
+        return x if self.extra is None else x * 2
+
+
+@pytest.mark.parametrize("make", [Collecting, Told, Given])
 def test_state_that_a_part_shares(make):
     check(make, "kept")
 
