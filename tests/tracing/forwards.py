@@ -133,6 +133,35 @@ graph | x = torch.einsum("ij,kj->ik", x, self.b.weight)
 graph | x = x + SHIFT
 graph | x = x.detach() + x
 graph | x = F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+graph | y = {}; y.update(self.options); x = x * len(y)
+graph | y = {**self.options, "m": 3}; x = x * sum(y.values())
+graph | x = x * dict(self.options, m=3).get("n", 1)
+graph | y = [0]; y.extend(self.table); x = x * y[-1]
+graph | y = [0]; y += self.table; x = x * y[-1]
+graph | y = self.table.copy(); y.append(5); x = x * y[0]
+graph | x = x * [*self.table, 2][1] * tuple(self.table)[-1]
+graph | x = x * (2 if 9 in self.table else 3)
+graph | y, *z = self.table; x = x * y * len(z)
+graph | x = x * self.table[::-1][0] * max(self.table)
+graph | x = x * sorted(self.table)[-1] * len(set(self.table))
+graph | x = x * sum(n for n in self.table if n > 1)
+graph | x = x + torch.tensor(self.table).sum()
+graph | x = x + x.sum(self.axes, keepdim=True)
+graph | for name, n in self.options.items(): x = x * n + len(name)
+graph | for layer in nn.ModuleList(self.order): x = layer(x)
+graph | x = nn.Sequential(*self.order)(x)
+graph | x = nn.Sequential(self.named)(x)
+graph | y = list(self.layers); y.insert(0, self.a); x = y[1](x)
+graph | x = x * len("-".join(self.names)) * int("{}".format(self.width))
+graph | x = x * (self.flag and 2 or 3) * (1 < self.scale <= 2)
+graph | x = x * (2 if isinstance(self.mask, torch.Tensor) else 3)
+graph | x = self.b(x) if isinstance(self.inner, nn.Tanh) else self.a(x)
+graph | fs = [lambda t: t * i for i in range(3)]; x = fs[0](x)
+graph | x = x * len(self.members)
+kept  | x = x * sum(self.members)
+kept  | x = x * {0: 2, 1: 3}.get(self.key, 4)
+kept  | x = x * [2, 3, 4][self.key]
+kept  | x = x * next(n for n in self.table)
 """.strip().splitlines()
 OUTCOMES = {
     statement.replace("\\n", "\n"): outcome.strip()
@@ -172,6 +201,16 @@ COUNTS["n"] = 5
 globals().update(FACTOR=4)
 model.half = lambda t: t * 4
 model.a = nn.Linear(4, 4)
+model.options["n"] = 5
+model.options.pop("n")
+model.table.append(9)
+model.table.reverse()
+model.axes[0] = 1
+model.order.reverse()
+model.named.move_to_end("tanh")
+model.names.append("c")
+model.members.add(5)
+model.key.number = 0
 """.strip().splitlines()
 
 
@@ -201,6 +240,22 @@ class Straight(torch.autograd.Function):
         return grad
 
 
+class Key:
+    """An object that is equal to a number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return hash(self.number)
+
+    def __eq__(self, other):
+        return self.number == other
+
+    def __index__(self):
+        return self.number
+
+
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
 HEADER = """
@@ -210,7 +265,7 @@ import numpy, torch
 import torch.nn.functional as F
 from torch import is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
-from forwards import Inner, Pair, Straight
+from forwards import Inner, Key, Pair, Straight
 
 ste = Straight.apply
 COUNTS = {"n": 1}
@@ -230,7 +285,11 @@ class Model(nn.Module):
         self.scale, self.flag, self.mode, self.width = 2, True, "plain", 4
         self.steps, self.cache, self.table = [], {}, [1, 2, 3]
         self.config, self.members = types.SimpleNamespace(width=4), {0}
-        self.seen = collections.Counter()
+        self.seen, self.options, self.axes = collections.Counter(), {"n": 2}, [0]
+        self.names, self.key = ["a", "b"], Key(1)
+        tanh, soft = nn.Tanh(), nn.Softplus()
+        self.order, self.named = [tanh, soft], collections.OrderedDict(tanh=tanh, soft=soft)
+        self.activations = nn.ModuleList(self.order)
 
     def doubled(self, x):
         return self.b(x) * self.scale
