@@ -184,6 +184,14 @@ def test_a_container_of_modules_that_it_makes(forward, change):
     check(model(forward, Lists), "graph", change=change)
 
 
+def test_an_added_layer_is_told():
+    """Not so where a wrapper of torch's takes a layer's place."""
+    tied = fxtie.transform(model(makes_a_list, Lists)(), RULE)
+    tied.layers.append(nn.ReLU())
+    with pytest.warns(fxtie.Outdated, match="layers"):
+        tied(x())
+
+
 # -- which module, of which kind, in which mode ------------------------------------------------
 
 
