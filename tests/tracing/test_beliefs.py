@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import itertools
 import pickle
 import types
 import typing
@@ -392,6 +393,38 @@ class Given(Two):
 @pytest.mark.parametrize("make", [Collecting, Told, Given])
 def test_state_that_a_part_shares(make):
     check(make, "kept")
+
+
+class Trying(nn.Module):
+    """What stays a call, with something of its own."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = own
+
+    def forward(self, x):
+        try:
+            return x * 2
+        except ValueError:
+            return x
+
+
+class Apart(Two):
+    """A part of it can't reach what it reads afterwards, or it may be anything."""
+
+    def __init__(self, own=None):
+        super().__init__()
+        self.options, self.part = {"n": 2}, Trying(own)
+
+    def forward(self, x):
+        return self.b(self.part(self.a(x))) * self.options["n"]
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(list, "graph"), (lambda: itertools.repeat(1), "kept")]
+)
+def test_state_that_a_part_may_reach(own, expected):
+    check(lambda: Apart(own()), expected)
 
 
 class Renormalized(nn.Module):
