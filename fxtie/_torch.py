@@ -41,6 +41,7 @@ __all__ = [
     "TorchDispatchMode",
     "conjugate_view",
     "dtensor",
+    "dtensor_part",
     "empty_fake",
     "forward_from_source",
     "fsdp_groups",
@@ -222,6 +223,12 @@ QUESTIONS = tuple(
 def dtensor() -> Any:
     """`torch.distributed.tensor`, which takes half a second to import; None if nobody has."""
     return sys.modules.get("torch.distributed.tensor")
+
+
+def dtensor_part(tensor: Any) -> torch.Tensor:
+    """What this process holds of a DTensor. The public `to_local` is an op of autograd."""
+    part: torch.Tensor = tensor._local_tensor
+    return part
 
 
 def is_fsdp_managed(module: torch.nn.Module) -> bool:

@@ -68,10 +68,11 @@ def transform(
             its state_dict. It is not changed and goes on working.
         rules: a `Rule`, a `Tie`, several of them, or a `Plan` made for this model.
         compile: `True`, or a dict of `torch.compile`'s arguments, returns the compiled module.
-        recompute: compute derived tensors again in the backward pass instead of storing them. Less
-            memory for more time. For eager training: a compiled model decides by itself, and
-            `torch.func.grad` doesn't go through it. Left out are derivations by modules and by
-            random numbers, and forwards that were kept.
+        recompute: compute derived tensors again in the backward pass instead of storing them, and
+            gather again the sources that FSDP2 shards. Less memory for more time. For eager
+            training: a compiled model decides by itself, and `torch.func.grad` doesn't go through
+            it. Left out are derivations by modules and by random numbers, and forwards that were
+            kept, if they are inside of no graph.
         trace: make graphs of the forwards. With False, all of them stay as you wrote them and read
             derived tensors as attributes: if you want no graph, or only use `torch.compile`, which
             sees through attributes by itself.

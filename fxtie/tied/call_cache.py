@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxtie._torch import get_frame_callback, is_jit_tracing, skip_code, surroundings
 from fxtie.tied.derived import Derived, Source
+from fxtie.tied.recompute import autocast_dtype, is_recomputing
 from fxtie.tied.sharded import is_distributed
 from fxtie.transforms.parts import whole_of
 
@@ -167,7 +168,10 @@ def current_call() -> _Call | None:
     # Compilers find out by themselves what is computed twice; torch.jit.trace compares two calls.
     if is_dynamo_compiling() or (call := _here.call) is None:
         return None
-    if is_compiling() or is_jit_tracing() or call.surroundings != _surroundings():
+    # What is computed again in the backward pass is not to be held by the call either.
+    if is_compiling() or is_jit_tracing() or is_recomputing():
+        return None
+    if call.surroundings != _surroundings():
         return None
     return call
 
@@ -199,14 +203,6 @@ def _is_left_alone(derived: Derived) -> bool:
 
 # A constant: the compiler doesn't look at how it is found.
 _is_left_alone._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast casts to, where it is enabled. The meta device has none."""
-    kind = device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
 
 
 def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:

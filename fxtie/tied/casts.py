@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fxtie.tied.call_cache import autocast_dtype, current_call
+from fxtie.tied.call_cache import current_call
+from fxtie.tied.recompute import autocast_dtype
 
 
 def cast_once(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from fxtie.tied.sharded import (
     mesh_of,
     placed,
     reading_dtype,
+    run,
     source_value,
 )
 from fxtie.transforms.parts import Part, whole_of
@@ -123,23 +124,24 @@ class Derived:
         """
         transform = whole_of(self.transform)
         if not is_distributed():
-            return transform(*sources)
+            return run(transform, sources, self.name)
         places = ((source.owner, source.attr) for source in self.sources)
         given = [(*place, value) for place, value in zip(places, sources, strict=True)]
-        reader = Reader(self.owner, self._is_distributed, {} if gathers is None else gathers)
+        gathers = {} if gathers is None else gathers
+        reader = Reader(self.name, self.owner, self._is_distributed, gathers)
         return derive(transform, given, reader)
 
     def one_of(self, result: Any) -> torch.Tensor:
         """This tensor, out of what `run` gave."""
         value: torch.Tensor = result if self.part is None else result[self.part.index]
-        return value if self.placement is None else placed(value, *self.placement)
+        return value if self.placement is None else placed(value, *self.placement, self.name)
 
     def in_parts(self, value: torch.Tensor) -> torch.Tensor:
         """Its value, divided among the processes that hold the first source that is sharded."""
         if is_distributed():
             for source in self.sources:
                 if (mesh := mesh_of(source.owner, source.attr)) is not None:
-                    return divided(value, mesh)
+                    return divided(value, mesh, self.name)
         return value
 
     @property

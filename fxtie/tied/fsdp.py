@@ -12,6 +12,7 @@ unit is over, and what comes later is lost.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from fxtie import _torch
 from fxtie.errors import FxtieError
+from fxtie.tied.dtensors import as_dtensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Managed:
         is_whole = value is _torch.fsdp_whole(self.param)
         return value if is_whole and reader in _members(self.group) else self.parameter
 
+    def gathering(self, reader: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`gather`, as a function of the Parameter."""
+        return lambda _: self.gather(reader)
+
     def gather(self, reader: nn.Module) -> torch.Tensor:
         """The values of the Parameter, in the dtype that the unit of the reader computes in.
 
@@ -71,7 +77,7 @@ class Managed:
         dtype = policy.param_dtype if tensor.is_floating_point() else None
         if dtype is not None and policy.reduce_dtype in (None, dtype):
             tensor = tensor.to(dtype)  # before the gather: less to send
-        mesh = tensor.device_mesh
+        mesh, layout = tensor.device_mesh, (tensor.shape, tensor.stride())
         inner = _torch.fsdp_inner_spec(self.param)  # of tensor parallelism, on the last dimensions
         dims = mesh.ndim if inner is None else mesh.ndim - inner.mesh.ndim
         kept = tensor.placements[dims:]
@@ -79,7 +85,7 @@ class Managed:
         reduced = [api.Partial("avg" if factor is None else "sum")] * dims
         if self.param.offload_to_cpu:
             local = tensor.to_local().to(self.param.device)
-            tensor = _as_dtensor(local, mesh, tensor.placements, tensor)
+            tensor = as_dtensor(local, mesh, tensor.placements, *layout)
         tensor = tensor.redistribute(placements=[*[api.Replicate()] * dims, *kept])
         whole: torch.Tensor = tensor.to_local(grad_placements=[*reduced, *kept])
         if factor is not None:
@@ -88,7 +94,7 @@ class Managed:
             whole = whole.to(dtype)
         if inner is None:
             return whole
-        return _as_dtensor(whole, inner.mesh, inner.placements, tensor)
+        return as_dtensor(whole, inner.mesh, inner.placements, *layout)
 
 
 def policy_of(module: nn.Module) -> Any:
@@ -133,14 +139,6 @@ _Refs: TypeAlias = tuple[weakref.ref[Any], weakref.ref[Any]]
 _found: weakref.WeakKeyDictionary[nn.Module, dict[str, _Refs]] = weakref.WeakKeyDictionary()
 _innermost: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 _inside: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
-
-
-def _as_dtensor(local: torch.Tensor, mesh: Any, placements: Any, whole: Any) -> torch.Tensor:
-    """A DTensor of the shape of `whole`, of what each process holds of it."""
-    made: torch.Tensor = _torch.dtensor().DTensor.from_local(
-        local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
-    )
-    return made
 
 
 class _DividedGradient(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Derived tensors that are computed again in the backward pass instead of being stored for it.
 
 In: the graph of a region. Out: the same, with a `Remember` after each derived tensor, and a forward
-that runs `recomputing`.
+that runs `recomputing`. Where that forward runs as written, what it reads is `noted` instead.
 
 Autograd stores what an op needs in its backward: of a convolution its weight, and so every derived
 weight lives until then. In the forward of a region, hooks replace those by how they were computed
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,8 +24,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fxtie._torch import conjugate_view, has_storage, in_functorch, negative_view, storage_id
 from fxtie.planning.lowering import Lowered
-from fxtie.tied.call_cache import autocast_dtype
+from fxtie.tied.dtensors import as_dtensor, is_dtensor, local_part
 from fxtie.tracing.graphs import changed_in_place, map_arg, repeats
+from fxtie.transforms.parts import Part
 
 
 def remember_derived(graph: fx.Graph) -> None:
@@ -90,22 +91,7 @@ class Remember:
         self.__module__ = "fxtie_recompute"
 
     def __call__(self, value: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
-        recipes: dict[int, _Recipe] | None = getattr(_here, "recipes", None)
-        if recipes is None or torch.compiler.is_compiling():
-            return value
-        tensors = (value, *sources)
-        if not all(map(_is_plain, tensors)) or any(t.is_inference() for t in tensors):
-            return value
-        if storage_id(value) not in map(storage_id, sources):  # else a view of what is stored
-            recipes[storage_id(value)] = _Recipe(
-                weakref.ref(value),
-                value._version,
-                _Layout.of(value),
-                self.steps,
-                [_recipe(recipes, source) or source for source in sources],
-                tuple(source._version for source in sources),
-                {tensor.device: autocast_dtype(tensor.device) for tensor in tensors},
-            )
+        _note(self.steps.name, self.steps, value, sources)
         return value
 
     def __reduce__(self) -> Any:
@@ -115,23 +101,81 @@ class Remember:
         return self  # immutable
 
 
+def noted(name: str, function: Callable[..., Any], *sources: torch.Tensor) -> Any:
+    """Call a function, and note for autograd how its result was computed.
+
+    Args:
+        name: of the derived tensor that this is a part of.
+        function: gives the same for the same sources: a tensor or several.
+        *sources: what it gets.
+    """
+    result = function(*sources)
+    if isinstance(result, tuple):
+        for i, value in enumerate(result):
+            _note(name, Part(function, i, ()), value, sources)
+    else:
+        _note(name, function, result, sources)
+    return result
+
+
+def _note(
+    name: str,
+    steps: Callable[..., torch.Tensor],
+    value: torch.Tensor,
+    sources: Sequence[torch.Tensor],
+) -> None:
+    """Note how a tensor was computed, if a forward runs `recomputing`."""
+    if torch.compiler.is_compiling() or (recipes := _current()) is None:
+        return
+    tensors = (value, *sources)
+    if not all(map(_is_plain, tensors)) or any(t.is_inference() for t in tensors):
+        return
+    if (place := _place(value)) not in map(_place, sources):  # else a view of what is stored
+        recipes[place] = _Recipe(
+            name,
+            weakref.ref(value),
+            value._version,
+            _Layout.of(value),
+            steps,
+            [_recipe(recipes, source) or source for source in sources],
+            tuple(source._version for source in sources),
+            {tensor.device: autocast_dtype(tensor.device) for tensor in tensors},
+        )
+
+
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is nothing but a view of a storage: not sparse, not a subclass."""
-    return type(tensor) in (torch.Tensor, nn.Parameter) and has_storage(tensor)
+    """Whether a tensor, or its part of a DTensor, is nothing but a view of a storage."""
+    part = local_part(tensor)  # may be sparse, or of a subclass
+    return type(part) in (torch.Tensor, nn.Parameter) and has_storage(part)
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return storage_id(local_part(tensor))
 
 
 def _recipe(recipes: dict[int, _Recipe], tensor: torch.Tensor) -> _Recipe | None:
     """How a tensor, or that of which it is a view, was computed, if that is known."""
-    recipe = recipes.get(storage_id(tensor))
+    recipe = recipes.get(_place(tensor))
     # A dead value's place may be another's by now.
     return None if recipe is None or recipe.value() is None else recipe
 
 
-_here = threading.local()  # what the forward that runs in this thread remembers
+_here = threading.local()
+
+
+def _current() -> dict[int, _Recipe] | None:
+    """What the forward that runs `recomputing` in this thread has noted, by storage."""
+    recipes: dict[int, _Recipe] | None = getattr(_here, "recipes", None)
+    return recipes
+
+
+def is_recomputing() -> bool:
+    """Whether a forward runs that stores nothing that can be computed again."""
+    return _current() is not None
 
 
 class _Layout(NamedTuple):
-    """How a tensor views its storage."""
+    """How a tensor, or its part of a DTensor, views its storage; and the layout of that DTensor."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -139,16 +183,22 @@ class _Layout(NamedTuple):
     offset: int | torch.SymInt
     is_conj: bool
     is_neg: bool
+    placement: tuple[Any, ...] | None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Layout:
+    def of(cls, tensor: Any) -> _Layout:
+        part, placement = tensor, None
+        if is_dtensor(tensor):
+            whole = tensor.shape, tensor.stride()
+            part, placement = local_part(tensor), (tensor.device_mesh, tensor.placements, *whole)
         return cls(
-            tensor.dtype,
-            tensor.shape,
-            tensor.stride(),
-            tensor.storage_offset(),
-            tensor.is_conj(),
-            tensor.is_neg(),
+            part.dtype,
+            part.shape,
+            part.stride(),
+            part.storage_offset(),
+            part.is_conj(),
+            part.is_neg(),
+            placement,
         )
 
     def differences(self, expected: _Layout) -> list[str]:
@@ -158,11 +208,12 @@ class _Layout(NamedTuple):
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """The storage of a tensor, viewed like this."""
-        storage = tensor.untyped_storage()
+        storage = local_part(tensor).untyped_storage()
         view = torch.empty(0, dtype=self.dtype, device=tensor.device)
         view.set_(storage, self.offset, self.shape, self.stride)
         view = conjugate_view(view) if self.is_conj else view
-        return negative_view(view) if self.is_neg else view
+        view = negative_view(view) if self.is_neg else view
+        return view if self.placement is None else as_dtensor(view, *self.placement)
 
 
 @dataclass(eq=False)
@@ -170,6 +221,7 @@ class _Recipe:
     """How a derived tensor was computed.
 
     Attributes:
+        name: the derived tensor's.
         value: the tensor. While it lives, its storage's place is its own.
         version: the tensor's.
         layout: the tensor's.
@@ -179,10 +231,11 @@ class _Recipe:
         autocast: the dtype that autocast cast to, or None, by device.
     """
 
+    name: str
     value: weakref.ref[torch.Tensor]
     version: int
     layout: _Layout
-    steps: Lowered
+    steps: Callable[..., torch.Tensor]
     inputs: list[torch.Tensor | _Recipe]
     versions: tuple[int, ...]
     autocast: Mapping[torch.device, torch.dtype | None]
@@ -194,7 +247,7 @@ class _Recipe:
         for source, version in zip(self.inputs, self.versions, strict=True):
             if isinstance(source, torch.Tensor) and source._version != version:
                 raise RuntimeError(
-                    f"A source of {self.steps.name!r}, which is computed again for the backward "
+                    f"A source of {self.name!r}, which is computed again for the backward "
                     f"pass (recompute=True), was changed in place after the forward: it is at "
                     f"version {source._version}, expected version {version}."
                 )
@@ -203,13 +256,21 @@ class _Recipe:
             value = self.steps(*inputs)
         if (layout := _Layout.of(value)) != self.layout:
             raise RuntimeError(
-                f"{self.steps.name!r}, computed again for the backward pass (recompute=True), is "
+                f"{self.name!r}, computed again for the backward pass (recompute=True), is "
                 f"not what it was in the forward: its "
                 f"{', its '.join(layout.differences(self.layout))}. The transform depends on "
                 f"something that has changed since. Restore that before the backward, or "
                 f"transform the model with recompute=False."
             )
         return value
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast casts to, where it is enabled. The meta device has none."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def _autocast(
@@ -245,7 +306,7 @@ def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _remembering() -> Iterator[dict[int, _Recipe]]:
-    outer = getattr(_here, "recipes", None)
+    outer = _current()
     _here.recipes = recipes = {} if outer is None else outer
     try:
         yield recipes
@@ -255,11 +316,13 @@ def _remembering() -> Iterator[dict[int, _Recipe]]:
 
 def _packer(recipes: dict[int, _Recipe]) -> Callable[[torch.Tensor], Any]:
     def pack(tensor: torch.Tensor) -> torch.Tensor | tuple[_Recipe, _Layout]:
-        # What was changed in place can't be repeated.
-        if not _is_plain(tensor) or tensor.is_inference() or tensor._version:
+        if not _is_plain(tensor) or tensor.is_inference():
             return tensor
         recipe = _recipe(recipes, tensor)
-        return tensor if recipe is None else (recipe, _Layout.of(tensor))
+        # What was changed in place since can't be repeated.
+        if recipe is None or tensor._version != recipe.version:
+            return tensor
+        return recipe, _Layout.of(tensor)
 
     return pack
 

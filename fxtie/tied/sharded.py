@@ -17,7 +17,9 @@ from fxtie import _torch
 from fxtie._torch import TorchDispatchMode
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
+from fxtie.tied.dtensors import is_dtensor
 from fxtie.tied.fsdp import Managed, policy_of
+from fxtie.tied.recompute import noted
 
 
 def is_distributed() -> bool:
@@ -28,21 +30,17 @@ def is_distributed() -> bool:
 _IS_AVAILABLE = torch.distributed.is_available()  # in this build of torch
 
 
-def is_dtensor(value: Any) -> bool:
-    """Whether a tensor is one that several processes hold together."""
-    api = _torch.dtensor()
-    return api is not None and isinstance(value, api.DTensor)
-
-
 class Reader(NamedTuple):
     """The module that reads a derived tensor.
 
     Attributes:
+        name: of the derived tensor.
         module: the module.
         is_distributed: whether tensor parallelism has it compute on DTensors.
         gathers: what was gathered for other reads of the same call, to be used again.
     """
 
+    name: str
     module: nn.Module
     is_distributed: bool
     gathers: dict[Any, torch.Tensor]
@@ -55,7 +53,7 @@ class Reader(NamedTuple):
         dtype = reading_dtype(self.module)
         key = id(value), value._version, dtype, torch.is_grad_enabled()
         if key not in self.gathers:
-            self.gathers[key] = managed.gather(self.module)
+            self.gathers[key] = noted(self.name, managed.gathering(self.module), value)
         return self.gathers[key]
 
 
@@ -89,37 +87,52 @@ def derive(
     values = [reader.gathered(*source) for source in sources]
     mesh = next((value.device_mesh for value in values if is_dtensor(value)), None)
     if mesh is not None and reader.is_distributed and _is_elementwise(transform, values):
-        return transform(*values)
-    result = _run(transform, [*map(_whole, values)], reader)
+        return run(transform, values, reader.name)
+    whole = [noted(reader.name, _whole, v) if is_dtensor(v) else v for v in values]
+    result = _run(transform, whole, reader)
     if mesh is None or not reader.is_distributed:
         return result
     replicated = [_torch.dtensor().Replicate()] * mesh.ndim
     if isinstance(result, tuple):
-        return tuple(placed(value, mesh, replicated) for value in result)
-    return placed(result, mesh, replicated)
+        return tuple(placed(value, mesh, replicated, reader.name) for value in result)
+    return placed(result, mesh, replicated, reader.name)
 
 
 def _run(transform: Callable[..., Any], values: Sequence[Any], reader: Reader) -> Any:
     """A transform of whole tensors."""
     if not isinstance(transform, nn.Module) or _torch.fsdp_state(transform) is not None:
-        return transform(*values)  # a unit of its own gathers its parameters
+        return run(transform, values, reader.name)  # a unit of its own gathers its parameters
     own = dict(_own_tensors(transform, reader))
     return torch.func.functional_call(transform, own, tuple(values)) if own else transform(*values)
 
 
-def placed(value: torch.Tensor, mesh: Any, placements: Any) -> torch.Tensor:
-    """A derived tensor, placed on a mesh as tensor parallelism wants it."""
+def run(transform: Callable[..., Any], values: Sequence[torch.Tensor], name: str) -> Any:
+    """What a transform gives, noted if it can be computed again."""
+    if getattr(transform, "is_repeatable", False):
+        return noted(name, transform, *values)
+    return transform(*values)
+
+
+def placed(value: torch.Tensor, mesh: Any, placements: Any, name: str) -> torch.Tensor:
+    """A derived tensor of this name, placed on a mesh as tensor parallelism wants it."""
     api: Any = _torch.dtensor()
-    if not is_dtensor(value):  # the same on each process
-        value = api.DTensor.from_local(value, mesh, [api.Replicate()] * mesh.ndim, run_check=False)
-    return value.redistribute(mesh, placements)  # type: ignore[attr-defined,no-any-return]
+    if is_dtensor(value) and _layout(value)[:2] == (mesh, tuple(placements)):
+        return value
+
+    def place(value: Any) -> Any:
+        if not is_dtensor(value):  # the same on each process
+            replicated = [api.Replicate()] * mesh.ndim
+            value = api.DTensor.from_local(value, mesh, replicated, run_check=False)
+        return value.redistribute(mesh, placements)
+
+    return noted(name, place, value)  # type: ignore[no-any-return]
 
 
-def divided(value: torch.Tensor, mesh: Any) -> torch.Tensor:
-    """A derived tensor, divided among the processes along the first dimension of a mesh."""
+def divided(value: torch.Tensor, mesh: Any, name: str) -> torch.Tensor:
+    """A derived tensor of this name, divided along its first dimension, as a mesh has it first."""
     api: Any = _torch.dtensor()
     first = api.Shard(0) if value.ndim else api.Replicate()
-    return placed(_whole(value), mesh, [first, *[api.Replicate()] * (mesh.ndim - 1)])
+    return placed(_whole(value), mesh, [first, *[api.Replicate()] * (mesh.ndim - 1)], name)
 
 
 def reading_dtype(reader: nn.Module) -> torch.dtype | None:
@@ -147,8 +160,7 @@ def _is_elementwise(transform: Callable[..., Any], values: Sequence[Any]) -> boo
     """Whether each process may compute its part of the result from its parts of the sources."""
     if not isinstance(transform, Lowered) or not all(map(is_dtensor, values)):
         return False
-    layouts = {(v.device_mesh, v.placements, v.shape) for v in values}
-    if len(layouts) > 1 or transform.gives_several:
+    if len({*map(_layout, values)}) > 1 or transform.gives_several:
         return False
     if transform not in _elementwise:
         look = _Elementwise()  # type: ignore[no-untyped-call]
@@ -158,6 +170,10 @@ def _is_elementwise(transform: Callable[..., Any], values: Sequence[Any]) -> boo
             transform(*stand_ins)
         _elementwise[transform] = look.holds
     return _elementwise[transform]
+
+
+def _layout(value: Any) -> tuple[Any, ...]:
+    return value.device_mesh, value.placements, value.shape
 
 
 _elementwise: weakref.WeakKeyDictionary[Lowered, bool] = weakref.WeakKeyDictionary()

@@ -20,11 +20,11 @@ WIDTH = 8
 class Block(nn.Module):
     """The MLP of a decoder's layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.up = nn.Linear(WIDTH, 2 * WIDTH)
-        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(torch.relu(self.up(self.norm(x))))
@@ -33,11 +33,11 @@ class Block(nn.Module):
 class Net(nn.Module):
     """A decoder without attention, which passes over layers that a pipeline has taken out."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, blocks: int = 4) -> None:
         super().__init__()
-        self.embed = nn.Embedding(12, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(4))
-        self.head = nn.Linear(WIDTH, 12, bias=False)
+        self.embed = nn.Embedding(12, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.head = nn.Linear(width, 12, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if self.embed is None else self.embed(x)

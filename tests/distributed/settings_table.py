@@ -1,7 +1,8 @@
 """The tables of docs/distributed.md.
 
-In: tests marked `setting(...)`, by kind of tie, and what `record_property("sent", ...)` noted. Out:
-with `--distributed-table PATH`, these as Markdown, between the marks of that page.
+In: tests marked `setting(...)`, by kind of tie, and rows that `record_property` noted for a table
+of `HEADERS`. Out: with `--distributed-table PATH`, these as Markdown, between the marks of that
+page.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from pathlib import Path
 from decoders import KINDS
 from tabulate import tabulate
 
+HEADERS = {
+    "sent": ["model", "ranks", "collectives", "MB sent and received by a rank"],
+    "memory": ["model", "ranks", "MB of parameters", "MB at the peak of a step"],
+}
+
 
 class Tables:
     """Gathers the outcomes of a run."""
@@ -19,7 +25,7 @@ class Tables:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings: dict[str, dict[str, bool]] = {}
-        self.sent: list[tuple] = []
+        self.rows: dict[str, list[tuple]] = {name: [] for name in HEADERS}
 
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
@@ -28,7 +34,8 @@ class Tables:
             outcomes = self.settings.setdefault(setting, {})
             outcomes[kind] = outcomes.get(kind, True) and report.passed
         if report.when == "call" and report.passed:
-            self.sent += properties.get("sent", [])
+            for name, rows in self.rows.items():
+                rows += properties.get(name, [])
 
     def pytest_sessionfinish(self):
         if not self.settings:
@@ -39,8 +46,8 @@ class Tables:
         ]
         page = self.path.read_text(encoding="utf-8")
         page = _put(page, "settings", tabulate(rows, ["setting", *KINDS], "github"))
-        header = ["model", "ranks", "collectives", "MB sent and received by a rank"]
-        page = _put(page, "sent", tabulate(self.sent, header, "github", floatfmt=".4f"))
+        for name, table in self.rows.items():
+            page = _put(page, name, tabulate(table, HEADERS[name], "github", floatfmt=".4f"))
         self.path.write_text(page, encoding="utf-8")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import partial
 
 import pytest
 import torch
+from counting import Sent
 from decoders import (
     KINDS,
     UNITS,
@@ -38,8 +38,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import fxtie
 
@@ -148,12 +146,6 @@ def trains_on_mesh(rank, kind, shape, options):
     train(shard(made(kind), "blocks", mesh=mesh, **options), Reference(kind), rank, 4)
 
 
-@pytest.mark.setting("FSDP2, recompute=True")
-@pytest.mark.parametrize("kind", KINDS)
-def test_recomputed(two_ranks, kind):
-    two_ranks.run(trains, kind, "blocks", {}, {"recompute": True})
-
-
 @pytest.mark.setting("FSDP2, activation checkpoints")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -192,50 +184,42 @@ def trains_compiled(rank, kind, what):
         train(shard(net, "blocks"), Reference(kind), rank, 2)
 
 
-class Sent(TorchDispatchMode):
-    """Counts collectives, and the bytes of the largest tensor of each."""
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.bytes = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if "c10d" in function.namespace and re.search("gather|reduce", str(function)):
-            tensors = [t for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
-            self.count += 1
-            self.bytes += max((t.nbytes for t in tensors), default=0)
-        return result
-
-
-READERS = {"untied": "", "1 block read by another": "3", "1 block read by 2 others": "23"}
+READERS = {
+    "untied": ("", False),
+    "1 block read by another": ("3", False),
+    "1 block read by 2 others": ("23", False),
+    "1 block read by 2 others, recompute=True": ("23", True),
+}
 
 
 @pytest.mark.parametrize("ranks", ["two_ranks", "four_ranks"])
 def test_what_is_sent(request, record_property, ranks):
     """What is read elsewhere is gathered once in a step, however many read it, and reduced once."""
     group = request.getfixturevalue(ranks)
-    counts = {what: group.run(step_of, names)[0] for what, names in READERS.items()}
+    counts = {what: group.run(step_of, *READERS[what])[0] for what in READERS}
     rows = [(what, group.count, n, b / 1e6) for what, (n, b) in counts.items()]
     record_property("sent", rows)
     tensors = len(list(Block().parameters()))
-    untied, one, two = (count for count, _ in counts.values())
+    untied, one, two, again = (count for count, _ in counts.values())
     # A block that has nothing left is no unit: no gather in forward and backward, no reduction.
     assert one - (untied - 3) == 2 * tensors
     assert two - (untied - 6) == 2 * tensors
+    # Each reader gathers and reduces for itself. In the backward pass, it gathers what its layers
+    # take, and what the sine was of: three weights each, and the bias of the norm.
+    assert again - (untied - 6) == 2 * (2 * tensors + 7)
 
 
-def step_of(rank, readers):
+def step_of(rank, readers, recompute):
     torch.manual_seed(0)
     net = Net()
     if readers:
         rule = fxtie.Rule(f"re:blocks[.][{readers}]", "blocks.0", weight=torch.sin)
-        net = fxtie.transform(net, rule)
+        net = fxtie.transform(net, rule, recompute=recompute)
     shard(net, "blocks")
     for _ in range(2):  # the first call sets things up
         with Sent() as sent:
             loss(net(batch(2, 0))).backward()
-    return sent.count, sent.bytes
+    return len(sent.calls), sent.bytes
 
 
 def test_made_without_data(two_ranks):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import weakref
 
 import pytest
 import torch
@@ -87,6 +88,34 @@ def test_derived_weights_are_not_held_for_the_backward():
         held.append(sum(e.nbytes() for e in events if e.name() == "[memory]"))
         del y
     assert held[0] - held[1] == 5 * weight
+
+
+class ReadsLate(nn.Linear):
+    """A layer that is kept, and notes what it reads."""
+
+    def forward(self, x):
+        try:
+            weight = self.weight
+        finally:
+            self.read = weakref.ref(weight)
+        return F.linear(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_derived_weights_of_a_kept_forward(recompute):
+    model = nn.Sequential(nn.Linear(4, 4), ReadsLate(4, 4))
+    rule = Rule("1", "0", weight=torch.sin, bias=None)
+    tied = fxtie.transform(model, rule, recompute=recompute)
+    assert fxtie.report(tied).region_names == ("",)
+    x = torch.randn(2, 4)
+    y = tied(x)
+    assert (tied[1].read() is None) == recompute
+    y.square().sum().backward()
+    found = model[0].weight.grad.clone()
+    model.zero_grad()
+    weight = model[0].weight.sin()
+    F.linear(model[0](x), weight, model[1].bias).square().sum().backward()
+    assert torch.equal(found, model[0].weight.grad)
 
 
 def test_copies_and_pickles():

@@ -1,0 +1,34 @@
+"""DTensors: tensors that several processes hold together.
+
+In: a tensor. Out: whether it is one, and what this process holds of it; or the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxtie import _torch
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether a tensor is one that several processes hold together."""
+    api = _torch.dtensor()
+    return api is not None and isinstance(value, api.DTensor)
+
+
+def local_part(tensor: Any) -> torch.Tensor:
+    """What this process holds of a tensor; all of one that is no DTensor. Past autograd."""
+    part: torch.Tensor = _torch.dtensor_part(tensor) if is_dtensor(tensor) else tensor
+    return part
+
+
+def as_dtensor(
+    part: torch.Tensor, mesh: Any, placements: Any, shape: torch.Size, stride: tuple[int, ...]
+) -> torch.Tensor:
+    """A DTensor of this shape and stride, of what each process holds of it."""
+    made: torch.Tensor = _torch.dtensor().DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+    return made
