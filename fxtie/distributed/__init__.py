@@ -4,6 +4,7 @@ DistributedDataParallel, `fully_shard`, `parallelize_module` and torch.distribut
 nothing of this: see docs/distributed.md.
 """
 
+from fxtie.distributed.checkpoints import TiedLoadPlanner, TiedSavePlanner
 from fxtie.distributed.stages import SharedSources, share_across_stages
 
-__all__ = ["SharedSources", "share_across_stages"]
+__all__ = ["SharedSources", "TiedLoadPlanner", "TiedSavePlanner", "share_across_stages"]

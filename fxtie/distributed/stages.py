@@ -202,7 +202,7 @@ class _Read(NamedTuple):
         shared = ties._modules.setdefault("shared", nn.Module())
         assert shared is not None
         attr = self.source.name.replace(".", "/")
-        new = Source(self.stage, f"ties.shared.{attr}")
+        new = Source(self.stage, f"{_SHARED}{attr}")
         derived = state_of(self.owner).derived
         found = derived[self.attr]
         sources = tuple(new if s.name == self.source.name else s for s in found.sources)
@@ -213,6 +213,14 @@ class _Read(NamedTuple):
         parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad)
         shared.register_parameter(attr, parameter)
         return parameter
+
+
+_SHARED = "ties.shared."
+
+
+def original_name(name: str) -> str:
+    """The name that a source has where it is not a copy."""
+    return name.removeprefix(_SHARED).replace("/", ".") if name.startswith(_SHARED) else name
 
 
 def _reads_of_others(stage: nn.Module) -> Iterator[_Read]:

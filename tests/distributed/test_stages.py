@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoders import Reference, batch, close, made
+from decoders import Reference, batch, close, cut, made
 from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -21,20 +21,6 @@ SCHEDULES = {
     "1F1B": (Schedule1F1B, 2),
     "interleaved 1F1B": (ScheduleInterleaved1F1B, 4),
 }
-
-
-def cut(net, number, count):
-    """Delete what other stages run. The forward of the net passes over what is not there."""
-    per_stage = len(net.blocks) // count
-    mine = range(per_stage * number, per_stage * (number + 1))
-    for name in list(net.blocks._modules):
-        if int(name) not in mine:
-            del net.blocks._modules[name]
-    if number > 0:
-        net.embed = None
-    if number < count - 1:
-        net.head = None
-    return net
 
 
 def mean_square(output, target):
