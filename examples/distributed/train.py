@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/distributed/train.py --mode fsdp
 
-The text is the manual of Python's language that ships with Python. Called again with the same
+The text is the manual of Python's language that ships with Python. It runs on GPUs if there is one
+for each process, else on the CPU. Called again with the same
 `--out`, it goes on from the last checkpoint; `--max-restarts` of torchrun does so by itself. Each
 run writes its losses, and draws those of all modes if matplotlib is there.
 """
@@ -33,9 +34,13 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 import fxtie
-from fxtie.distributed import share_across_stages
+from fxtie.distributed import TiedLoadPlanner, TiedSavePlanner, share_across_stages
 
 TEXT = torch.frombuffer(bytearray("".join(topics.values()).encode()), dtype=torch.uint8)
+ON_GPUS = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+DEVICE = (
+    torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if ON_GPUS else torch.device("cpu")
+)
 LAYERS, WIDTH, HEADS, LENGTH, BATCH = 4, 64, 4, 64, 8
 
 
@@ -87,7 +92,7 @@ def batch(step: int, part: int, parts: int) -> tuple[torch.Tensor, torch.Tensor]
     generator = torch.Generator().manual_seed(step)
     starts = torch.randint(len(TEXT) - LENGTH, (BATCH,), generator=generator)
     rows = torch.stack([TEXT[start : start + LENGTH + 1] for start in starts]).long()
-    rows = rows.chunk(parts)[part]
+    rows = rows.chunk(parts)[part].to(DEVICE)
     return rows[:, :-1], rows[:, 1:]
 
 
@@ -99,12 +104,12 @@ class Replicas:
     """ddp, fsdp, tp: each rank has all layers, whole or in part."""
 
     def __init__(self, mode: str, rank: int, count: int) -> None:
-        self.net: nn.Module = tied_decoder()
+        self.net: nn.Module = tied_decoder().to(DEVICE)
         self.rows = (0, 1) if mode == "tp" else (rank, count)
         if mode == "ddp":
             self.run: nn.Module = DistributedDataParallel(self.net)
             return
-        mesh = init_device_mesh("cpu", (count,))
+        mesh = init_device_mesh(DEVICE.type, (count,))
         if mode == "tp":
             split = {"q": ColwiseParallel, "k": ColwiseParallel, "v": ColwiseParallel}
             split |= {"o": RowwiseParallel, "up": ColwiseParallel, "down": RowwiseParallel}
@@ -127,7 +132,7 @@ class Stages:
     """pp: each rank has some layers."""
 
     def __init__(self, mode: str, rank: int, count: int) -> None:
-        self.net = tied_decoder()
+        self.net = tied_decoder().to(DEVICE)
         self.rank, self.last = rank, count - 1
         for name in list(self.net.layers):
             if int(name) * count // LAYERS != rank:
@@ -137,7 +142,7 @@ class Stages:
         if rank < self.last:
             self.net.head = None
         self.shared = share_across_stages(self.net)
-        stage = PipelineStage(self.net, rank, count, torch.device("cpu"))
+        stage = PipelineStage(self.net, rank, count, DEVICE)
         self.schedule = ScheduleGPipe(stage, n_microbatches=2, loss_fn=loss_of)
 
     def step(self, number: int) -> torch.Tensor:
@@ -147,7 +152,7 @@ class Stages:
         expected = {"target": y, "losses": losses} if self.rank == self.last else {}
         self.schedule.step(*inputs, **expected)
         self.shared.reduce_gradients()
-        loss = torch.stack(losses).mean() if losses else torch.zeros(())
+        loss = torch.stack(losses).mean() if losses else torch.zeros((), device=DEVICE)
         return loss.detach() * (self.last + 1)  # the mean over ranks is that of the last
 
 
@@ -158,8 +163,14 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("out/distributed"))
     parser.add_argument("--die-at", type=int, help="kill the last rank in this step, once")
-    options = parser.parse_args()
-    dist.init_process_group("gloo")
+    if ON_GPUS:
+        torch.cuda.set_device(DEVICE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if ON_GPUS else "gloo")
+    train(parser.parse_args())
+    dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace) -> None:
     rank, count = dist.get_rank(), dist.get_world_size()
     made = (Stages if options.mode == "pp" else Replicas)(options.mode, rank, count)
     optimizer = torch.optim.AdamW(made.net.parameters(), lr=1e-3)
@@ -183,7 +194,6 @@ def main() -> None:
                 print(f"{options.mode}, step {number + 1}: loss {losses[-1]:.4f}", flush=True)
     if rank == 0:
         draw(options.out)
-    dist.destroy_process_group()
 
 
 def state_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
@@ -193,7 +203,8 @@ def state_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, obje
 
 def save(out: Path, step: int, losses: list[float], net: nn.Module, optimizer: object) -> None:
     """Write a checkpoint, and only then that there is one."""
-    dcp.save(state_of(net, optimizer), checkpoint_id=out / f"step-{step}")
+    planner = TiedSavePlanner(net)
+    dcp.save(state_of(net, optimizer), checkpoint_id=out / f"step-{step}", planner=planner)
     if dist.get_rank() == 0:
         (out / "losses.new").write_text(json.dumps(losses))
         (out / "losses.new").replace(out / "losses.json")
@@ -201,12 +212,16 @@ def save(out: Path, step: int, losses: list[float], net: nn.Module, optimizer: o
 
 
 def load(out: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Go on from the last checkpoint, if there is one: the step to begin with, and the losses."""
+    """Go on from the last checkpoint, if there is one: the step to begin with, and the losses.
+
+    A checkpoint of a decoder that was tied by another rule is refused.
+    """
     if not (out / "losses.json").exists():
         return 0, []
     losses = json.loads((out / "losses.json").read_text())
     state = state_of(net, optimizer)
-    dcp.load(state, checkpoint_id=out / f"step-{len(losses)}")
+    planner = TiedLoadPlanner(net)
+    dcp.load(state, checkpoint_id=out / f"step-{len(losses)}", planner=planner)
     set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
     return len(losses), losses
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -144,7 +145,13 @@ def cut(net, number, count):
 def batch(count: int, number: int) -> torch.Tensor:
     """A batch with two rows for each rank."""
     generator = torch.Generator().manual_seed(number)
-    return torch.randint(0, 12, (2 * count, 6), generator=generator)
+    ids = torch.randint(0, 12, (2 * count, 6), generator=generator, device="cpu")
+    return ids.to(torch.get_default_device())
+
+
+def mesh_of(*shape: int, names: tuple[str, ...] | None = None) -> DeviceMesh:
+    """All ranks, in this shape."""
+    return init_device_mesh(torch.get_default_device().type, shape, mesh_dim_names=names)
 
 
 def loss(output: torch.Tensor) -> torch.Tensor:
@@ -211,6 +218,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def close(a: torch.Tensor, b: torch.Tensor | None, tolerance: float, what: str) -> None:
     """Raise unless two tensors are close, measured by the norm of the second."""
     assert b is not None, what
-    error, size = (a.detach().float() - b.detach().float()).norm(), b.detach().float().norm()
+    a, b = a.detach().cpu().float(), b.detach().cpu().float()
+    error, size = (a - b).norm(), b.norm()
     assert size > 0, f"{what} is zero"
     assert error <= tolerance * size, f"{what} differs by {float(error / size):.1e}"

@@ -1,5 +1,6 @@
-"""Processes that run a function of a test together, as the ranks of one gloo group.
+"""Processes that run a function of a test together, as the ranks of one group.
 
+Where there is a GPU for each, they compute on these and send by NCCL, else on the CPU and by gloo.
 Starting a process takes seconds, so they stay for all tests of a session. A failure or a timeout
 ends them: what a collective has left behind is nobody's to use.
 """
@@ -94,8 +95,13 @@ def _serve(rank: int, count: int, store: str, end: Connection) -> None:
     # torch says so of each Linear that is a unit of its own and gets several dimensions.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     torch.set_num_threads(1)
+    backend = "gloo"
+    if torch.cuda.device_count() >= count:
+        torch.cuda.set_device(rank)
+        torch.set_default_device(torch.device("cuda", rank))
+        backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=count
+        backend, init_method=f"file://{store}", rank=rank, world_size=count
     )
     while True:
         try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from decoders import KINDS, Net, Reference, batch, close, cut, loss, made, shard, whole
+from decoders import KINDS, Net, Reference, batch, close, cut, loss, made, mesh_of, shard, whole
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -129,7 +128,7 @@ def test_values_of_the_untied_model_in_two_dimensions(four_ranks):
 
 
 def unties_in_two_dimensions(rank):
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    mesh = mesh_of(2, 2, names=("data", "model"))
     styles = {f"blocks.{i}.up": ColwiseParallel() for i in range(4)}
     styles |= {f"blocks.{i}.down": RowwiseParallel() for i in range(4)}
     net = parallelize_module(made("across"), mesh["model"], styles)

@@ -18,6 +18,7 @@ from decoders import (
     close,
     loss,
     made,
+    mesh_of,
     rules,
     shard,
     train,
@@ -30,7 +31,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -142,7 +142,7 @@ def test_reshard_to_a_part_of_the_ranks(four_ranks, kind):
 
 
 def trains_on_mesh(rank, kind, shape, options):
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicated", "sharded")[-len(shape) :])
+    mesh = mesh_of(*shape, names=("replicated", "sharded")[-len(shape) :])
     train(shard(made(kind), "blocks", mesh=mesh, **options), Reference(kind), rank, 4)
 
 
@@ -232,7 +232,7 @@ def loads_into_meta(rank):
         model = Net()
     net = shard(fxtie.transform(model, rules("across")), "blocks")
     assert all(parameter.is_meta for parameter in net.parameters())
-    net.to_empty(device="cpu")
+    net.to_empty(device=torch.get_default_device())
     values = made("across").state_dict()
     set_model_state_dict(net, values, options=StateDictOptions(full_state_dict=True))
     train(net, Reference("across"), rank, 2)
@@ -250,7 +250,7 @@ def flattens(rank, keeps_shapes):
             made("across"),
             auto_wrap_policy=ModuleWrapPolicy({Block}),
             use_orig_params=keeps_shapes,
-            device_id=torch.device("cpu"),
+            device_id=torch.get_default_device(),
         )
         with pytest.raises(
             fxtie.FxtieError, match=r"norm\.(weight|bias)' is a source.*fully_shard"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from counting import Memory, Sent
-from decoders import KINDS, Block, Net, Reference, batch, loss, made, shard, train
+from decoders import KINDS, Block, Net, Reference, batch, loss, made, mesh_of, shard, train
 from test_tensor_parallel import STYLES, train_on_all_ranks
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor.parallel import parallelize_module
 
@@ -45,7 +44,7 @@ def test_recomputed_by_tensor_parallelism(two_ranks, kind):
 
 def trains_parts(rank, kind):
     net = made(kind, recompute=True)
-    parallelize_module(net, init_device_mesh("cpu", (2,)), STYLES["columns, rows"]())
+    parallelize_module(net, mesh_of(2), STYLES["columns, rows"]())
     train_on_all_ranks(net, Reference(kind))
 
 
@@ -56,7 +55,7 @@ def test_recomputed_in_two_dimensions(four_ranks, kind):
 
 
 def trains_in_two_dimensions(rank, kind):
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    mesh = mesh_of(2, 2, names=("data", "model"))
     net = made(kind, recompute=True)
     parallelize_module(net, mesh["model"], STYLES["columns, rows"]())
     shard(net, "blocks", mesh=mesh["data"])
@@ -102,7 +101,7 @@ def holds_no_parts(rank):
     held = []
     for recompute in (False, True):
         net = made("across", recompute=recompute)
-        parallelize_module(net, init_device_mesh("cpu", (2,)), STYLES["columns, rows"]())
+        parallelize_module(net, mesh_of(2), STYLES["columns, rows"]())
         with Memory() as memory:
             result = loss(net(batch(2, 0)))
         held.append(memory.held)

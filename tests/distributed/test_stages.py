@@ -40,7 +40,7 @@ def trains(rank, kind, schedule):
     nets = [cut(made(kind), number, count) for number in numbers]
     shared = share_across_stages(nets)
     stages = [
-        PipelineStage(net, number, count, torch.device("cpu"))
+        PipelineStage(net, number, count, torch.get_default_device())
         for net, number in zip(nets, numbers, strict=True)
     ]
     running = make(stages if count > 2 else stages[0], 4, loss_fn=mean_square)

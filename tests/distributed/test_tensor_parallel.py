@@ -6,9 +6,8 @@ import warnings
 
 import pytest
 import torch
-from decoders import KINDS, Net, Reference, batch, close, loss, made, shard, train, whole
+from decoders import KINDS, Net, Reference, batch, close, loss, made, mesh_of, shard, train, whole
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
@@ -61,7 +60,7 @@ def test_equals_one_process(two_ranks, kind, of):
 
 
 def trains(rank, kind, of):
-    net = parallelize_module(made(kind), init_device_mesh("cpu", (2,)), STYLES[of]())
+    net = parallelize_module(made(kind), mesh_of(2), STYLES[of]())
     train_on_all_ranks(net, Reference(kind))
 
 
@@ -91,7 +90,7 @@ def test_with_fsdp(four_ranks, kind):
 
 
 def trains_in_two_dimensions(rank, kind):
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    mesh = mesh_of(2, 2, names=("data", "model"))
     net = parallelize_module(made(kind), mesh["model"], STYLES["columns, rows"]())
     shard(net, "blocks", mesh=mesh["data"])
     train(net, Reference(kind), mesh.get_local_rank("data"), 2)
@@ -105,7 +104,7 @@ def test_a_whole_model(two_ranks, kind):
 
 def distributes(rank, kind):
     """All parameters become DTensors, and so does the input."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = mesh_of(2)
     net = distribute_module(
         made(kind),
         mesh,
@@ -129,7 +128,7 @@ def partitions(rank, kind):
 
     net = distribute_module(
         made(kind),
-        init_device_mesh("cpu", (2,)),
+        mesh_of(2),
         columns,
         lambda _, inputs, mesh: distribute_tensor(inputs[0], mesh, [Replicate()]),
     )
@@ -146,7 +145,7 @@ def test_elementwise_transforms_send_nothing(two_ranks):
 def sends_nothing(rank):
     counts = []
     for net in (made("across"), Net()):
-        parallelize_module(net, init_device_mesh("cpu", (2,)), STYLES["columns, rows"]())
+        parallelize_module(net, mesh_of(2), STYLES["columns, rows"]())
         with CommDebugMode() as sent, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CommDebugMode hooks all modules, and torch warns
             loss(net(batch(2, 0))).backward()
@@ -168,6 +167,6 @@ def fails(rank):
 
     net, reference = made("across"), Reference("across")
     with pytest.raises(LookupError):
-        parallelize_module(net, init_device_mesh("cpu", (2,)), {"blocks.2.up": Fails()})
+        parallelize_module(net, mesh_of(2), {"blocks.2.up": Fails()})
     close(net(batch(2, 0)), reference(batch(2, 0)), 1e-6, "output")
     assert dict(net.named_parameters()).keys() == reference.parameters.keys()
