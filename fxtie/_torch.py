@@ -58,6 +58,7 @@ __all__ = [
     "in_functorch",
     "in_place_functions",
     "is_called_by_fsdp",
+    "is_dtensor",
     "is_exporting",
     "is_fsdp_managed",
     "is_jit_traced",
@@ -223,6 +224,11 @@ QUESTIONS = tuple(
 def dtensor() -> Any:
     """`torch.distributed.tensor`, which takes half a second to import; None if nobody has."""
     return sys.modules.get("torch.distributed.tensor")
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether a tensor is one that several processes hold together."""
+    return (api := dtensor()) is not None and isinstance(value, api.DTensor)
 
 
 def dtensor_part(tensor: Any) -> torch.Tensor:

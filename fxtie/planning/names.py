@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fxtie._torch import FakeTensorMode
+from fxtie._torch import FakeTensorMode, is_dtensor
 from fxtie.errors import FxtieError, closest
 from fxtie.foreign import is_loading
 from fxtie.planning.spec import Spec
@@ -175,7 +175,10 @@ class Names:
         if isinstance(slot.owner, torch.jit.ScriptModule):
             return "belongs to a module of TorchScript. Tie the model before it is scripted."
         members = slot.owner.__dict__
-        if is_lazy(members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))):
+        tensor = members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))
+        if is_dtensor(tensor):
+            return "is a DTensor: sharded already. Tie the model first, and shard the tied one."
+        if is_lazy(tensor):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
         if slot.is_offloaded:
             return (

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import PlanError
@@ -134,6 +135,11 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
         raise PlanError(
             "The model is compiled already. Tie what was compiled (`model._orig_mod`), and compile "
             "the result: fxtie.transform(model, rules, compile=True)."
+        )
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        raise PlanError(
+            f"The model is wrapped by {type(model).__name__} already, which would not reduce the "
+            f"gradients of the tied one. Tie what it wraps (`model.module`), and wrap the result."
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise PlanError(

@@ -1,6 +1,6 @@
 """DTensors: tensors that several processes hold together.
 
-In: a tensor. Out: whether it is one, and what this process holds of it; or the other way round.
+In: such a tensor. Out: what this process holds of it; or the other way round.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ import torch
 from fxtie import _torch
 
 
-def is_dtensor(value: Any) -> bool:
-    """Whether a tensor is one that several processes hold together."""
-    api = _torch.dtensor()
-    return api is not None and isinstance(value, api.DTensor)
-
-
 def local_part(tensor: Any) -> torch.Tensor:
     """What this process holds of a tensor; all of one that is no DTensor. Past autograd."""
-    part: torch.Tensor = _torch.dtensor_part(tensor) if is_dtensor(tensor) else tensor
+    part: torch.Tensor = _torch.dtensor_part(tensor) if _torch.is_dtensor(tensor) else tensor
     return part
 
 

@@ -22,9 +22,16 @@ import torch
 from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fxtie._torch import conjugate_view, has_storage, in_functorch, negative_view, storage_id
+from fxtie._torch import (
+    conjugate_view,
+    has_storage,
+    in_functorch,
+    is_dtensor,
+    negative_view,
+    storage_id,
+)
 from fxtie.planning.lowering import Lowered
-from fxtie.tied.dtensors import as_dtensor, is_dtensor, local_part
+from fxtie.tied.dtensors import as_dtensor, local_part
 from fxtie.tracing.graphs import changed_in_place, map_arg, repeats
 from fxtie.transforms.parts import Part
 

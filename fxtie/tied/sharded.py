@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from fxtie import _torch
-from fxtie._torch import TorchDispatchMode
+from fxtie._torch import TorchDispatchMode, is_dtensor
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
-from fxtie.tied.dtensors import is_dtensor
 from fxtie.tied.fsdp import Managed, policy_of
 from fxtie.tied.recompute import noted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -31,6 +32,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -38,8 +40,10 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import fxtie
+from fxtie import Rule
 
 
 def trains(rank, kind, units, options, transform):
@@ -256,3 +260,57 @@ def flattens(rank, keeps_shapes):
             fxtie.FxtieError, match=r"norm\.(weight|bias)' is a source.*fully_shard"
         ):
             net(batch(2, 0))
+
+
+@pytest.mark.setting("FSDP2, blocks that do not run")
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_do_not_run(two_ranks, kind):
+    two_ranks.run(skips, kind)
+
+
+def skips(rank, kind):
+    """All ranks skip a reader, then the owner of sources, and then none."""
+    net, reference = shard(made(kind), "blocks"), Reference(kind)
+
+    def before(net, _):
+        number = len(steps)
+        net.skipped = reference.model.skipped = {0: {2, 3}, 1: {0, 1}}.get(number, set())
+        steps.append(number)
+
+    steps = []
+    train(net, reference, rank, 2, before=before)
+
+
+def test_a_rank_that_skips_a_block(two_ranks):
+    """Another rank waits for it as long as the group allows, and raises."""
+    answers = two_ranks.run(leaves_the_other_alone)
+    assert answers == ["", "Timed out"]
+
+
+def leaves_the_other_alone(rank):
+    group = torch.distributed.new_group(timeout=timedelta(seconds=1))
+    mesh = DeviceMesh.from_group(group, torch.get_default_device().type)
+    net = shard(made("across"), "blocks", mesh=mesh)
+    net.skipped = {3} if rank == 0 else set()
+    try:
+        net(batch(1, 0))
+    except RuntimeError as error:
+        return "Timed out" if "imed out" in str(error) else str(error)
+    return ""
+
+
+def test_what_is_tied_too_late(two_ranks):
+    two_ranks.run(ties_too_late)
+
+
+def ties_too_late(rank):
+    late = r"blocks[.]2[.]up[.]weight' is a DTensor: sharded already. Tie the model first"
+    with pytest.raises(fxtie.PlanError, match=late):
+        fxtie.transform(shard(Net(), "blocks"), rules("across"))
+    styles = {"blocks.2.up": ColwiseParallel()}
+    with pytest.raises(fxtie.PlanError, match=late):
+        fxtie.transform(parallelize_module(Net(), mesh_of(2), styles), rules("across"))
+    with pytest.raises(
+        fxtie.PlanError, match=r"wrapped by Dist.*Tie what it wraps .`model.module`"
+    ):
+        fxtie.plan(nn.parallel.DistributedDataParallel(Net()), Rule("module.head", "module.embed"))
