@@ -71,7 +71,7 @@ class TiePicture(Paged):
             scale: pixels of the file for each of the SVG.
 
         Raises:
-            FxtieError: for another theme, or if `resvg_py` is missing (`pip install fxtie[viz]`).
+            FxtieError: for another theme, or if `resvg_py` is missing (`pip install 'fxtie[viz]'`).
         """
         if theme == "auto":
             raise FxtieError("A PNG has one theme: 'light' or 'dark'.")
@@ -79,7 +79,7 @@ class TiePicture(Paged):
         try:
             from resvg_py import svg_to_bytes
         except ImportError as error:
-            raise FxtieError("PNG needs the package resvg_py: `pip install fxtie[viz]`.") from error
+            raise FxtieError("PNG needs the package resvg_py: pip install 'fxtie[viz]'") from error
         Path(path).write_bytes(svg_to_bytes(svg_string=svg, zoom=scale))
 
     def summary(self) -> str:

@@ -6,9 +6,10 @@ In: shapes or values. Out: an `nn.Module` that the tied model registers under `t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class Bank(Free):
     `1 / sqrt(fan_in)`, where the fan-in is the product of all dimensions but the first.
 
     Raises:
-        RuleError: if `n` is not positive.
+        RuleError: if `n` is not positive, or `shape` is no shape.
 
     Example:
         >>> import fxtie
@@ -84,6 +85,10 @@ class Bank(Free):
         super().__init__()
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise RuleError(f"A bank holds one template or more, not {n!r}.")
+        if not _is_shape(shape):
+            raise RuleError(
+                f"A bank's templates have a shape, such as (64, 64, 3, 3), not {shape!r}."
+            )
         self.templates = nn.ParameterList(drawn(shape, dtype, device) for _ in range(n))
 
     def tensor_names(self) -> tuple[str, ...]:
@@ -192,6 +197,12 @@ class Tensors(Free):
         return ", ".join(parts)
 
 
+def _is_shape(given: Any) -> bool:
+    return isinstance(given, Sequence) and all(
+        isinstance(size, SupportsIndex) and operator.index(size) >= 0 for size in given
+    )
+
+
 def drawn(
     shape: Sequence[int], dtype: torch.dtype | None = None, device: Any = None
 ) -> torch.Tensor:
@@ -203,8 +214,7 @@ def drawn(
 def _value(name: str, given: Any, dtype: torch.dtype | None, device: Any) -> torch.Tensor:
     if isinstance(given, torch.Tensor):
         return given.detach().clone()
-    is_shape = isinstance(given, Sequence) and not isinstance(given, str)
-    if not is_shape or any(type(size) is not int or size < 0 for size in given):
+    if not _is_shape(given):
         raise RuleError(
             f"{name!r} is given by its shape, such as (2, 8), or as a tensor, not as {given!r}."
         )

@@ -106,6 +106,13 @@ class TiedModule(PathCopy):
         yield from placed.stand_ins(self)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        pruned = name.removesuffix("_orig")  # which torch.nn.utils.prune appends
+        if pruned != name and pruned in self._fxtie.derived:
+            raise FxtieError(
+                f"{self._fxtie.derived[pruned].name!r} is derived, and torch.nn.utils.prune needs "
+                f"a stored tensor. Put the mask into its transform, or prune what "
+                f"fxtie.materialize gives."
+            )
         if not placed.take(self, name, param):
             super().register_parameter(name, param)
 
@@ -145,10 +152,20 @@ class TiedModule(PathCopy):
 
         How far their values of the derived tensors are from the derived ones is in
         `fxtie.report(tied).distances` afterwards.
+
+        Raises:
+            FxtieError: inside of `derive_once`.
+            RuntimeError: as torch does, if keys are missing or unexpected. It says so if they are
+                those of other rules.
         """
         if any(state_of(module).once for module in self.modules()):
             raise FxtieError("Loading inside of derive_once would leave its values stale.")
-        result = super().load_state_dict(state_dict, *args, **kwargs)
+        try:
+            result = super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            if '"ties.' not in str(error):
+                raise
+            raise RuntimeError(f"{error}\n\t{_whose(state_dict)}") from None
         self._fxtie.distances = {
             derived.name: relative_distance(derived.compute(), state_dict[name])
             for name, _, derived in derived_tensors(self)
@@ -215,6 +232,19 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
     reference = reference.to(value)
     distance, norm = (value - reference).norm().item(), reference.norm().item()
     return distance / norm if norm else (math.inf if distance else 0.0)
+
+
+def _whose(state_dict: Mapping[str, Any]) -> str:
+    """Of which model a checkpoint is that has other keys of ties, and what to do."""
+    if not any(key.startswith("ties.") for key in state_dict):
+        return (
+            "The checkpoint is of the untied model: it has no values for what the rules add "
+            "(ties.…). Load it with strict=False, which leaves these as they are."
+        )
+    return (
+        "The checkpoint is of a model that other rules tie. Tie by the rules that it was saved "
+        "with; fxtie.save writes them into the file."
+    )
 
 
 def _is_computed(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxtie.transforms.arguments import number
 from fxtie.transforms.learned import Learned
-from fxtie.transforms.protocol import HasCoefficient, Transform, set_fields
+from fxtie.transforms.protocol import HasCoefficient, Transform, set_fields, transform_name
 from fxtie.transforms.registry import register
 
 
@@ -119,7 +119,7 @@ class learn(Learned):
         if not isinstance(of, HasCoefficient):
             raise ValueError(
                 f"learn(of) takes a transform with one number, such as interpolate(0.5), not "
-                f"{of!r}."
+                f"{transform_name(of)}."
             )
         self.of = of
         self.shared = bool(shared)

@@ -138,7 +138,8 @@ def to_spec(
         return {_SHARED: name}
     entry = _find(transform)
     if entry is None:
-        raise RuleError(f"The transform {transform!r} has no registered name. {_REMEDY}")
+        name = getattr(transform, "__name__", repr(transform))
+        raise RuleError(f"The transform {name} has no registered name. {_REMEDY}")
     if not entry.makes:
         return entry.name
     arguments: dict[str, Any] = {}

@@ -68,7 +68,7 @@ def test_png(tmp_path):
 
 def test_what_png_needs_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(fxtie.FxtieError, match=r"pip install fxtie\[viz\]"):
+    with pytest.raises(fxtie.FxtieError, match=r"pip install 'fxtie\[viz\]'"):
         picture().png(tmp_path / "a.png")
     assert not [*tmp_path.iterdir()]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import fxtie
 from fxtie import Bank, Rule, Tensors, Tie
@@ -37,6 +38,10 @@ def blocks():
 
 def tied():
     return fxtie.transform(linears(), Rule("2", "0"))
+
+
+def learning():
+    return fxtie.transform(linears(), Rule("2", "0", weight=T.LowRank(1)))
 
 
 def complain(w):
@@ -98,6 +103,7 @@ MADE = {
     "a name of a module's own": lambda: Tensors(forward=(2,)),
     "what is frozen and not there": lambda: Tensors(A=(2,), frozen="B"),
     "a template that is not there": lambda: Bank(2, (2,))[2],
+    "a bank without a shape": lambda: Bank(2, 4),
     "no function": lambda: fxtie.each(3),
     "a tuple instead of a rule": lambda: fxtie.plan(linears(), ("2", "0")),
     "a dict instead of rules": lambda: fxtie.plan(linears(), {"2": "0"}),
@@ -109,6 +115,16 @@ MADE = {
     "a derived tensor that is set": lambda: setattr(
         tied()[2], "weight", nn.Parameter(torch.ones(4, 4))
     ),
+    "a derived tensor that is pruned": lambda: prune.l1_unstructured(tied()[2], "weight", 0.5),
+    "a checkpoint of the untied model, where transforms learn": lambda: learning().load_state_dict(
+        linears().state_dict()
+    ),
+    "a checkpoint of a model that other rules tie": lambda: tied().load_state_dict(
+        learning().state_dict()
+    ),
+    "a transform without a name in a file": lambda: fxtie.save(
+        fxtie.transform(linears(), Rule("2", "0", weight=lambda w: w * 2)), "model.safetensors"
+    ),
 }
 
 
@@ -118,7 +134,7 @@ def texts():
             fxtie.plan(model(), rules)
         yield name, str(told.value)
     for name, make in MADE.items():
-        with pytest.raises((fxtie.FxtieError, TypeError)) as told:
+        with pytest.raises((fxtie.FxtieError, RuntimeError, TypeError)) as told:
             make()
         yield name, str(told.value)
 

@@ -91,7 +91,7 @@ def grown():
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        (lambda: Rule("a", "b", lambda w: w), "'a, weight': The transform <function"),
+        (lambda: Rule("a", "b", lambda w: w), "'a, weight': The transform <lambda>"),
         (lambda: Rule("a", "b", in_proj_weight=torch.sigmoid), "'a, in_proj_weight': The transf"),
         (lambda: Tie("a.weight", "b.weight", torch.sigmoid), "'a.weight': The transform"),
         (lambda: Rule(lambda name, module: True, "b"), "code, not data. Use a name pattern"),

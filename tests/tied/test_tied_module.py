@@ -104,6 +104,14 @@ def test_a_source_that_is_pruned_is_refused(make):
         tied(torch.randn(3, 4))
 
 
+def test_a_checkpoint_of_another_shape_is_no_matter_of_ties():
+    tied = fxtie.transform(Two(), Rule("b", "a", weight=torch.square))
+    state = {**tied.state_dict(), "a.weight": torch.ones(1)}
+    with pytest.raises(RuntimeError, match="size mismatch") as told:
+        tied.load_state_dict(state)
+    assert "rules" not in str(told.value)
+
+
 def test_a_layer_that_has_a_derived_tensor_can_be_a_source_of_others():
     tied = fxtie.transform(Two(), Tie("b.weight", "a.weight"))
     again = fxtie.transform(tied, Tie("a.bias", "b.bias", torch.neg))
