@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from fxtie import transforms as T
 from fxtie.transforms.protocol import fitted_to
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+from causes import CAUSES, TORCH, Cause, cause_of  # noqa: E402
+from messages import Message, messages  # noqa: E402
+
 FAULTS = DOCS.parent / "tests/planning/fault_texts.txt"
 CELL = 9  # pixels
 
@@ -90,7 +95,7 @@ def main(folder: Path = DOCS) -> None:
         picture = f"![{maker.__name__}](pictures/{maker.__name__}.svg)"
         rows.append(f"| `{call}` | {picture} | {first_sentence(maker)} | {learned} |")
     (folder / "transforms.md").write_text(TRANSFORMS.format("\n".join(rows)), encoding="utf-8")
-    (folder / "errors.md").write_text(ERRORS.format(errors(), faults()), encoding="utf-8")
+    (folder / "errors.md").write_text(ERRORS.format(errors(), torchs(), index()), encoding="utf-8")
     (folder / "reference.md").write_text(reference(), encoding="utf-8")
     (folder / "llms.txt").write_text(llms(), encoding="utf-8")
 
@@ -184,31 +189,56 @@ def is_raised(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-def faults() -> str:
-    """A section for each text of the snapshot: why it comes, and what it says."""
+def torchs() -> str:
+    """A row for each error of torch."""
+    return "\n".join(f"| `{says}` | {why} | {remedy} |" for says, why, remedy in TORCH)
+
+
+def index() -> str:
+    """A section for each cause: why, what to do, its messages, and examples of them."""
+    told: dict[Cause, list[Message]] = {cause: [] for cause in CAUSES}
+    for message in messages():
+        told[cause_of(message.where)].append(message)
+    shown: dict[Cause, list[str]] = {cause: [] for cause in CAUSES}
+    for title, text in examples():
+        fitting = [message for some in told.values() for message in some if message.fits(text)]
+        if not fitting:
+            raise LookupError(f"docs/messages.py finds no message like this: {text}")
+        best = max(fitting, key=lambda message: len(message.text))
+        shown[cause_of(best.where)].append(f"### {title}\n\n```text\n{text}\n```")
     sections = []
+    for cause, some in told.items():
+        listed = dict.fromkeys(f"* `` {message.text} ``" for message in some)
+        head = f"## {cause.title}\n\n{cause.why}\n\n**What to do.** {cause.remedy}"
+        sections += [head, "\n".join(listed), *shown[cause]]
+    return "\n\n".join(sections)
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """What has gone wrong, and what is said then, of the snapshot."""
     for part in FAULTS.read_text(encoding="utf-8").strip().split("\n\n# "):
         why, _, text = part.removeprefix("# ").partition("\n")
-        sections.append(f"### {why[0].upper()}{why[1:]}\n\n```text\n{text}\n```")
-    return "\n\n".join(sections)
+        yield why[0].upper() + why[1:], "\n".join(map(str.rstrip, text.splitlines()))
 
 
 ERRORS = """# What errors mean
 
-A message says what was found, where, and what to write instead. All faults in names of a rule set
-are one error, then all in shapes; faults that differ only in their target are one.
+Each message of fxtie, read from its source (… stands for what differs), with why it comes and what
+to do. A message itself says what was found, where, and what to write instead. All faults in names
+of a rule set are one error, then all in shapes; faults that differ only in their target are one.
 
 | raised | when |
 | --- | --- |
 {}
 
-A transform raises `ValueError` for an argument that is out of range, and `TypeError` for a call
-that it does not understand. torch's own errors of a tied model are in the [gotchas](gotchas.md).
+## Errors of torch
 
-## Messages
+Where torch looks for a stored tensor and finds a derived one, or the other way round, it is torch
+that speaks. [Gotchas](gotchas.md) has examples.
 
-By what has gone wrong, with the message that it gives. The tests make each of these mistakes and
-compare the text.
+| torch says | why | what to do |
+| --- | --- | --- |
+{}
 
 {}
 """

@@ -14,6 +14,7 @@ import pages
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import fxtie
 from fxtie import transforms
@@ -140,16 +141,48 @@ def test_the_quickstart_prints_what_the_readme_shows(capsys):
     assert pages.is_about(table, shown), table
 
 
-def test_the_errors_of_torch_that_the_readme_quotes():
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_a_message_without_a_cause_is_found(tmp_path, monkeypatch):
+    made = runpy.run_path(str(ROOT / "docs/generate.py"))
+    assert made["cause_of"]("rules/rule.py:Rule.new").title == "What is no rule"
+    with pytest.raises(LookupError, match=r"no cause for the messages of elsewhere\.py:new"):
+        made["cause_of"]("elsewhere.py:new")
+    (tmp_path / "elsewhere.py").write_text(
+        "def told(name):\n    return f'{name} is new here'\n"
+        "def new(name):\n    raise FxtieError(told(name))\n"
+    )
+    monkeypatch.setattr(sys.modules["messages"], "PACKAGE", tmp_path)
+    with pytest.raises(LookupError, match=r"elsewhere\.py:new"):
+        made["index"]()
+
+
+def test_the_errors_of_torch_that_are_quoted():
+    """In the README, and in the page of errors, where … stands for names."""
     layer, source = nn.Linear(2, 2), torch.ones(2, 2, requires_grad=True)
-    with pytest.raises(TypeError) as assigned:
-        layer.weight = source * 2
-    with pytest.raises(ValueError) as registered:
-        layer.register_parameter("weight", nn.Parameter(source.detach(), False).mul_(source))
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied = fxtie.transform(net, fxtie.Rule("1", "0", weight=transforms.LowRank(1), bias=None))
+    makers = (
+        lambda: setattr(layer, "weight", source * 2),
+        lambda: layer.register_parameter(
+            "weight", nn.Parameter(source.detach(), False).mul_(source)
+        ),
+        lambda: net.load_state_dict(tied.state_dict()),
+        lambda: parametrize.register_parametrization(tied[1], "weight", nn.Softplus()),
+        lambda: nn.utils.spectral_norm(tied[1]),
+    )
+    told = []
+    for make in makers:
+        with pytest.raises((TypeError, ValueError, RuntimeError, KeyError)) as caught:
+            make()
+        told.append(f"{type(caught.value).__name__}: {caught.value}".replace('"1.', '"2.'))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     quotes = re.findall(r"\*([^*]*'weight'[^*]*)\*", readme)
     assert len(quotes) == 2
-    assert quotes[0] in str(assigned.value) and quotes[1] in str(registered.value)
+    errors = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    table = errors.split("| torch says | why | what to do |\n| --- | --- | --- |\n")[1]
+    rows = [row.split("`")[1] for row in table.split("\n\n")[0].splitlines()]
+    for quote in (*quotes, *rows):
+        begin, _, _ = quote.partition("…")
+        assert any(begin in text for text in told), quote
 
 
 @pytest.mark.parametrize("page", ["docs/design.md", "docs/transformers.md"])

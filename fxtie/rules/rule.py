@@ -128,8 +128,8 @@ class Tie:
         return self
 
     def __repr__(self) -> str:
-        target = self.targets[0] if len(self.targets) == 1 else self.targets
-        return f"Tie(target={target!r}, sources={self.sources!r}, transform={self.transform!r})"
+        named = (one[0] if len(one) == 1 else one for one in (self.targets, self.sources))
+        return f"Tie({', '.join(map(repr, named))}, {transform_name(self.transform)})"
 
 
 class Rule:

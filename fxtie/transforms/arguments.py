@@ -27,7 +27,7 @@ def explain_calls(cls: type) -> None:
         try:
             signature.bind(self, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{call}: {error}.") from None
+            raise TypeError(f"{call} can't be called like that: {error}.") from None
         init(self, *args, **kwargs)
 
     cls.__init__ = explained  # type: ignore[misc]
