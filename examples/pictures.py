@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
     for make in (resnet18, resnet50, vit_b_16, llama):
         with torch.device("meta"):
             model, rules = make()
-        picture = fxtie.picture(fxtie.plan(model, rules))
+        picture = fxtie.picture(fxtie.transform(model, rules))
         picture.svg(folder / f"{make.__name__}.svg")
         print(f"{make.__name__}: {picture}")
 

@@ -40,6 +40,7 @@ def test_a_recipe_is_short_and_stands_on_its_page(path):
     if os.environ.get("FXTIE_RENEW"):
         page.write_text(text[: shown.start] + code + text[shown.end :], encoding="utf-8")
     assert pages.blocks(page.read_text(encoding="utf-8"))[0].code == code
+    assert re.search(rf"!\[.+\]\({path.stem}\.svg\)", text)
     assert f"({path.stem}.md)" in (page.parent / "index.md").read_text(encoding="utf-8")
 
 
@@ -50,6 +51,11 @@ def test_code_runs_as_pasted_and_prints_what_the_page_says(page, tmp_path, monke
     ran = pages.run(page, tmp_path, capsys)
     assert ran == page.read_text(encoding="utf-8").count("```python")
     pages.run_commands(page)
+    for drawn in tmp_path.glob("*.svg") if page.parent.name == "recipes" else ():
+        shown = page.with_name(drawn.name)
+        if os.environ.get("FXTIE_RENEW"):
+            shown.write_bytes(drawn.read_bytes())
+        assert shown.read_bytes() == drawn.read_bytes()
 
 
 def test_a_page_that_says_something_else_is_found(tmp_path, capsys):

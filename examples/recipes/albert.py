@@ -24,3 +24,4 @@ for name, (rule, expected, told) in WAYS.items():
     assert count == expected
     rows.append((name, f"{count:,}", told))
 print(tabulate(rows, ("ALBERT-base", "parameters", "in the paper"), stralign="right"))
+fxtie.picture(fxtie.plan(albert, Rule("layers.*", "layers.0"))).svg("albert.svg")

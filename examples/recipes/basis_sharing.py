@@ -51,3 +51,4 @@ print(
         rows, ("net", "in its layers", "lost of the weights", "test accuracy"), stralign="right"
     )
 )
+fxtie.picture(tied).svg("basis_sharing.svg")

@@ -41,3 +41,4 @@ for name in ("untied", "tied"):
     rows.append((name, f"{weights:,}", f"{left:.1%}"))
 print(tabulate(rows, ("autoencoder", "in its weights", "variance not explained"), stralign="right"))
 assert 2 * int(rows[1][1].replace(",", "")) == int(rows[0][1].replace(",", ""))
+fxtie.picture(net).svg("conv_autoencoder.svg")

@@ -50,3 +50,4 @@ assert 4 * int(rows[1][1].replace(",", "")) == int(rows[0][1].replace(",", ""))
 with torch.no_grad():
     error = (net(turned) - net(test_x)).abs().max() / net(test_x).abs().max()
 print(f"equivariance error of p4 below 1e-5: {(error < 1e-5).item()}")
+fxtie.picture(net).svg("group_conv.svg")

@@ -56,3 +56,4 @@ for name in ("untied", "hypernetwork"):
         (name, f"{count:,}", f"{accuracy(train(net, x, y, epochs=15), test_x, test_y):.1%}")
     )
 print(tabulate(rows, ("net", "parameters", "test accuracy"), stralign="right"))
+fxtie.picture(net).svg("hypernetwork.svg")

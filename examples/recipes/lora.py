@@ -17,6 +17,7 @@ trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
 everything = sum(p.numel() for p in tuned.parameters())
 assert (trained, everything) == (3_686_400, 3_089_625_088)
 print(f"trained: {trained:,} of {everything:,} parameters ({trained / everything:.4%})")
+fxtie.picture(tuned).svg("lora.svg")
 
 # It starts as the model that it adapts, and can be merged into it.
 torch.manual_seed(0)

@@ -13,3 +13,4 @@ shared = fxtie.transform(deep, fxtie.Rule("layers.*", "layers.{0 // 2 * 2}"))
 count = sum(p.numel() for p in shared.parameters())
 assert count == 124_635_456
 print(f"60 layers: {sum(p.numel() for p in deep.parameters()):,} -> {count:,}")
+fxtie.picture(shared).svg("mobilellm.svg")

@@ -36,6 +36,7 @@ for name, (sizes, before, after) in MODELS.items():
     assert counts[:2] == [before, after]
     rows.append((name, *(f"{count:,}" for count in counts)))
 print(tabulate(rows, ("not counting the embedding", "as it is", "recursive", "relaxed, rank 8")))
+fxtie.picture(relaxed).svg("relaxed_recursive.svg")
 
 # A trained model comes first: `fit` chooses the shared layers, and the residuals that are left.
 torch.manual_seed(0)

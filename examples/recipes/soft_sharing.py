@@ -65,5 +65,6 @@ with torch.device("meta"):  # counts need no values
         count = sum(p.numel() for p in tied.parameters())
         assert count == expected
         rows.append((f"SWRN-28-10-{templates}", f"{count:,}"))
+    fxtie.picture(fxtie.plan(net, rules(net, 2))).svg("soft_sharing.svg")
 assert rows[0][1] == "36,479,194"
 print(tabulate(rows, ("net", "parameters"), stralign="right"))

@@ -49,3 +49,4 @@ splits = [
 ]
 rows = [(name, *(f"{accuracy(m, *split):.1%}" for split in splits)) for name, m in models.items()]
 print(tabulate(rows, ("model", "0 to 4", "5 to 9", "all"), stralign="right"))
+fxtie.picture(learned).svg("task_vectors.svg")

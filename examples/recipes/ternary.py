@@ -39,3 +39,4 @@ print(tabulate(rows, ("weights", "test accuracy"), stralign="right"))
 # For use: plain layers, whose weights have three values.
 plain = fxtie.materialize(trained)
 assert type(plain) is nn.Sequential and torch.equal(plain(test_x), trained(test_x))
+fxtie.picture(trained).svg("ternary.svg")

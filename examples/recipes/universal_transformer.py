@@ -31,10 +31,11 @@ for name, layers in {"untied": 4, "one layer, four times": 4, "one layer": 1}.it
     torch.manual_seed(0)
     net = Rows(layers)
     if "times" in name:
-        net = fxtie.transform(net, fxtie.Rule("layers.*", "layers.0"))
+        net = tied = fxtie.transform(net, fxtie.Rule("layers.*", "layers.0"))
     count = sum(p.numel() for p in net.layers.parameters())
     rows.append(
         (name, f"{count:,}", f"{accuracy(train(net, x, y, rate=5e-3), test_x, test_y):.1%}")
     )
 print(tabulate(rows, ("encoder", "in its layers", "test accuracy"), stralign="right"))
 assert rows[1][1] == rows[2][1]
+fxtie.picture(tied).svg("universal_transformer.svg")

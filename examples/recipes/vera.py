@@ -32,6 +32,7 @@ with torch.device("meta"):  # counts need no values
 vectors = [p.numel() for p in tuned.parameters() if p.requires_grad]
 assert sum(vectors) == 43_008
 print(f"trained: {sum(vectors):,} parameters in {len(vectors)} vectors")
+fxtie.picture(tuned).svg("vera.svg")
 
 # It starts as the model that it adapts.
 torch.manual_seed(0)

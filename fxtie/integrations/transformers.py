@@ -175,7 +175,7 @@ def rules_of(model: nn.Module) -> list[Tie]:
         ...     vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
         ...     num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True)
         >>> rules_of(LlamaForCausalLM(config))
-        [Tie(target='lm_head.weight', sources=('model.embed_tokens.weight',), transform=...)]
+        [Tie('lm_head.weight', 'model.embed_tokens.weight', same)]
     """
     return ties_of(dict(model.named_modules()))
 

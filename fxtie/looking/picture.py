@@ -36,8 +36,8 @@ class TiePicture(Paged):
     their number, if there are many layers. Pointing at a square or an arc shows names, shapes,
     transform and saving.
 
-    The layers of a tied model stand in the order in which its graphs call them, those of a plan or
-    a report, which have no graph, as they are in the model.
+    The layers of a tied model stand "as called" by its graphs, those of a plan or a report, which
+    have no graph, "as defined" in the model; the picture says which.
 
     Attributes:
         scene: what there is to draw, as plain data.
@@ -116,10 +116,11 @@ def picture(of: Plan | Report | nn.Module) -> TiePicture:
     """
     if isinstance(of, Plan):
         return TiePicture(scene_of(of))
-    made = of if isinstance(of, Report) else report(of)
-    plan = made.whole_plan
-    if isinstance(of, nn.Module):
-        modules = tied_model(of).named_modules()
-        graphs = ((name, one.graph) for name, one in modules if isinstance(one, Region))
-        plan = replace(plan, layers=as_called(plan.layers, graphs))
-    return TiePicture(scene_of(plan))
+    if isinstance(of, Report):
+        return TiePicture(scene_of(of.whole_plan))
+    plan, modules = report(of).whole_plan, tied_model(of).named_modules()
+    graphs = [(name, one.graph) for name, one in modules if isinstance(one, Region)]
+    if not graphs:
+        return TiePicture(scene_of(plan))
+    called = replace(plan, layers=as_called(plan.layers, graphs))
+    return TiePicture(scene_of(called, "as called"))

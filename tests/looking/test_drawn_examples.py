@@ -28,7 +28,7 @@ def test_a_picture_is_up_to_date(name, monkeypatch, tmp_path):
 
     with torch.device("meta"):
         model, rules = getattr(pictures, name)()
-    fxtie.picture(fxtie.plan(model, rules)).svg(tmp_path / "now.svg")
+    fxtie.picture(fxtie.transform(model, rules)).svg(tmp_path / "now.svg")
     assert (tmp_path / "now.svg").read_bytes() == (DRAWN / f"{name}.svg").read_bytes()
 
 

@@ -71,19 +71,21 @@ class Scene:
     """What there is to draw.
 
     Attributes:
-        layers: those of the model, in its order; free tensors stand ahead of them.
+        layers: those of the model; free tensors stand ahead of them.
         ties: by the layer of their target.
         parameters: number of parameters before and after.
         summary: the totals, as one line.
+        order: of the layers: "as defined" in the model's code, or "as called" by its graphs.
     """
 
     layers: tuple[Layer, ...]
     ties: dict[str, list[DrawnTie]]
     parameters: tuple[int, int]
     summary: str
+    order: str = "as defined"
 
 
-def scene_of(plan: Plan) -> Scene:
+def scene_of(plan: Plan, order: str = "as defined") -> Scene:
     """The scene of a plan."""
     free = (
         Layer(f"ties.{name}", type(owner).__name__, _shapes(owner))
@@ -95,7 +97,7 @@ def scene_of(plan: Plan) -> Scene:
     after = {tie.target: tie for tie in ties}  # a tensor that is tied again is what it is now
     by_owner = grouped(sorted(after.values(), key=lambda tie: tie.attr), lambda tie: tie.owner)
     parameters = plan.parameters, plan.parameters_after
-    return Scene((*free, *plan.layers), by_owner, parameters, plan.summary())
+    return Scene((*free, *plan.layers), by_owner, parameters, plan.summary(), order)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -21,8 +21,8 @@ _MOST_COLUMNS = 2000  # more are always folded where they can be
 _MARGIN = 28.0
 _HEAD = 98.0  # height
 _LEVEL = 26.0  # height of a bracket and its name
-_LEVELS = 2  # of brackets
-_BIG, _TEXT = 25.0, 6.7  # widths of a character in the headline and in the legend
+_LEVELS = 3  # of brackets
+_BIG, _TEXT = 27.5, 6.7  # widths of a character in the headline, and below it and in the legend
 _LINES, _LINE = 4, 18.0  # of the legend: how many in a column, and how high
 _MOST_TOLD = 6  # ties in the tip of one arc
 
@@ -59,10 +59,15 @@ class _Drawing:
         self.below = self.line + max(lengths, default=0.0) + 10
         self.levels = min(_LEVELS, max((b.depth + 1 for b in self.row.brackets), default=0))
         self.height = self.below + _LEVEL * self.levels + _MARGIN / 2
-        before, after = map(human_count, scene.parameters)
+        self.headline = tuple(map(human_count, scene.parameters))
+        ties = [tie for ties in scene.ties.values() for tie in ties if tie.kind != SHARED]
+        before, after = scene.parameters
+        share = f", {after / before:.1%} of the parameters stored" if before else ""
+        self.subtitle = f"{count(len(ties), 'tie')}{share}, layers {scene.order}"
         entries = self.legend.entries
         self.keys = [entries[i : i + _LINES] for i in range(0, len(entries), _LINES)]
-        head = _BIG * len(f"{before} → {after}") + sum(map(_key_width, self.keys))
+        told = max(_BIG * len(" → ".join(self.headline)), _TEXT * len(self.subtitle))
+        head = told + sum(map(_key_width, self.keys))
         self.width = 2 * _MARGIN + max(self.row.width, head)
         self.left = (self.width - self.row.width) / 2
 
@@ -89,15 +94,12 @@ class _Drawing:
     # -- above the arcs ---------------------------------------------------------------------------
 
     def head(self, root: ET.Element) -> None:
-        before, after = self.scene.parameters
+        before, after = self.headline
         big = _add(root, "text", style="big", x=_MARGIN, y=52.0)
-        _add(big, "tspan", human_count(before), style="ink")
+        _add(big, "tspan", before, style="ink")
         _add(big, "tspan", " → ", style="faint")
-        _add(big, "tspan", human_count(after), style="ink")
-        ties = [tie for ties in self.scene.ties.values() for tie in ties if tie.kind != SHARED]
-        share = f", {after / before:.1%} of the parameters stored" if before else ""
-        small = f"{count(len(ties), 'tie')}{share}"
-        _add(root, "text", small, style="faint", x=_MARGIN, y=76.0)
+        _add(big, "tspan", after, style="ink")
+        _add(root, "text", self.subtitle, style="faint", x=_MARGIN, y=76.0)
         x = self.width - _MARGIN - sum(map(_key_width, self.keys))
         for column in self.keys:
             for i, entry in enumerate(column):

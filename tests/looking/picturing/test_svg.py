@@ -38,9 +38,30 @@ def texts(root):
 
 def test_it_says_what_matters():
     root = drawn(Decoder(12), Rule("layers.*", "layers.0"))
-    assert texts(root)[:2] == ["1.1k → 164", "66 ties, 15.1% of the parameters stored"]
+    told = "66 ties, 15.1% of the parameters stored, layers as defined"
+    assert texts(root)[:2] == ["1.1k → 164", told]
     assert {"stored", "derived", "same ×66"} <= set(texts(root))
     assert "layers.1…11 ×11" in texts(root)
+
+
+def test_the_legend_stands_beside_what_is_told():
+    root = drawn(nn.Sequential(nn.Linear(4, 1), nn.Linear(4, 1)), Rule("1", "0"))
+    headline, subtitle, first = [*root.iter(f"{SVG}text")][:3]
+    assert first.text == "stored"
+    room = float(first.get("x")) - float(subtitle.get("x"))
+    assert room > 6.5 * len(subtitle.text) > 6.5 * len("".join(headline.itertext()))
+
+
+def test_blocks_in_blocks_in_blocks_tell_their_number():
+    def block():
+        return nn.ModuleDict({f"conv_{i}": nn.Linear(4, 4) for i in (1, 2)})
+
+    def stage(width):
+        return nn.Sequential(*(block() for _ in range(4)), nn.Linear(4, width))
+
+    net = nn.ModuleDict({"stage_1": stage(3), "stage_2": stage(5), "head": linears(20)})
+    found = texts(drawn(net, Rule("re:head.[1-3]", "head.0")))
+    assert [text[-2:] for text in found].count("×2") == 2, found
 
 
 def test_tips_give_shape_transform_and_saving():
