@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import fxtie
 from fxtie import transforms as T

@@ -89,7 +89,30 @@ def _told(error: Exception) -> str:
 # -- arguments ------------------------------------------------------------------------------------
 
 
+class _PrintCompletion(argparse.Action):
+    """Prints a script by which a shell completes commands, options, and the names of files."""
+
+    def __init__(self, *args: Any, files: Sequence[argparse.Action], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.files = files
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, *args: Any) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion needs the package shtab: pip install 'fxtie[completion]'")
+        for action in self.files:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
+    files: list[argparse.Action] = []
+
+    def add_file(command: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+        files.append(command.add_argument(*names, metavar="FILE", **options))
+
     parser = argparse.ArgumentParser(
         "fxtie",
         description="Tensors of a PyTorch model as functions of other tensors of the same model.",
@@ -97,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fxtie {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        files=files,
+        choices=("bash", "zsh", "fish", "tcsh"),
+        help="print a script by which this shell completes what is typed",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for run, help in (
         (_plan, "what the rules resolve to: each tie, and what it saves"),
@@ -108,18 +138,15 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=f"Shows {help}.")
         command.set_defaults(run=run, rules=None)
         _add_arguments(command)
+        add_file(command, "--html", help="write a page with the picture as well")
         if run is _suggest:
-            command.add_argument(
-                "-o", "--output", metavar="FILE", help="write the rules, as .toml or .json"
-            )
+            add_file(command, "-o", "--output", help="write the rules, as .toml or .json")
             command.add_argument("--scheme", help="one scheme: repeat, adjacent, cycle 3, ...")
             command.add_argument(
                 "--budget", type=_budget, help="parameters that may stay: a number, or 0.5 of them"
             )
         else:
-            command.add_argument(
-                "--rules", required=True, metavar="FILE", help="the rules, as .toml or .json"
-            )
+            add_file(command, "--rules", required=True, help="the rules, as .toml or .json")
     return parser
 
 
@@ -147,7 +174,6 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         help="build the model with its values; by default its tensors have but shapes. Slower; "
         "`suggest` then tells how alike the weights are",
     )
-    command.add_argument("--html", metavar="FILE", help="write a page with the picture as well")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.add_argument("--debug", action="store_true", help="show where an error comes from")
 

@@ -60,6 +60,33 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"fxtie {fxtie.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("fxtie pl", ["plan"]),
+        ("fxtie plan --ru", ["--rules"]),
+        ("fxtie plan --rules ru", ["rules.toml"]),
+        ("fxtie suggest -o ru", ["rules.toml"]),
+    ],
+)
+def test_a_shell_completes_what_is_typed(typed, offered, nets, capsys):
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", "bash"]) == 0
+    words = typed.split()
+    script = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({typed}) COMP_CWORD={len(words) - 1}\n"
+        f"_shtab_fxtie fxtie {words[-1]} {words[-2]}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
+    )
+    ran = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == offered, ran.stderr
+
+
+def test_what_completion_needs_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "zsh"]) == 2
+    assert "pip install 'fxtie[completion]'" in capsys.readouterr().err
+
+
 def expected(command: str, model: nn.Module) -> object:
     rules = fxtie.load_rules("rules.toml")
     if command == "suggest":

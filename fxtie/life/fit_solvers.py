@@ -5,8 +5,9 @@ In: a `Problem` and its components. Out: nothing; the variables have new values.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fxtie.words import natural_key, role
 
 _HOWS = ("mean", "average", "stepwise", "lower")
 _EXACT = 1e-10  # of the norm of all targets: a gradient below it is rounding
+_ROUND = 10  # steps of L-BFGS between two looks at the loss
 _FIXED = 1e-5  # of the loss: turns end when one gains less
 
 
@@ -234,7 +236,7 @@ def minimise(problem: Problem, components: Sequence[Component], steps: int) -> N
     keys = sorted(set().union(*(component.variables for component in components)))
     optimizer: Any = torch.optim.LBFGS(
         [problem.values[key][1] for key in keys],
-        max_iter=10,
+        max_iter=_ROUND,
         max_eval=250,
         tolerance_grad=0.0,
         tolerance_change=0.0,
@@ -252,18 +254,25 @@ def minimise(problem: Problem, components: Sequence[Component], steps: int) -> N
         return now
 
     last = loss().item()
-    for _ in _progress(-(-steps // 10)):
-        optimizer.step(closure)
-        now = loss().item()
-        if last - now <= 1e-13 * last:
-            break
-        last = now
+    rounds = -(-steps // _ROUND)
+    with _progress(rounds * _ROUND) as advance:
+        for _ in range(rounds):
+            optimizer.step(closure)
+            advance(_ROUND)
+            now = loss().item()
+            if last - now <= 1e-13 * last:
+                break
+            last = now
 
 
-def _progress(rounds: int) -> Iterable[int]:
+@contextlib.contextmanager
+def _progress(steps: int) -> Iterator[Callable[[int], object]]:
+    """A bar, if tqdm is installed. What it gives is called with the number of steps done."""
     try:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
     except ImportError:
-        return range(rounds)
-    bar: Iterable[int] = tqdm(range(rounds), desc="fitting", unit="10 steps", leave=False)
-    return bar
+        yield lambda done: None
+        return
+    with tqdm(total=steps, desc="fitting", unit="step", leave=False) as bar:
+        yield bar.update
+        bar.total = bar.n  # an early end is none of the failures that a notebook leaves in red

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import tqdm.auto
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -79,6 +80,20 @@ def test_a_bank_learns_what_its_layers_span():
     rules = Rule("*", fxtie.Bank(2, (6, 6)), transforms.Mix(2), None)
     found = fxtie.fit(net, rules, steps=300)
     assert max(found.after.values()) < 1e-3 < 0.1 < min(found.before.values())
+
+
+def test_the_bar_is_full_where_the_fit_ends_early(monkeypatch):
+    """A notebook leaves one that is not in red."""
+    ended = []
+
+    class Bar(tqdm.auto.tqdm):
+        def close(self):
+            ended.append((self.n, self.total, self.unit))
+            super().close()
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    fxtie.fit(layers(), Rule("1", ("0", "2"), weight=torch.mul, bias=None), steps=10_000)
+    assert ended[0][0] == ended[0][1] < 10_000 and ended[0][2] == "step"
 
 
 def test_chains_and_self_derived():
