@@ -41,10 +41,11 @@ document.getElementById("search").addEventListener("input", (event) => {
   found.textContent = wanted ? `${hits} of ${sections.length}` : "";
 });
 
-// A click on a block or a layer unfolds the picture, another one folds it again.
-for (const part of document.querySelectorAll(".folds .block, .folds .layer")) {
+// A click on a block unfolds it, another one folds it again: there is a view of each state.
+const views = [...document.querySelectorAll(".view")];
+for (const part of document.querySelectorAll("[data-view]")) {
   part.addEventListener("click", () => {
-    for (const view of document.querySelectorAll(".view")) view.hidden = !view.hidden;
+    for (const [i, view] of views.entries()) view.hidden = i !== Number(part.dataset.view);
   });
 }
 

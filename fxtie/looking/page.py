@@ -24,7 +24,8 @@ import jinja2
 from fxtie.looking.layout import Flow, draw
 from fxtie.looking.picturing.palette import page_style
 from fxtie.looking.picturing.scene import Scene
-from fxtie.looking.picturing.svg import tie_height, tie_svg
+from fxtie.looking.picturing.svg import tie_height
+from fxtie.looking.picturing.views import tie_views
 from fxtie.looking.tables import Table
 
 _HEIGHT, _HEAD = 640, 110  # pixels of a notebook: at most, and of what is around the picture
@@ -81,19 +82,13 @@ class Page:
         script = _resource("page.js")
         return _template().render(
             page=self,
-            views=self._views(),
+            views=[] if self.scene is None else tie_views(self.scene),
             draw=draw,
             style=style,
             style_hash=_hash(style),
             script=script,
             script_hash=_hash(script),
         )
-
-    def _views(self) -> list[str]:
-        """The tie picture, and as well unfolded if that makes a difference."""
-        if self.scene is None:
-            return []
-        return [*dict.fromkeys(tie_svg(self.scene, folded=folded) for folded in (True, False))]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page into a file."""

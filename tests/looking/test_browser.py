@@ -177,8 +177,35 @@ def test_a_click_on_a_block_unfolds_the_picture(show):
     assert folded.locator(".layer").count() == 4 and whole.locator(".layer").count() == 32
     folded.locator(".block", has_text="×15").last.click()
     assert whole.is_visible() and not folded.is_visible()
-    whole.locator(".layer").first.click()
+    whole.locator(".layer rect").last.click()
     assert folded.is_visible() and not whole.is_visible()
+
+
+def test_blocks_unfold_one_by_one(show):
+    """Two rows of blocks, each with a row of layers inside."""
+
+    def stage(width):
+        return nn.Sequential(*(two_linears(width) for _ in range(8)))
+
+    def two_linears(width):
+        return nn.ModuleDict({f"fc_{i}": nn.Linear(width, width) for i in (1, 2)})
+
+    net = nn.ModuleDict({"a": stage(2), "b": stage(3)})
+    page = show(fxtie.plan(net, fxtie.Rule("*.*.fc_2", "{0}.{1}.fc_1")))
+
+    def layers():
+        return page.locator(".view:visible .layer").count()
+
+    def click(name):
+        page.locator(".view:visible .block", has_text=name).last.click()
+
+    assert layers() == 4
+    click("a.0…7")
+    assert layers() == 18
+    click("b.0…7")
+    assert layers() == 32
+    page.locator(".view:visible .layer rect").first.click()
+    assert layers() == 18, "the first is folded again"
 
 
 def test_what_is_not_folded_has_one_picture(show):

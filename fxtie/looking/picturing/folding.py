@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -83,15 +83,21 @@ class _Node:
             yield from child.layers()
 
 
-def items_of(scene: Scene, *, folded: bool) -> list[Item]:
-    """The row of a scene; `folded` tells whether blocks that are alike share their columns."""
-    folding = _Folding(scene, folded)
+def items_of(scene: Scene, *, folded: bool, opened: Collection[str] = ()) -> list[Item]:
+    """The row of a scene.
+
+    Args:
+        scene: what there is to draw.
+        folded: whether blocks that are alike share their columns.
+        opened: names of blocks that have columns of their own all the same.
+    """
+    folding = _Folding(scene, folded, opened)
     return folding.inside([folding.root], "")
 
 
 class _Folding:
-    def __init__(self, scene: Scene, folded: bool) -> None:
-        self.ties, self.folded = scene.ties, folded
+    def __init__(self, scene: Scene, folded: bool, opened: Collection[str]) -> None:
+        self.ties, self.folded, self.opened = scene.ties, folded, opened
         self.root = _Node("")
         for layer in scene.layers:
             node = self.root
@@ -140,7 +146,8 @@ class _Folding:
     def _repeated(self, nodes: list[_Node]) -> tuple[int, int]:
         """How many of the first nodes are a unit that repeats, and how often."""
         best = (1, 1)
-        longest = min(_LONGEST_UNIT, len(nodes) // 2) if self.folded else 0
+        is_whole = not self.folded or nodes[0].name in self.opened
+        longest = 0 if is_whole else min(_LONGEST_UNIT, len(nodes) // 2)
         for unit in range(1, longest + 1):
             times = 1
             while (times + 1) * unit <= len(nodes) and all(

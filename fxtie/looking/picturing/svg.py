@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from typing import Any
 
 from fxtie.looking.picturing.folding import Item, items_of
@@ -17,7 +18,7 @@ from fxtie.looking.picturing.scene import SHARED, Scene
 from fxtie.words import columns, count, human_count, list_names
 
 _MOST_UNFOLDED = 28  # columns: so few are never folded
-_MOST_COLUMNS = 2000  # more are always folded where they can be
+MOST_COLUMNS = 2000  # more are always folded where they can be
 _MARGIN = 28.0
 _HEAD = 98.0  # height
 _LEVEL = 26.0  # height of a bracket and its name
@@ -35,25 +36,39 @@ def tie_svg(scene: Scene, style: str = "", *, folded: bool = True) -> str:
         style: the style sheet that goes inside; empty in a page that has it.
         folded: whether blocks that are alike are drawn once, if there are many columns.
     """
-    return _Drawing(scene, row_items(scene, folded=folded)).svg(style)
+    return Drawing(scene, row_items(scene, folded=folded)).svg(style)
 
 
 def tie_height(scene: Scene) -> int:
     """How high the picture is, folded, in pixels."""
-    return math.ceil(_Drawing(scene, row_items(scene, folded=True)).height)
+    return math.ceil(Drawing(scene, row_items(scene, folded=True)).height)
 
 
 def row_items(scene: Scene, *, folded: bool) -> list[Item]:
     """What stands in the row; a few columns are never folded, very many always."""
     whole = items_of(scene, folded=False)
     count = sum(1 for item in whole for _ in item.columns())
-    folded = count > (_MOST_UNFOLDED if folded else _MOST_COLUMNS)
+    folded = count > (_MOST_UNFOLDED if folded else MOST_COLUMNS)
     return items_of(scene, folded=True) if folded else whole
 
 
-class _Drawing:
-    def __init__(self, scene: Scene, items: list[Item]) -> None:
-        self.scene, self.legend, self.row = scene, Legend(scene), Row(items)
+class Drawing:
+    """A scene with what stands in its row.
+
+    Args:
+        scene: what there is to draw.
+        items: the row.
+        leads: for the name of a layer or a block, the number of the picture that a click on it
+            leads to, if there is one.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        items: list[Item],
+        leads: Callable[[str], int | None] = lambda name: None,
+    ) -> None:
+        self.scene, self.legend, self.row, self.leads = scene, Legend(scene), Row(items), leads
         self.line = _HEAD + self.row.height + 14  # that the squares hang from
         lengths = [square.side + self._label_room(square) for square in self.row.squares]
         self.below = self.line + max(lengths, default=0.0) + 10
@@ -71,7 +86,8 @@ class _Drawing:
         self.width = 2 * _MARGIN + max(self.row.width, head)
         self.left = (self.width - self.row.width) / 2
 
-    def svg(self, style: str) -> str:
+    def svg(self, style: str = "") -> str:
+        """The picture, with a style sheet inside if there is one."""
         width, height = _number(self.width), _number(self.height)
         size = {"width": width, "height": height, "viewBox": f"0 0 {width} {height}"}
         root = ET.Element("svg", {**size, "class": "ties", "role": "img"})
@@ -129,7 +145,8 @@ class _Drawing:
         _add(group, "polygon", style="tip", points=tip)
 
     def square(self, root: ET.Element, i: int, square: Square) -> None:
-        group = _add(root, "g", style="layer", **{"data-layer": str(i)})
+        links = {"data-layer": str(i), **self.link(square.column.layers[0].name)}
+        group = _add(root, "g", style="layer", **links)
         _add(group, "title", _square_tip(square))
         x, side, rounded = self.left + square.x, square.side, min(3.0, square.side / 4)
         ties = square.column.ties
@@ -163,13 +180,18 @@ class _Drawing:
             return 0.0
         return 18.0 if square.is_label_across else square.label_width + 8
 
+    def link(self, name: str) -> dict[str, Any]:
+        """Where a click on a layer or a block leads."""
+        leads = self.leads(name)
+        return {} if leads is None else {"data-view": str(leads)}
+
     # -- below it ---------------------------------------------------------------------------------
 
     def stack(self, root: ET.Element, bracket: Bracket) -> None:
         """Sheets behind the columns of a block that repeats."""
         if bracket.block.times == 1:
             return
-        group = _add(root, "g", style="block")
+        group = _add(root, "g", style="block", **self.link(bracket.block.names[0]))
         _add(group, "title", list_names(bracket.block.names))
         width, height = bracket.right - bracket.left + 8, self.below - self.line + 6
         for offset in (6, 3, 0):
@@ -181,7 +203,7 @@ class _Drawing:
             return
         left, right = self.left + bracket.left, self.left + bracket.right
         y = self.below + 4 + _LEVEL * (self.levels - 1 - bracket.depth)
-        group = _add(root, "g", style="block")
+        group = _add(root, "g", style="block", **self.link(bracket.block.names[0]))
         _add(group, "title", list_names(bracket.block.names))
         path = f"M{_points((left, y))} v4 H{_number(right)} v-4"
         _add(group, "path", style="bracket", d=path)
