@@ -57,7 +57,8 @@ class TensorReads:
         """A stored tensor, by the path in the region: one `get_attr` for all its uses.
 
         Args:
-            owner, attr: where it is.
+            owner: the module that has it.
+            attr: under which name.
             target: the path.
             value: the tensor; None for a module.
             name: what to show of it.
@@ -129,6 +130,7 @@ class TensorReads:
         """Read the tensors of these modules anew from here on: they may have changed.
 
         Args:
+            owners: the modules.
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
         """
 

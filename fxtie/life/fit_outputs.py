@@ -87,6 +87,9 @@ def output_change(
     """`|tied - trained| / |trained|` of the model's floating-point outputs, over all batches.
 
     Args:
+        model: the untied model, with the values that were fitted.
+        plan: its ties.
+        calls: the arguments of its forward, batch by batch.
         trained: the values that the sources had when the model was trained.
 
     Raises:

@@ -122,8 +122,9 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
         before: the model before: plain, tied or a GraphModule.
         after: the model after: the result of `transform`, or any GraphModule. Of a model with
             one graph for training and one for evaluation, that of the current mode is compared.
-        *args, **kwargs: inputs of the forward, to show the shapes of all values. They are found
-            on fake tensors: nothing is computed. Without inputs, only stored tensors have shapes.
+        *args: inputs of the forward, to show the shapes of all values. They are found on fake
+            tensors: nothing is computed. Without inputs, only stored tensors have shapes.
+        **kwargs: those that are passed by name.
 
     Raises:
         FxtieError: if there is no graph to compare: `after` is neither tied nor a GraphModule, or

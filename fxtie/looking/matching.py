@@ -51,6 +51,8 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
     """Match the nodes of two graphs.
 
     Args:
+        before: the graph whose nodes are matched.
+        after: the graph in which their counterparts are looked for.
         region: the dotted name of the module that both are of.
     """
     matching = Matching()

@@ -53,6 +53,8 @@ def node_info(node: fx.Node, owner: nn.Module | None, layer: str, value: Any = N
     """Describe a node.
 
     Args:
+        node: of a graph.
+        layer: the layer that it comes from (`matching.layer_of`).
         owner: the module that its graph is of, if it is at hand.
         value: what it gives, or a fake tensor like that; otherwise its `meta` may tell.
     """

@@ -37,8 +37,10 @@ def node_values(
     """What each node of the graphs gives, on fake tensors.
 
     Args:
+        module: the module to call.
         graphs: by the name of the module that they are of; the empty name is `module` itself.
-        args, kwargs: of a call of `module`. Their tensors are only looked at.
+        args: of the call. Their tensors are only looked at.
+        kwargs: of the call, likewise.
         fits: tells by name and arguments whether a graph is for a call of the module that it is of.
 
     Returns:

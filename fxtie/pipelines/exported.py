@@ -47,6 +47,7 @@ def tie_exported(
             It is not changed.
         rules: as for `fxtie.transform`, on the names in the program's state_dict. A program has
             names and no layers, so patterns are strings. Or a `Plan` made for the module.
+        options: as `fxtie.transform` got them.
 
     Returns:
         A program without the targets: they are no inputs of its graph and not in its state_dict.

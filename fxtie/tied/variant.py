@@ -132,6 +132,8 @@ class Signature:
         """Whether a call with so many positional arguments and these keywords is one.
 
         Args:
+            count: of positional arguments.
+            keywords: by name.
             exactly: whether it must pass required arguments only, by position if it can: a
                 decorator may tell the ways of passing them apart.
         """

@@ -108,8 +108,7 @@ class Guards:
     def entry(self, holder: Any, mapping: str, key: Any, value: Any, label: str) -> None:
         """`getattr(holder, mapping)[key]` is `value`, or is not there if that is `MISSING`.
 
-        Args:
-            label: what to call the holder in a report.
+        A report calls the holder `label`.
         """
         key_of_check = (id(holder), mapping, key, value is MISSING)
         name = f"{label}.{key}" if label else key

@@ -34,6 +34,7 @@ def is_tensor(
     """Whether the value of `node` is surely one tensor, whatever the inputs are.
 
     Args:
+        node: of a graph.
         layer: gives the module of a name.
         assume: says of an argument of the graph, or of what it reads, whether to take it for a
             tensor.

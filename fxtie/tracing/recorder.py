@@ -279,11 +279,7 @@ class Recorder:
                 raise Stop(f"looks up a {type(key).__name__}")
 
     def taken(self, value: Any, holder: Any = None) -> Any:
-        """A value that was found in the user's objects.
-
-        Args:
-            holder: where it was found.
-        """
+        """A value that was found in the user's objects, in `holder`."""
         if isinstance(value, torch.Tensor):
             return self.tensor(value)
         if id(holder) in self._outside:

@@ -95,6 +95,7 @@ def fitted_to(transform: Transform, target: Tensor, **context: Any) -> Transform
     """What `for_target` makes of a transform; without that method, the transform itself.
 
     Args:
+        transform: one that a rule names.
         target: a tensor like the target, see `FitsTarget`.
         **context: `name`, `sources` and `value`. Those that `for_target` takes are passed on.
     """

@@ -70,6 +70,10 @@ def oracle_run(
     """The model's output with the ties' targets swapped for their derived values.
 
     Args:
+        model: the untied model.
+        ties: its `Tie`s, sources before what is derived from them.
+        args: positional arguments of its forward.
+        kwargs: the others.
         then: what to do with the output before the swap ends: the backward of a checkpointed
             forward runs it again.
         learned: modules that ties read but the model has not, such as banks, by name.
