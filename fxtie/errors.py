@@ -50,7 +50,7 @@ class Outdated(UserWarning):
     """A captured module has changed. It runs the user's forward from now on."""
 
 
-def closest(name: str, names: Iterable[str], n: int = 3) -> str:
+def closest(name: str, names: Iterable[str]) -> str:
     """A hint that lists the existing names most like `name`, or the empty string."""
-    found = difflib.get_close_matches(name, list(names), n=n, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(names), cutoff=0.5)
     return f" Closest names: {', '.join(map(repr, found))}." if found else ""

@@ -9,13 +9,21 @@ from vision import import_torchvision
 
 import fxtie
 
-MODELS = ["resnet18", "mobilenet_v3_small", "densenet121", "vit_b_16"]
+models = import_torchvision().models
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_group_of_equal_layers(name):
-    size = {"image_size": 64} if name == "vit_b_16" else {}  # the others take any
-    model = import_torchvision().models.get_model(name, weights=None, **size)
+def vit():
+    """ViT-B/16, a third as deep and a twelfth as wide."""
+    size = {"image_size": 64, "patch_size": 16, "num_layers": 4, "num_heads": 4}
+    return models.VisionTransformer(**size, hidden_dim=64, mlp_dim=256)
+
+
+MODELS = [models.resnet18, models.mobilenet_v3_small, models.densenet121, vit]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_every_group_of_equal_layers(make):
+    model = make()
     ties = tie_groups(model)
     tied = fxtie.transform(model, ties)
     assert isinstance(tied, fx.GraphModule) and len(ties) > 30

@@ -37,7 +37,10 @@ RATIO = Ratio(0.5, 0.4, 0.6, 9)
 
 # -- a whole run ----------------------------------------------------------------------------------
 
-dry = pytest.mark.timeout(900)  # it compiles
+
+def dry(test):
+    """Mark a test of the dry run, which compiles."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 def command(out, *more):

@@ -83,9 +83,9 @@ def tie_exported(
         rules = plan(model, listed)
     model.targets = tuple(tie.target for tie in rules.ties)
     derivations = _export_derivations(model, rules)
-    _refuse_updates(program, derivations, model.targets)
     if program.dialect != "TRAINING":
         derivations = derivations.run_decompositions()
+    _refuse_updates(program, derivations, model.targets)
     return _splice(program, derivations, rules.ties)
 
 

@@ -63,10 +63,10 @@ def path_text(path: DataPath) -> str:
     return "".join((*parts, ": ")).removeprefix(".") if path else ""
 
 
-def listed(faults: Iterable[str], n: int, most: int = 20) -> str:
-    """The first of `n` faults, a line each, and how many more there are."""
-    lines = list(islice(faults, most))
-    return "\n".join([*lines, f"and {count(n - most, 'more fault')}"] if n > most else lines)
+def listed(faults: Iterable[str], n: int) -> str:
+    """The first 20 of `n` faults, a line each, and how many more there are."""
+    lines = list(islice(faults, 20))
+    return "\n".join([*lines, f"and {count(n - 20, 'more fault')}"] if n > 20 else lines)
 
 
 class Faults:

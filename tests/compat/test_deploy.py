@@ -44,7 +44,7 @@ def model(request, device):
 
 @compat("ONNX", "torch.onnx.export(dynamo=True), run", "onnx", "onnxruntime", "onnxscript", "torch")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["tied", "frozen"])  # a materialised model is a plain one
 def test_onnx(model, form):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs fxtie[onnx]")
     pytest.importorskip("onnxscript", reason="ONNX needs fxtie[onnx]")
@@ -54,6 +54,7 @@ def test_onnx(model, form):
 
 @compat("ONNX", "of a frozen program", "onnx", "onnxruntime", "onnxscript", "torch")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("model", ["net"], indirect=True)
 def test_onnx_of_a_program(model):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs fxtie[onnx]")
     pytest.importorskip("onnxscript", reason="ONNX needs fxtie[onnx]")
@@ -78,13 +79,15 @@ def check_onnx(onnxruntime, exported, args, tied, sines, x=None):
 # --- AOTInductor ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @compat("AOTInductor", "aoti_compile_and_package, aoti_load_package, run")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", ["tied", "frozen"])  # a materialised model is a plain one
+@pytest.mark.parametrize("form", ["tied", "frozen"])
 def test_aot_inductor(tied, x, tmp_path, form):
     check_aot_inductor(form, tied, x, tmp_path)
 
 
+@pytest.mark.slow
 @compat("AOTInductor", "aoti_compile_and_package, aoti_load_package, run")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("model", ["resnet18"], indirect=True)

@@ -1,5 +1,7 @@
 """torch.export: of tied models, and rules on exported programs."""
 
+import functools
+
 import pytest
 import torch
 import torch._dynamo.exc
@@ -40,19 +42,33 @@ class KeptRoot(nn.Module):
 
 
 class Case:
-    """An untied model, its plan, inputs, and the op of one of its transforms."""
+    """An untied model, its plan, inputs, the op of one of its transforms, and its programs.
 
-    def __init__(self, model, rules, x, op):
-        self.model, self.x, self.op = model.to(x.device).eval(), x, op
+    To export takes long, so that tests share them; none may change a program.
+    """
+
+    op = aten.sin.default
+
+    def __init__(self, model, rules, x):
+        self.model, self.x = model.to(x.device).eval(), x
         self.plan = fxtie.plan(self.model, rules)
         for module in self.plan.modules.values():
             for parameter in module.parameters():
                 nn.init.normal_(parameter, std=0.3)  # a fresh one adds nothing
         self.tied = fxtie.transform(self.model, self.plan)
 
-    @property
-    def dynamic_shapes(self):
-        return ({0: Dim("batch", min=2, max=64)},)
+    def _export(self, model, **options):
+        batch = Dim("batch", min=2, max=64)
+        return export(model, (self.x,), dynamic_shapes=({0: batch},), **options)
+
+    @functools.cached_property
+    def program(self):
+        """Of the untied model."""
+        return self._export(self.model)
+
+    @functools.cache  # noqa: B019 (cases stay)
+    def tied_program(self, strict):
+        return self._export(self.tied, strict=strict)
 
     def assert_equal_to_tied(self, module):
         """For the shape that was exported and for another one."""
@@ -60,24 +76,29 @@ class Case:
             assert torch.equal(module(x), self.tied(x))
 
 
-@pytest.fixture(params=["net", "kept root", "resnet18"])
-def case(request, device):
-    if request.param == "resnet18":
+@functools.cache
+def made(name, device):
+    if name == "resnet18":
         x = torch.randn(2, 3, 32, 32, device=device)
         rule = Rule("layer1.1.conv2", "layer1.0.conv2", weight=torch.sin)
-        return Case(torchvision.models.resnet18(num_classes=10), rule, x, aten.sin.default)
+        return Case(torchvision.models.resnet18(num_classes=10), rule, x)
     x = torch.randn(2, 3, 8, 8, device=device)
-    if request.param == "net":
-        return Case(Net(), rules(), x, aten.sin.default)
+    if name == "net":
+        return Case(Net(), rules(), x)
     inside = [
         Rule("net.conv_2", "net.conv_1", weight=torch.sin),
         Rule("net.gate.fc_2", "net.gate.fc_1", weight=torch.neg),
     ]
     model = KeptRoot()
-    if request.param != "kept root":
+    if name != "kept root":
         inside.pop()
         model.net.gate = nn.Identity()
-    return Case(model, inside, x, aten.sin.default)
+    return Case(model, inside, x)
+
+
+@pytest.fixture(params=["net", "kept root", "resnet18"])
+def case(request, device):
+    return made(request.param, device)
 
 
 def count(program, target):
@@ -93,9 +114,7 @@ def gradients(module, x):
 @compat("torch.export", "rules on an ExportedProgram: verifier, lint, outputs, gradients")
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_tie_program(case, decomposed):
-    program = export(case.model, (case.x,), dynamic_shapes=case.dynamic_shapes)
-    if decomposed:
-        program = program.run_decompositions()
+    program = case.program.run_decompositions() if decomposed else case.program
     tied = fxtie.transform(program, case.plan)
     tied.validate()
     tied.graph.lint()
@@ -113,8 +132,7 @@ def test_tie_program(case, decomposed):
 
 @compat("torch.export", "unflatten, save and load of a program that was tied")
 def test_tied_program_elsewhere(case):
-    program = export(case.model, (case.x,), dynamic_shapes=case.dynamic_shapes)
-    tied = fxtie.transform(program, case.plan)
+    tied = fxtie.transform(case.program, case.plan)
     case.assert_equal_to_tied(torch.export.unflatten(tied))
     case.assert_equal_to_tied(reloaded(tied).module())
 
@@ -122,7 +140,7 @@ def test_tied_program_elsewhere(case):
 @compat("torch.export", "export of a tied model, strict and not; dynamic batch; decompositions")
 @pytest.mark.parametrize("strict", [False, STRICT])
 def test_export_tied(case, strict):
-    program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=strict)
+    program = case.tied_program(strict)
     assert count(program, case.op) == 1
     assert program.state_dict.keys() == case.tied.state_dict().keys()
     module = program.module()
@@ -139,14 +157,12 @@ def test_export_tied(case, strict):
 @compat("torch.export", "save and load of an exported tied model, strict and not")
 @pytest.mark.parametrize("strict", [False, STRICT])
 def test_save_exported_tied(case, strict):
-    program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=strict)
-    case.assert_equal_to_tied(reloaded(program).module())
+    case.assert_equal_to_tied(reloaded(case.tied_program(strict)).module())
 
 
 @compat("torch.export", "unflatten of an exported tied model")
 def test_unflatten_exported_tied(case):
-    program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes)
-    case.assert_equal_to_tied(torch.export.unflatten(program))
+    case.assert_equal_to_tied(torch.export.unflatten(case.tied_program(False)))
 
 
 @compat("torch.export", "unflatten of a strict export, `no_grad` in a module in a module")
@@ -160,7 +176,7 @@ def test_unflatten_exported_tied(case):
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_unflatten_strict_export_with_no_grad(case, is_tied):
     module = case.tied if is_tied else case.model
-    program = export(module, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=True)
+    program = export(module, (case.x,), strict=True)
     torch.testing.assert_close(torch.export.unflatten(program)(case.x), module(case.x))
 
 
@@ -168,7 +184,7 @@ def test_unflatten_strict_export_with_no_grad(case, is_tied):
 @pytest.mark.parametrize("case", ["resnet18", "kept root, no `no_grad`"], indirect=True)
 @NO_STRICT_EXPORT
 def test_unflatten_strict_export(case):
-    program = export(case.tied, (case.x,), dynamic_shapes=case.dynamic_shapes, strict=True)
+    program = case.tied_program(True)
     stacks = [node.meta.get("nn_module_stack", {}) for node in program.graph.nodes]
     assert not any("__dict__" in name for stack in stacks for name, _ in stack.values())
     case.assert_equal_to_tied(torch.export.unflatten(program))

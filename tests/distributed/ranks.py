@@ -1,8 +1,9 @@
 """Processes that run a function of a test together, as the ranks of one group.
 
 Where there is a GPU for each, they compute on these and send by NCCL, else on the CPU and by gloo.
-Starting a process takes seconds, so they stay for all tests of a session. A failure or a timeout
-ends them: what a collective has left behind is nobody's to use.
+To import torch takes seconds, so one process does it, and the ranks are its forks. They stay for
+all tests of a session. A failure or a timeout ends them: what a collective has left behind is
+nobody's to use.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ import torch.multiprocessing
 
 LIMIT = 240.0
 """Seconds that one function may take on a loaded machine; a hang takes as long."""
+
+USED = ("checkpoint", "fsdp", "pipelining", "tensor.parallel")
+"""What the tests use of torch.distributed, and what takes longest to import."""
 
 
 class Ranks:
@@ -76,7 +80,8 @@ class Ranks:
             return None, "the process has died"
 
     def _start(self) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["fxtie", *(f"torch.distributed.{name}" for name in USED)])
         store = os.path.join(tempfile.mkdtemp(), "store")
         for rank in range(self.count):
             mine, theirs = context.Pipe()

@@ -45,6 +45,7 @@ def test_losses_are_the_same_in_all_modes(trained):
     assert (trained / "losses.png").exists()
 
 
+@pytest.mark.slow  # torchrun imports torch in three processes, twice
 def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(trained, tmp_path):
     launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     run = subprocess.run(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,8 @@ def run(*command):
 
 
 def mypy(paths, folder):
-    return run("mypy", "--strict", "--follow-imports=silent", *paths)
+    """As `./run test` has just run it, so that it reads torch and fxtie from its cache."""
+    return run("mypy", *paths)
 
 
 def basedpyright(paths, folder):
@@ -54,6 +56,10 @@ def test_signatures(check, tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(code.replace("assert_type(tied, Net)", "assert_type(tied, nn.Linear)"))
     output = check([SIGNATURES, wrong], tmp_path)
-    (error,) = [line for line in output.splitlines() if " error: " in line] or [output]
+    # mypy may find errors in fxtie, with another torch than the pinned one.
+    errors = [
+        line for line in output.splitlines() if re.search(r"(signatures|wrong)\.py.* error: ", line)
+    ]
+    (error,) = errors or [output]
     assert "wrong.py:" in error, output
     assert '"Net"' in error and '"Linear"' in error, output
