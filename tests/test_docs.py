@@ -135,6 +135,7 @@ def test_a_citation_names_the_version():
     assert f"\nversion: {fxtie.__version__}\n" in citation
 
 
+@pytest.mark.slow
 def test_the_quickstart_prints_what_the_readme_shows(capsys):
     runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
     (shown,) = (

@@ -47,7 +47,7 @@ def test_one_graph(case, train):
 
 @pytest.mark.slow
 @compat("torch.compile", "Inductor, fullgraph=True, dynamic=True, in eval and train: the same")
-@pytest.mark.parametrize("case", ["net"], indirect=True)  # resnet18: see AOTInductor
+@pytest.mark.parametrize("case", ["net"], indirect=True)  # resnet: see AOTInductor
 def test_inductor(case, steady):
     case = Case(case.model.double(), case.tied.double(), case.x.double())  # errors are no noise
     call = compiled(case.tied, backend="inductor", dynamic=True)

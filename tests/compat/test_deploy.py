@@ -5,16 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
-from compat.nets import Net, rules
+from compat.nets import Net, resnet, rules
 from torch import nn
 from torch.export import export
-from vision import import_torchvision
 
 import fxtie
 from fxtie import Rule
 from fxtie.pipelines.freeze import freeze
 
-torchvision = import_torchvision()
 compat = pytest.mark.compat
 
 FORMS = {
@@ -24,13 +22,13 @@ FORMS = {
 }
 
 
-@pytest.fixture(params=["net", "resnet18"])
+@pytest.fixture(params=["net", "resnet"])
 def model(request, device):
     """A tied model with one `sin`, and an input."""
     if request.param == "net":
         model, tied_by, size = Net(), rules(), 8
     else:
-        model, size = torchvision.models.resnet18(num_classes=10), 32
+        model, size = resnet(), 32
         tied_by = Rule("layer1.1.conv2", "layer1.0.conv2", weight=torch.sin)
     tied = fxtie.transform(model.to(device).eval(), tied_by)
     if request.param == "net":
@@ -90,7 +88,7 @@ def test_aot_inductor(tied, x, tmp_path, form):
 @pytest.mark.slow
 @compat("AOTInductor", "aoti_compile_and_package, aoti_load_package, run")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("model", ["resnet18"], indirect=True)
+@pytest.mark.parametrize("model", ["resnet"], indirect=True)
 def test_aot_inductor_of_resnet(model, tmp_path):
     check_aot_inductor("tied", *model, tmp_path)
 

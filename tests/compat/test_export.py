@@ -5,17 +5,15 @@ import functools
 import pytest
 import torch
 import torch._dynamo.exc
-from compat.nets import Net, rules
+from compat.nets import Net, resnet, rules
 from oracle import assert_tied_equals_oracle
 from programs import reloaded
 from torch import nn
 from torch.export import Dim, export
-from vision import import_torchvision
 
 import fxtie
 from fxtie import Rule
 
-torchvision = import_torchvision()
 compat = pytest.mark.compat
 aten = torch.ops.aten
 
@@ -78,10 +76,10 @@ class Case:
 
 @functools.cache
 def made(name, device):
-    if name == "resnet18":
+    if name == "resnet":
         x = torch.randn(2, 3, 32, 32, device=device)
         rule = Rule("layer1.1.conv2", "layer1.0.conv2", weight=torch.sin)
-        return Case(torchvision.models.resnet18(num_classes=10), rule, x)
+        return Case(resnet(), rule, x)
     x = torch.randn(2, 3, 8, 8, device=device)
     if name == "net":
         return Case(Net(), rules(), x)
@@ -96,7 +94,7 @@ def made(name, device):
     return Case(model, inside, x)
 
 
-@pytest.fixture(params=["net", "kept root", "resnet18"])
+@pytest.fixture(params=["net", "kept root", "resnet"])
 def case(request, device):
     return made(request.param, device)
 
@@ -181,7 +179,7 @@ def test_unflatten_strict_export_with_no_grad(case, is_tied):
 
 
 @compat("torch.export", "unflatten of a tied model's strict export, of a kept root too")
-@pytest.mark.parametrize("case", ["resnet18", "kept root, no `no_grad`"], indirect=True)
+@pytest.mark.parametrize("case", ["resnet", "kept root, no `no_grad`"], indirect=True)
 @NO_STRICT_EXPORT
 def test_unflatten_strict_export(case):
     program = case.tied_program(True)

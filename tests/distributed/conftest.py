@@ -6,6 +6,9 @@ import pytest
 from ranks import Ranks
 from settings_table import Tables
 
+FEW = ("across", "learned", "chain")
+"""Kinds of ties that share little: other modules, a transform with parameters, several steps."""
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -24,12 +27,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    """Reports carry the rows. Of kinds that are not among the few, most settings are slow tests."""
     for item in items:
         marker = item.get_closest_marker("setting")
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if marker is not None and "kind" in parameters:
-            setting = marker.args[0].format(**parameters)
-            item.user_properties.append(("setting", (setting, parameters["kind"])))
+            setting, kind = marker.args[0].format(**parameters), parameters["kind"]
+            item.user_properties.append(("setting", (setting, kind)))
+            if item.originalname != "test_equals_one_process" and kind not in FEW:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
