@@ -21,10 +21,12 @@ class Foreign:
             call by `super()`.
         own_ties: for a module, tensors that its library keeps the same: each with the one that it
             is the same as.
+        refusal: for a child of a tied module and what is to take its place: why not, if not.
     """
 
-    methods: type
-    own_ties: Callable[[Any], Mapping[str, str]]
+    methods: type | None = None
+    own_ties: Callable[[Any], Mapping[str, str]] = lambda module: {}
+    refusal: Callable[[Any, Any], str | None] = lambda child, new: None
 
 
 _declared: dict[str, Foreign] = {}
@@ -70,20 +72,3 @@ def loading_of(module: Any) -> AbstractContextManager[Any] | None:
     """The context in which the tensors of a module are there, if some library keeps them."""
     loading = next((_offloading[name] for name in filter(is_loading, module.__dict__)), None)
     return None if loading is None else loading(module)
-
-
-_refusals: list[Callable[[Any, Any], str | None]] = []
-
-
-def declare_refusal(refusal: Callable[[Any, Any], str | None]) -> None:
-    """Declare what no child of a tied module may be replaced with.
-
-    Args:
-        refusal: of the child and what is to take its place: why not, if not.
-    """
-    _refusals.append(refusal)
-
-
-def refusals_of(child: Any, new: Any) -> list[str]:
-    """Why a child must not be replaced with this."""
-    return [why for refusal in _refusals if (why := refusal(child, new)) is not None]

@@ -1,10 +1,10 @@
 """What tied models need in the tools that people train and share with."""
 
-from fxtie.foreign import Foreign, declare, declare_offloading, declare_refusal
+from fxtie.foreign import Foreign, declare, declare_offloading
 from fxtie.integrations.accelerate import HOOK, loading
 from fxtie.integrations.peft import merging
 from fxtie.integrations.transformers import TiedPretrained, own_ties
 
 declare("transformers.modeling_utils.PreTrainedModel", Foreign(TiedPretrained, own_ties))
+declare("peft.tuners.tuners_utils.BaseTunerLayer", Foreign(refusal=merging))
 declare_offloading(HOOK, loading)
-declare_refusal(merging)

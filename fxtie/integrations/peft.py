@@ -18,7 +18,7 @@ def merging(layer: Any, base: Any) -> str | None:
     PEFT adds to `base.weight.data`. Of a derived tensor, that is lost; of a source, it reaches what
     is derived from it.
     """
-    if not (isinstance(base, nn.Module) and getattr(layer, "merged", False)):
+    if not (isinstance(base, nn.Module) and layer.merged):
         return None
     names = [derived.name for derived in state_of(base).derived.values()]
     if not names or layer.get_base_layer() is not base:

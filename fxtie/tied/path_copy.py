@@ -74,7 +74,7 @@ def _class_of(made: Made) -> type[PathCopy]:
         **base._fxtie_namespace(cls, made.contents),
         "_fxtie_made": made,
     }
-    bases = [base, *(foreign.methods for foreign in foreign_of(cls))]
+    bases = [base, *(foreign.methods for foreign in foreign_of(cls) if foreign.methods)]
     if cls is not nn.Module:
         bases.append(cls)
     _classes[made] = new = types.new_class(
