@@ -18,7 +18,9 @@ from fxtie import _torch
 
 PACKAGE = pathlib.Path(fxtie.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = pathlib.Path(__file__).parent
 MOST_LINES = 400
+MOST_LINES_OF_A_TEST = 600
 MOST_LINES_OF_A_FUNCTION = 40
 
 
@@ -89,6 +91,13 @@ def test_files_and_functions_can_be_taken_in(path):
             body = node.body[1:] if told else node.body
             length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert length <= MOST_LINES_OF_A_FUNCTION or "In one piece" in told, node.name
+
+
+def test_tests_are_in_folders_like_those_of_the_package():
+    folders = {path.parent.relative_to(PACKAGE) for path in FILES}
+    assert not [folder for folder in folders if not list((TESTS / folder).glob("test_*.py"))]
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in TESTS.rglob("*.py")}
+    assert not [path for path, count in lines.items() if count > MOST_LINES_OF_A_TEST]
 
 
 # -- private names of torch ------------------------------------------------------------------------
