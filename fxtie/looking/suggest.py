@@ -22,6 +22,7 @@ from fxtie.looking.schemes import scheme_candidates
 from fxtie.looking.spelling import Speller, pattern_of
 from fxtie.looking.suggestions import Closeness, Suggestion, Suggestions
 from fxtie.planning.names import Names
+from fxtie.planning.own_ties import known_ties
 from fxtie.rules.rule import Rule
 from fxtie.transforms import FitsTarget, Transform, same
 from fxtie.words import human_count, natural_key
@@ -103,7 +104,7 @@ def suggest(
         if groups[-1].chosen:
             taken |= targets
     groups.sort(key=lambda group: -group.saved)
-    return Suggestions(tuple(groups), parameters)
+    return Suggestions(tuple(groups), parameters, tuple(known_ties(names)))
 
 
 # -- budgets --------------------------------------------------------------------------------------

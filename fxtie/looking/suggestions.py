@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from fxtie.looking.spelling import pattern_of
-from fxtie.rules.rule import Rule
+from fxtie.rules.rule import Rule, Tie
 from fxtie.rules.writer import write_rules
 from fxtie.shown import Printed
 from fxtie.words import count, human_count, list_names, parameter_change
 
 _LEAST_SHOWN = 0.001  # of all parameters: what saves less gets no row
 _MOST_SHOWN = 20
+_MOST_KNOWN = 3
 _UNRELATED = 0.95  # of the norm is left at the best scale: less than a tenth of the square goes
 _HEADERS = ("layers", "n", "as", "kind", "saved", "distance", "best scale")
 
@@ -104,10 +105,14 @@ class Suggestions(Printed, Sequence[Suggestion]):
         groups: every suggestion. One layer may be a target of several: the one that saves most of
             these is chosen, tiles only if there is no other.
         parameters: number of parameters of the model, each counted once.
+        known: ties that the model has already, which nothing here doubles: Parameters that several
+            modules hold, and what its library keeps the same (`tie_word_embeddings` of
+            transformers).
     """
 
     groups: tuple[Suggestion, ...]
     parameters: int
+    known: tuple[Tie, ...] = ()
 
     @property
     def rules(self) -> list[Rule]:
@@ -160,6 +165,10 @@ class Suggestions(Printed, Sequence[Suggestion]):
             yield "(layers): left out of the rules, since another row has them"
         if self._shown and self._with_values:
             yield "distance: |derived - own| / |own|; (...): at the best scale"
+        if self.known:
+            pairs = [f"{tie.target} = {tie.sources[0]}" for tie in self.known[:_MOST_KNOWN]]
+            more = len(self.known) - len(pairs)
+            yield f"tied already: {', '.join(pairs)}{f', … {more} more' if more else ''}"
 
     @property
     def _shown(self) -> tuple[Suggestion, ...]:
@@ -174,10 +183,12 @@ class Suggestions(Printed, Sequence[Suggestion]):
         """Plain data, ready for JSON.
 
         Keys: `parameters` (`before`, and `after` all that go together), `suggestions` (a list with
-        the attributes of each; `rules` are as in rule files).
+        the attributes of each; `rules` are as in rule files), `known` (a list of targets, each with
+        its source).
         """
         return {
             "parameters": {"before": self.parameters, "after": self.parameters - self.saved},
+            "known": [[tie.target, *tie.sources] for tie in self.known],
             "suggestions": [group.to_dict() for group in self],
         }
 

@@ -1,6 +1,7 @@
-"""Tensors that a model's own library keeps the same, such as a head and the embeddings.
+"""Tensors that are the same in a model as it is, such as a head and the embeddings.
 
-In: a model, and the rules that were resolved so far. Out: ties of the targets of these.
+In: a model. Out: what its own library keeps the same, and Parameters that several modules hold, as
+ties; and for the rules that were resolved so far the ties of their targets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from fxtie.foreign import foreign_classes
-from fxtie.planning.names import Slot, join
+from fxtie.planning.names import Names, Slot, join
 from fxtie.planning.resolve import Resolver
 from fxtie.rules.rule import Tie
 
@@ -24,6 +25,25 @@ def own_ties(modules: Mapping[str, nn.Module]) -> list[Tie]:
         for foreign in classes.get(type(module), ())
         for target, source in foreign.own_ties(module).items()
     ]
+
+
+def known_ties(names: Names) -> list[Tie]:
+    """What is the same in a model already; each tensor once, whatever names it has."""
+    known = {
+        target.key: tie
+        for tie in own_ties(names.modules)
+        if isinstance(target := names.find(tie.target), Slot)
+    }
+    first: dict[nn.Parameter, Slot] = {}
+    for name in names.tensors:
+        slot = names.find(name)
+        if not isinstance(slot, Slot):
+            continue
+        if (parameter := slot.owner._parameters.get(slot.attr)) is not None:
+            holder = first.setdefault(parameter, slot)
+            if holder.key != slot.key:
+                known.setdefault(slot.key, Tie(name, holder.name))
+    return list(known.values())
 
 
 def add_own_ties(resolver: Resolver) -> None:

@@ -384,6 +384,19 @@ def test_rules_of_gives_them_as_rules():
     assert rules_of(LLAMA.build()) == []
 
 
+@compat("transformers", "fxtie.suggest tells of transformers' own ties", *PACKAGES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_suggestions_leave_them_alone(shared):
+    model = LLAMA.build(tie_word_embeddings=True)
+    if not shared:  # until the next tie_weights
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    found = fxtie.suggest(model)
+    assert f"tied already: {HEAD} = {TABLE}" in str(found)
+    assert [(tie.target, tie.sources) for tie in found.known] == [(HEAD, (TABLE,))]
+    assert not {"lm_head", "model.embed_tokens"} & {name for one in found for name in one.targets}
+    assert "lm_head" in {name for one in fxtie.suggest(LLAMA.build()) for name in one.targets}
+
+
 @compat("transformers", "resize_token_embeddings: a derived head follows", *PACKAGES)
 @pytest.mark.parametrize("size", [TOKENS + 6, TOKENS - 6])
 @pytest.mark.parametrize("flag", [True, False])

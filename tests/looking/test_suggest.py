@@ -363,3 +363,17 @@ def test_suggestions_are_a_sequence():
     found = suggest(Blocks())
     assert found[0] is next(iter(found))
     assert len(found[:2]) == 2
+
+
+def test_ties_that_are_there_already_are_told_and_not_doubled():
+    assert suggest(Language()).known == ()
+    net = nn.ModuleList([Language() for _ in range(5)])
+    for part in net:
+        part.head.weight = part.embed.weight
+    found = suggest(net)
+    known = [(f"{i}.head.weight", f"{i}.embed.weight") for i in range(5)]
+    assert [(tie.target, *tie.sources) for tie in found.known] == known
+    assert found.to_dict()["known"] == [[*pair] for pair in known]
+    assert not any("head" in target or "embed" in target for one in found for target in one.targets)
+    told = ", ".join(" = ".join(pair) for pair in known[:3])
+    assert f"tied already: {told}, … 2 more" in str(found)
