@@ -21,12 +21,10 @@ class Foreign:
             call by `super()`.
         own_ties: for a module, tensors that its library keeps the same: each with the one that it
             is the same as.
-        refusal: for a child of a tied module and what is to take its place: why not, if not.
     """
 
-    methods: type | None = None
+    methods: type
     own_ties: Callable[[Any], Mapping[str, str]] = lambda module: {}
-    refusal: Callable[[Any, Any], str | None] = lambda child, new: None
 
 
 _declared: dict[str, Foreign] = {}

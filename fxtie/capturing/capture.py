@@ -34,7 +34,14 @@ from fxtie.tied.path_copy import PathCopy, become
 from fxtie.tied.recompute import remember_derived
 from fxtie.tied.region import Region, clashes, fill
 from fxtie.tied.state import State, state_of
-from fxtie.tied.tied_module import KeptModule, TiedModule, Ties, deriving, rename_derived
+from fxtie.tied.tied_module import (
+    KeptModule,
+    TiedModule,
+    Ties,
+    derived_tensors,
+    deriving,
+    rename_derived,
+)
 from fxtie.tracing.graphs import same_graph
 from fxtie.tracing.stops import Stop
 from fxtie.transforms.parts import Part
@@ -111,6 +118,7 @@ class Capture:
         for module in self.on_path:
             if module is root or state_of(module).derived:
                 become(module, TiedModule)
+        _note_what_is_read(root, {*copies.values()})
         return root
 
     def copy_modules(self, targets: list[nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -118,7 +126,7 @@ class Capture:
         read = [self.names.find(name) for tie in self.plan.ties for name in tie.sources]
         sources = {slot.owner for slot in read if isinstance(slot, Slot)}
         # Passes that rewrite layers of torch's classes, such as batch norm folding, must skip those
-        # whose tensors are read elsewhere.
+        # whose tensors are read elsewhere: a copy is of another class.
         of_torch = "torch.nn.modules."
         sources = {module for module in sources if type(module).__module__.startswith(of_torch)}
         parents = referrers(self.model)
@@ -131,8 +139,6 @@ class Capture:
         for name, module in tied_before.items():  # maybe in a part that was tied by itself
             rename_derived(copies[module], name)
         self.on_path = {copies[module] for module in to_targets}
-        for module in sources:
-            become(copies[module], PathCopy)
         return copies
 
     def check_plan(self) -> None:
@@ -317,6 +323,18 @@ def _changed_in_use(model: nn.Module) -> dict[nn.Module, None]:
     whole = (module.modules() for module in modules if type(module) in classes)
     inside = itertools.chain.from_iterable(whole)
     return {module: None for module in inside if not isinstance(module, torch.jit.ScriptModule)}
+
+
+def _note_what_is_read(root: nn.Module, copies: set[nn.Module]) -> None:
+    """Let the copies that own sources know of it, and their parents see what replaces them."""
+    sources = [s for _, _, derived in derived_tensors(root) for s in derived.sources]
+    for source in sources:
+        if source.is_own or (owner := source.owner) not in copies:
+            continue
+        for module in (owner, *(parent for parent, _, child in source.steps() if child is owner)):
+            if not isinstance(module, PathCopy):
+                become(module, PathCopy)
+        state_of(owner).read[source.attr] = source.name
 
 
 def _derivation(step: Step) -> tuple[Any, ...]:

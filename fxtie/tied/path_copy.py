@@ -46,6 +46,12 @@ class PathCopy(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Classes made here are none of the user's: keep them out of the user's registries."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        child = self.__dict__.get("_modules", {}).get(name)
+        super().__setattr__(name, value)
+        if isinstance(child, PathCopy) and isinstance(value, nn.Module) and foreign_of(type(value)):
+            become(value, PathCopy)  # it stands for a part of the tied model now
+
     @classmethod
     def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:
         """What such a class has that the user's has not, beside derived attributes."""
@@ -74,7 +80,7 @@ def _class_of(made: Made) -> type[PathCopy]:
         **base._fxtie_namespace(cls, made.contents),
         "_fxtie_made": made,
     }
-    bases = [base, *(foreign.methods for foreign in foreign_of(cls) if foreign.methods)]
+    bases = [base, *(foreign.methods for foreign in foreign_of(cls))]
     if cls is not nn.Module:
         bases.append(cls)
     _classes[made] = new = types.new_class(

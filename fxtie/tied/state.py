@@ -26,6 +26,7 @@ class State:
     Attributes:
         derived: its derived tensors, by attribute.
         order: its parameters and buffers before the first of them was derived.
+        read: its tensors that others are derived from: their names, by attribute.
         once: inside of `derive_once`, what gives the values of the derived tensors.
         is_distributed: whether tensor parallelism has it compute on DTensors.
         added: attributes that capturing has added.
@@ -37,6 +38,7 @@ class State:
 
     derived: dict[str, Derived] = field(default_factory=dict)
     order: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    read: dict[str, str] = field(default_factory=dict)
     once: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     is_distributed: bool = False
     added: tuple[str, ...] = ()

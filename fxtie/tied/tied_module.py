@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from fxtie.errors import FxtieError
-from fxtie.foreign import foreign_of, is_loading
+from fxtie.foreign import is_loading
 from fxtie.planning.names import join
 from fxtie.shown import page
 from fxtie.tied import placed
@@ -75,10 +75,6 @@ class TiedModule(PathCopy):
         if derived is not None and isinstance(value, nn.Parameter):
             self._parameters[name] = value  # nn.Module would ask whether there is one: derive it
             return
-        child = self.__dict__.get("_modules", {}).get(name)
-        for foreign in () if child is None else foreign_of(type(child)):
-            if (why := foreign.refusal(child, value)) is not None:
-                raise FxtieError(why)
         super().__setattr__(name, value)
         if is_loading(name):
             for module in self.modules():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from pretrained import LLAMA, assert_same_outputs, logits, tie
+from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from pretrained import LLAMA, WIDTH, assert_same_outputs, logits, tie
+from safetensors.torch import load_file
 
 import fxtie
 from fxtie.errors import FxtieError, Outdated
+from fxtie.tied.state import state_of
+from fxtie.transforms import ChannelScale
 
 # PEFT puts adapters around layers, whose graphs then are none any more: they say so.
 pytestmark = [
@@ -25,9 +31,9 @@ def tied(request):
     return tie(LLAMA.build(), LLAMA.rules[request.param])
 
 
-def adapted(model, layers=ADAPTED):
+def adapted(model, layers=ADAPTED, **more):
     """The model with adapters that have an effect, in `eval()`."""
-    config = LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights=False, **more)
     return get_peft_model(model, config).eval()
 
 
@@ -64,9 +70,30 @@ def test_adapters_are_merged_into_the_plain_model(tied, tmp_path):
     assert_same_outputs(plain, merged, LLAMA.inputs())
 
 
-def test_adapters_are_not_merged_into_derived_layers(tied):
-    with pytest.raises(FxtieError, match=r"fxtie\.materialize\(peft_model\)\.merge_and_unload"):
-        adapted(tied).merge_and_unload()
+@compat(
+    "PEFT", "merging into derived layers and into sources is refused, before it is done", *PACKAGES
+)
+@pytest.mark.parametrize("way", ["merge_adapter", "merge_and_unload"])
+@pytest.mark.parametrize(
+    ("layer", "what"), [(0, "is a source of derived tensors"), (1, "is derived")]
+)
+def test_adapters_are_not_merged_into_tied_layers(layer, what, way):
+    tied = tie(LLAMA.build(), LLAMA.rules["learned"])
+    model = pickle.loads(pickle.dumps(adapted(tied, ["v_proj"], layers_to_transform=[layer])))
+    expected = logits(model, LLAMA.inputs())
+    with pytest.raises(FxtieError, match=f"model.layers.{layer}.self_attn.v_proj.weight' {what}"):
+        getattr(model, way)()
+    assert torch.equal(logits(model, LLAMA.inputs()), expected)
+    merged = fxtie.materialize(model).merge_and_unload()
+    torch.testing.assert_close(logits(merged, LLAMA.inputs()), expected)
+
+
+def test_a_tied_model_that_is_tied_again_knows_all_of_its_sources():
+    once = fxtie.transform(LLAMA.build(), fxtie.Rule("model.layers.1.mlp", "model.layers.0.mlp"))
+    tied = fxtie.transform(once, fxtie.Rule("model.layers.3.mlp", "model.layers.2.mlp"))
+    for layer in range(4):
+        with pytest.raises(FxtieError, match=f"model.layers.{layer}.mlp.up_proj.weight' is"):
+            adapted(copy.deepcopy(tied), ["up_proj"], layers_to_transform=[layer]).merge_adapter()
 
 
 @compat("PEFT", "unload; merge_and_unload where no tied layer has an adapter", *PACKAGES)
@@ -107,15 +134,69 @@ def test_an_adapter_that_transformers_adds(tied, tmp_path, monkeypatch):
     assert not names & {"fxtie.json", "model.safetensors"}
 
 
+FACTORS = "base_model.model.model.layers.{}.self_attn.{}.lora_{}"
+
+
 @compat("PEFT", "rules for the factors: Tied-LoRA, one A and one B for all layers", *PACKAGES)
 def test_tied_lora():
     model = adapted(LLAMA.build(), ["q_proj"])
-    layer = "base_model.model.model.layers.{}.self_attn.q_proj"
-    rules = fxtie.Rule(layer.format("*") + ".lora_*", layer.format(0) + ".lora_{1}")
+    rules = fxtie.Rule(FACTORS.format("*", "q_proj", "*"), FACTORS.format(0, "q_proj", "{1}"))
     tied = fxtie.transform(model, rules)
     trained = [name for name, p in tied.named_parameters() if p.requires_grad]
     assert len(trained) == 2
     fxtie.verify(model, tied, **LLAMA.inputs())
+
+
+def vera():
+    """A model with VeRA by rules, with random scales, and its shared matrices."""
+    shared = fxtie.Tensors(A=(2, WIDTH), B=(WIDTH, 2), frozen=("A", "B"))
+    rules = [
+        fxtie.Rule(FACTORS.format("*", layer, f"{factor}.default"), shared[factor], ChannelScale())
+        for layer in ("q_proj", "o_proj")
+        for factor in ("A", "B")
+    ]
+    model = adapted(LLAMA.build(), ["q_proj", "o_proj"])
+    return model, tie(model, rules), shared
+
+
+@compat("PEFT", "rules for the factors: VeRA, the same outputs and gradients as PEFT's", *PACKAGES)
+def test_vera():
+    model, tied, shared = vera()
+    fxtie.verify(model, tied, **LLAMA.inputs())
+    trained = {name: p for name, p in tied.named_parameters() if p.requires_grad}
+    assert all(name.startswith("ties.") for name in trained)
+    assert sum(p.numel() for p in trained.values()) == 4 * 2 * (2 + WIDTH)
+    config = VeraConfig(r=2, target_modules=["q_proj", "o_proj"])
+    peft = get_peft_model(LLAMA.build(), config).eval()
+    with torch.no_grad():
+        peft.base_model.vera_A["default"].copy_(shared.A)
+        peft.base_model.vera_B["default"].copy_(shared.B)
+    scales = {}
+    for name, layer in peft.named_modules():
+        if hasattr(layer, "vera_lambda_d"):
+            for factor, own in (("A", layer.vera_lambda_d), ("B", layer.vera_lambda_b)):
+                derived = state_of(tied.get_submodule(f"{name}.lora_{factor}.default")).derived
+                scales[derived["weight"].transform.scale] = own["default"]
+    assert len(scales) == len(trained)
+    with torch.no_grad():
+        for scale, own in scales.items():
+            own.copy_(scale)
+    torch.testing.assert_close(logits(tied, LLAMA.inputs()), logits(peft, LLAMA.inputs()))
+    for one in (tied, peft):
+        one(**LLAMA.inputs()).logits.square().sum().backward()
+    for scale, own in scales.items():
+        torch.testing.assert_close(scale.grad, own.grad)
+
+
+@compat("PEFT", "adapters that rules derive are saved as adapters that PEFT loads", *PACKAGES)
+def test_derived_adapters_are_saved_as_plain_ones(tmp_path):
+    _, tied, _ = vera()
+    tied.save_pretrained(tmp_path)
+    assert not any("ties" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    again = PeftModel.from_pretrained(LLAMA.build(), tmp_path).eval()
+    torch.testing.assert_close(logits(again, LLAMA.inputs()), logits(tied, LLAMA.inputs()))
+    merged = fxtie.materialize(tied).merge_and_unload()
+    torch.testing.assert_close(logits(merged, LLAMA.inputs()), logits(tied, LLAMA.inputs()))
 
 
 def test_the_graph_of_an_adapted_layer_says_that_it_is_none_any_more():
