@@ -3,7 +3,6 @@
 import collections
 import copy
 import dataclasses
-import itertools
 import pickle
 import types
 import typing
@@ -71,6 +70,22 @@ def gone(model):
 def test_questions_about_a_stored_tensor(forward, change, kind):
     report = check(model(forward, extra=lambda: kind(torch.ones(4))), "graph", change=change)
     assert not report.missed
+
+
+def asks_whether_it_has_more(self, x):
+    return self.b(self.a(x)) * (2 if hasattr(self, "more") else 3)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda model: model.register_parameter("more", None),
+        lambda model: model.register_buffer("more", torch.ones(4)),
+        lambda model: model.register_module("more", nn.Tanh()),
+    ],
+)
+def test_what_is_registered_later(register):
+    check(model(asks_whether_it_has_more), "graph", change=register)
 
 
 @pytest.mark.parametrize(
@@ -323,132 +338,6 @@ def test_what_a_class_has_not_yet():
     type(made).width = 3
     with pytest.warns(fxtie.Outdated, match="width was set"):
         assert torch.allclose(tied(given), before * 3)
-
-
-# -- state that is shared ----------------------------------------------------------------------
-
-
-class Collector(nn.Module):
-    def __init__(self, store):
-        super().__init__()
-        self.store = store
-
-    def forward(self, x):
-        self.store["last"] = x * 2
-        return x
-
-
-class Collecting(Two):
-    def __init__(self):
-        super().__init__()
-        self.store = {}
-        self.collector = Collector(self.store)
-
-    def forward(self, x):
-        x = self.collector(self.b(self.a(x)))
-        return x + self.store["last"]
-
-
-class Counting(nn.Module):
-    def __init__(self, owner):
-        super().__init__()
-        self.owner = [owner]
-
-    def forward(self, x):
-        self.owner[0].state.n += 1
-        return x
-
-
-class Told(Two):
-    """A part of it changes what it reads afterwards."""
-
-    def __init__(self):
-        super().__init__()
-        self.state = types.SimpleNamespace(n=0)
-        self.counting = Counting(self)
-
-    def forward(self, x):
-        return self.b(self.counting(self.a(x))) * self.state.n
-
-
-class Giving(Counting):
-    def forward(self, x):
-        self.owner[0].extra = nn.Parameter(torch.ones(4))
-        return x
-
-
-class Given(Two):
-    """A part of it registers a parameter where there was None."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_parameter("extra", None)
-        self.giving = Giving(self)
-
-    def forward(self, x):
-        x = self.b(self.giving(self.a(x)))
-        return x if self.extra is None else x * 2
-
-
-@pytest.mark.parametrize("make", [Collecting, Told, Given])
-def test_state_that_a_part_shares(make):
-    check(make, "kept")
-
-
-class Trying(nn.Module):
-    """What stays a call, with something of its own."""
-
-    def __init__(self, own):
-        super().__init__()
-        self.own = own
-
-    def forward(self, x):
-        try:
-            return x * 2
-        except ValueError:
-            return x
-
-
-class Apart(Two):
-    """A part of it can't reach what it reads afterwards, or it may be anything."""
-
-    def __init__(self, own=None):
-        super().__init__()
-        self.options, self.part = {"n": 2}, Trying(own)
-
-    def forward(self, x):
-        return self.b(self.part(self.a(x))) * self.options["n"]
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"), [(list, "graph"), (lambda: itertools.repeat(1), "kept")]
-)
-def test_state_that_a_part_may_reach(own, expected):
-    check(lambda: Apart(own()), expected)
-
-
-class Renormalized(nn.Module):
-    """Its source is changed by a layer of torch's between two uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 5, bias=False)
-
-    def forward(self, x):
-        rows = x.abs().long().clamp(0, 4)[:, 0]
-        first = self.b(x)
-        return first + self.b(self.a(rows))
-
-
-def test_a_source_that_a_layer_changes():
-    plan = fxtie.plan(Renormalized(), RULE)
-    tied = fxtie.transform(Renormalized(), plan)
-    assert not fxtie.report(tied).kept
-    twin = copy.deepcopy(tied)
-    given = torch.randn(3, 4)
-    with torch.no_grad():
-        expected = type(tied)._fxtie_made.user.forward(twin, given)  # reads the attributes
-        assert torch.equal(tied(given), expected)
 
 
 def test_hooks_for_all_modules():
