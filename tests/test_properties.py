@@ -165,7 +165,7 @@ def fault(model, ties, train, x):
 
 
 @pytest.mark.timeout(900)  # shrinking a failure takes up to five minutes
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tied_models(), st.booleans(), st.integers(0, 3))
 def test_random_models_and_rules_equal_the_oracle(case, train, seed):
     model, ties = case

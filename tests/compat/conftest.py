@@ -25,9 +25,9 @@ def tied(net):
     return tied
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=["net", "kept root"])
 def case(request, device):
-    """Each net: untied, tied, and an input, all in `eval()`."""
+    """A net: untied, tied, and an input, all in `eval()`."""
     make, rules, shape = CASES[request.param]
     model = make().to(device).eval()
     tied = fxtie.transform(model, rules())

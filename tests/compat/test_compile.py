@@ -41,6 +41,7 @@ def compiled(module, **options):
 
 @compat("torch.compile", "fullgraph=True, in eval and train: outputs and gradients (AOTAutograd)")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("case", CASES, indirect=True)
 def test_one_graph(case, train):
     assert_equals_oracle(case, compiled(case.tied), train=train)
 
@@ -77,7 +78,6 @@ def work(module, shape, device, **options):
 
 
 @compat("torch.compile", "no graph break and no recompile more than the untied model, at any size")
-@pytest.mark.parametrize("case", ["net", "kept root"], indirect=True)
 def test_no_more_work(case, device):
     shape = case.x.shape
     expected, breaks = work(copy.deepcopy(case.model), shape, device, fullgraph=True)

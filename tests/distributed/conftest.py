@@ -6,8 +6,8 @@ import pytest
 from ranks import Ranks
 from settings_table import Tables
 
-FEW = ("across", "learned", "chain")
-"""Kinds of ties that share little: other modules, a transform with parameters, several steps."""
+FEW = ("across", "learned")
+"""Kinds of ties: sources in other modules, and a transform with parameters of its own."""
 
 
 def pytest_addoption(parser):
