@@ -245,7 +245,7 @@ CAUSES = (
         "Rule files",
         ("rules/files.py", "rules/reader.py", "rules/writer.py"),
         "A rule file is TOML or JSON of a fixed form. Faults are told with file and line, all of "
-        "them at once.",
+        "them at once; of wrong syntax, as Python's readers of TOML and JSON tell it.",
         "[Rules as data](rules.md#rules-as-data) shows the form; editors check it by "
         "`fxtie/rules/rules.schema.json`.",
     ),

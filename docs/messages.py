@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parents[1] / "fxtie"
 GAP = "…"
 _NO_ERRORS = {"Stop", "NotImplementedError"}  # why a module is kept; what a subclass has to write
 _IS_ERROR = re.compile(r"(Error|Fault|Vacuous|Stop)$")
-_TELLS = re.compile(r"_?why_|fault_between$|merging$")  # functions that return a message
+_TELLS = re.compile(
+    r"_?why_|fault_between$|merging$|proves_nothing$"
+)  # functions that return a message
 _WORDS = re.compile(r"[a-z]{2,}[^…]* [^…]*[a-z]{2,}")
 
 Function: TypeAlias = ast.FunctionDef
@@ -103,6 +105,8 @@ class _Source:
             case ast.Name(id=name) if assigned := [*_assigned(name, function)]:
                 for value in assigned:
                     yield from self.texts(value, function, follow=follow)
+            case ast.Call(func=ast.Attribute(value=ast.JoinedStr() as text)):  # .rstrip()
+                yield from self.texts(text, function)
             case ast.Call() if follow:
                 for called in self.called(node, function):
                     for value in _returned(called):
@@ -124,7 +128,8 @@ class _Source:
         if isinstance(part.value, ast.Name):
             found = [*_assigned(part.value.id, function), self.constants.get(part.value.id)]
             if isinstance(found[0], ast.Constant) and len(found) < 3:
-                return str(found[0].value)
+                value = found[0].value
+                return repr(value) if part.conversion == ord("r") else str(value)
         return GAP
 
 
@@ -149,12 +154,14 @@ def _told(function: Function) -> Iterator[ast.expr]:
                 yield told
             case ast.Call(func=ast.Attribute(attr="note"), args=[_, told, _]):
                 yield told
+            case ast.Call(func=ast.Attribute(attr="fault"), args=[told, *_]):
+                yield told
             case ast.Call(func=func, args=[told, *_]):
                 if _name(func) == "warn" or (
                     _IS_ERROR.search(_name(func)) and _name(func) not in _NO_ERRORS
                 ):
                     yield told
-            case ast.Return(value=ast.Tuple(elts=[_, ast.JoinedStr() as told])):
+            case ast.Return(value=ast.Tuple(elts=[_, ast.JoinedStr() | ast.Constant() as told])):
                 yield told
     if _TELLS.match(function.name):
         yield from _returned(function)

@@ -19,7 +19,7 @@ from fxtie.life.fit_solvers import minimise, set_bases, solve, start_learnable
 from fxtie.planning.plan import Plan, plan
 from fxtie.rules.rule import Rules
 from fxtie.shown import Printed
-from fxtie.words import count, list_names
+from fxtie.words import count, list_tensors
 
 _HALF = 0.5  # of its norm: a layer that loses more is another layer
 
@@ -56,7 +56,8 @@ class Fit(Printed):
         if lost:
             told = (
                 f"{len(lost)} of {len(self.after)} targets lose more than half of their norm: "
-                f"{list_names(lost)}." + (" No other does." if len(lost) < len(self.after) else "")
+                f"{list_tensors(lost)}."
+                + (" No other does." if len(lost) < len(self.after) else "")
             )
         else:
             told = "No target loses more than half of its norm."

@@ -15,7 +15,7 @@ from torch import nn
 
 from fxtie.errors import closest
 from fxtie.planning.names import Names, Slot, SlotKey, join
-from fxtie.planning.rule_faults import exception, other_structure, regular_expression
+from fxtie.planning.rule_faults import deeper, exception, other_structure, regular_expression
 from fxtie.rules.free import Bank, Entry, Free
 from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Each, Rule, Tie
@@ -298,7 +298,8 @@ class Resolver:
         called = next((str(p) for p in rule.targets if not self.matches_of(rule, p)), rule.target)
         names = [*self.names.modules, *self.names.tensors]
         told = f"matches nothing: no module or tensor is called {str(called)!r}."
-        return told + (regular_expression(str(called)) or closest(str(called), names))
+        hint = regular_expression(str(called)) or deeper(str(called), names)
+        return told + (hint or closest(str(called), names))
 
     def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
         if not any(one.tensors for one in matched):

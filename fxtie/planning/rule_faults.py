@@ -5,9 +5,10 @@ In: names, or two rules. Out: text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fxtie.planning.names import Names, Slot, join
+from fxtie.rules.patterns import Pattern
 from fxtie.rules.rule import Rule, Tie
 from fxtie.tracing.user_class import derived_of
 
@@ -56,6 +57,18 @@ def regular_expression(pattern: str) -> str:
         return ""
     written = f"re:{pattern}"
     return f" Only * and ** are wildcards there; a regular expression begins with re: {written!r}."
+
+
+def deeper(pattern: str, names: Iterable[str]) -> str:
+    """A hint, if names inside of other modules match: `h.*` where there is `transformer.h.0`."""
+    if pattern.startswith("re:"):
+        return ""
+    inside = Pattern(f"**.{pattern}")
+    found = next(filter(None, map(inside.match, names)), None)
+    if found is None:
+        return ""
+    written = f"{found.groups[0]}.{pattern}"
+    return f" Inside of {found.groups[0]!r} there is: {written!r}."
 
 
 def exception(first: Rule | Tie, second: Rule | Tie) -> str:

@@ -67,7 +67,7 @@ class _Writer:
         self.free: dict[str, dict[str, Any]] = {"bank": {}, "tensors": {}}
         self.shared: dict[str, Any] = {}
         self.faults = Faults()
-        self.told: set[str] = set()
+        self.told: set[tuple[str, int]] = set()
 
     def write(self) -> dict[str, Any]:
         self.choose_names()
@@ -152,13 +152,13 @@ class _Writer:
         try:
             return to_spec(transform, self.reference)
         except RuleError as error:
-            self.fault(str(error), f"{what!r}: ")
+            self.fault(str(error), f"{what!r}: ", transform)
 
-    def fault(self, text: str, what: str = "") -> None:
-        """Note a fault. A fault that many ties of one rule have is noted for the first only."""
-        if text not in self.told:
+    def fault(self, text: str, what: str = "", of: Any = None) -> None:
+        """Note a fault. One of something that many ties have is noted for the first only."""
+        if (text, id(of)) not in self.told:
             self.faults.found.append(((), what + text))
-        self.told.add(text)
+        self.told.add((text, id(of)))
 
     def source(self, source: OneSource) -> Any:
         if isinstance(source, str):

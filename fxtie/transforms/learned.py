@@ -154,8 +154,8 @@ class LowRank(Learned):
     def _sizes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         if len(shape) < 2:
             raise ValueError(
-                f"{self!r} needs a target of two or more dimensions, not one of shape {shape}. Use "
-                f"another transform for the bias."
+                f"{self!r} needs a target of two or more dimensions, not one of shape {shape}. "
+                f"Write exclude= for it, and a rule of its own."
             )
         out, rest = shape[0], math.prod(shape[1:])
         if self.rank > min(out, rest):

@@ -78,6 +78,10 @@ PLANS = {
     ),
     "a basis of other shapes": (linears, Rule("*", Bank(2, (4, 4)), weight=T.basis(2))),
     "a regular expression that is not marked as one": (linears, Rule("[12]", "0")),
+    "a name without the modules around it": (
+        lambda: nn.ModuleDict({"model": nn.ModuleDict({"layers": linears()})}),
+        Rule("layers.*", "layers.0"),
+    ),
     "a transform that raises, for many targets": (
         lambda: linears(6),
         Rule("*", Bank(2, (4, 4)), weight=lambda w: w),
