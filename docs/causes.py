@@ -54,6 +54,17 @@ TORCH = (
         "parametrize the source, or put it into the transform",
     ),
     (
+        "you can only change requires_grad flags of leaf variables",
+        "a derived tensor is to be frozen",
+        "freeze its sources, or write `T.stop_gradient()`",
+    ),
+    (
+        "Unsupported global: GLOBAL fxtie.tied.path_copy.new_like",
+        "`torch.load` of a model that was pickled as a whole",
+        "`torch.load(path, weights_only=False)`, as for any model; or `fxtie.save` and "
+        "`fxtie.load`",
+    ),
+    (
         "KeyError: 'weight'",
         "the older `torch.nn.utils.weight_norm` or `spectral_norm` of a derived tensor",
         "`T.weight_norm()` in a `T.chain`, or `materialize`",

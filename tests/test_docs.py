@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import pickle
 import re
 import runpy
 import subprocess
@@ -162,7 +163,7 @@ def test_a_message_without_a_cause_is_found(tmp_path, monkeypatch):
         made["index"]()
 
 
-def test_the_errors_of_torch_that_are_quoted():
+def test_the_errors_of_torch_that_are_quoted(tmp_path):
     """In the README, and in the page of errors, where … stands for names."""
     layer, source = nn.Linear(2, 2), torch.ones(2, 2, requires_grad=True)
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -175,10 +176,14 @@ def test_the_errors_of_torch_that_are_quoted():
         lambda: net.load_state_dict(tied.state_dict()),
         lambda: parametrize.register_parametrization(tied[1], "weight", nn.Softplus()),
         lambda: nn.utils.spectral_norm(tied[1]),
+        lambda: tied[1].weight.requires_grad_(False),
+        lambda: torch.save(tied, tmp_path / "a.pt") or torch.load(tmp_path / "a.pt"),
     )
     told = []
     for make in makers:
-        with pytest.raises((TypeError, ValueError, RuntimeError, KeyError)) as caught:
+        with pytest.raises(
+            (TypeError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
+        ) as caught:
             make()
         told.append(f"{type(caught.value).__name__}: {caught.value}".replace('"1.', '"2.'))
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

@@ -128,7 +128,8 @@ class Report(Paged):
         if self.unused:
             parts.append(f"{len(self.unused)} unused")
         if self.missed:
-            parts.append(f"{sum(count for count, _ in self.missed.values())} calls without a graph")
+            missed = sum(calls for calls, _ in self.missed.values())
+            parts.append(f"{count(missed, 'call')} without a graph")
         return ", ".join(parts)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

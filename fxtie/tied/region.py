@@ -198,8 +198,8 @@ def _miss(region: Region, reason: str, lasts: bool) -> None:
     if lasts and not state.warned:
         state.warned = True
         warnings.warn(
-            f"{user_class(region).__name__}: {reason} when its graph was made. Its own forward "
-            f"runs instead. Tie the model again to have a graph of what it is now.",
+            f"The graph of a {user_class(region).__name__} does not hold any more: {reason}. Its "
+            f"own forward runs instead. Tie the model again to have a graph of what it is now.",
             Outdated,
             stacklevel=6,
         )

@@ -170,6 +170,12 @@ class TiedModule(PathCopy):
         }
         return result
 
+    def __prepare_scriptable__(self) -> Any:
+        raise FxtieError(
+            "torch.jit.script compiles a class as it is written, and what derives a tensor is not "
+            "written there. Use torch.jit.trace, or script what fxtie.materialize gives."
+        )
+
     def _replicate_for_data_parallel(self) -> Any:
         raise FxtieError(
             "torch.nn.DataParallel replicates tensors without the modules that derive them. Use "

@@ -348,9 +348,9 @@ def _changed(label: str, before: Any, now: Any) -> str:
         return f"{label} was set"
     if now is MISSING:
         return f"{label} is gone"
-    values = f"{before!r:.40}", f"{now!r:.40}"
-    shown = all("\n" not in value and " at 0x" not in value for value in values)
-    return f"{label} is {values[1]}, was {values[0]}" if shown else f"{label} was replaced"
+    was, is_now = f"{before!r:.40}", f"{now!r:.40}"
+    tells = was != is_now and not any(text in was + is_now for text in ("\n", " at 0x"))
+    return f"{label} is {is_now}, was {was}" if tells else f"{label} was replaced"
 
 
 class Namespace:

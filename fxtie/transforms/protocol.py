@@ -133,9 +133,10 @@ def check_transform(value: object, where: str) -> None:
             f"{where} is {name}, which makes transforms. Call it: {name}({_arguments(value)})."
         )
     if not callable(value):
+        hint = " Names of transforms are for rule files." if isinstance(value, str) else ""
         raise RuleError(
             f"{where} is a callable on tensors, such as fxtie.same(), not {type(value).__name__}: "
-            f"{value!r}."
+            f"{value!r}.{hint}"
         )
 
 

@@ -102,6 +102,7 @@ MADE = {
     "an uncalled class": lambda: Rule("a", "b", weight=T.LowRank),
     "an uncalled maker": lambda: Tie("a", "b", T.rot90),
     "a transform that is a number": lambda: Rule("a", "b", weight=2),
+    "a transform by its name": lambda: Rule("a", "b", weight="square"),
     "tensors without a shape": lambda: Tensors(A=3),
     "tensors of integers": lambda: Tensors(A=torch.ones(2, dtype=torch.int64)),
     "a name of a module's own": lambda: Tensors(forward=(2,)),
@@ -119,6 +120,7 @@ MADE = {
     "a derived tensor that is set": lambda: setattr(
         tied()[2], "weight", nn.Parameter(torch.ones(4, 4))
     ),
+    "a tied model in TorchScript": lambda: torch.jit.script(tied()),
     "a derived tensor that is pruned": lambda: prune.l1_unstructured(tied()[2], "weight", 0.5),
     "a checkpoint of the untied model, where transforms learn": lambda: learning().load_state_dict(
         linears().state_dict()

@@ -177,6 +177,15 @@ def test_wrappers_of_torch_are_no_change_to_warn_of():
     assert calls == 1 and "was replaced" in reason
 
 
+def test_a_change_that_a_short_text_does_not_show_is_told_as_one():
+    tied = fxtie.transform(nn.Sequential(*(nn.Linear(4, 4) for _ in range(9))), Rule("2", "0"))
+    tied[8] = nn.Linear(4, 4)
+    with pytest.warns(fxtie.Outdated, match="of a Sequential does not hold any more: _modules was"):
+        tied(torch.randn(3, 4))
+    assert fxtie.report(tied).missed[""] == (1, "_modules was replaced")
+    assert fxtie.report(tied).summary().endswith(", 1 call without a graph")
+
+
 def test_changes_that_a_graph_follows():
     tied = fxtie.transform(Switched(), Rule("two.b", "two.a", weight=torch.square))
     x = torch.randn(3, 4)
@@ -220,7 +229,9 @@ def test_a_model_that_has_changed_can_be_tied_again():
     model, x = Switched(), torch.randn(3, 4)
     tied = fxtie.transform(model, Rule("two.b", "two.a", weight=torch.square))
     tied.doubled = True
-    with pytest.warns(fxtie.Outdated, match="Switched: doubled is True, was False when"):
+    with pytest.warns(
+        fxtie.Outdated, match="a Switched does not hold any more: doubled is True, was False"
+    ):
         tied(x)
     assert fxtie.report(tied).missed == {"": (1, "doubled is True, was False")}
     again = fxtie.transform(tied, Rule("two.a", "two.a", weight=torch.neg))
