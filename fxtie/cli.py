@@ -59,14 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
+        return _run(argv)
+    except BrokenPipeError:  # the reader, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said why
         return 0 if stop.code is None else int(stop.code)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
     except Exception as error:  # any: as one line, or with its traceback
         if arguments.debug:
             traceback.print_exception(error)
@@ -103,7 +111,7 @@ class _PrintCompletion(argparse.Action):
             parser.error("completion needs the package shtab: pip install 'fxtie[completion]'")
         for action in self.files:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-        print(shtab.complete(parser, shell))
+        print(shtab.complete(parser, shell), flush=True)
         parser.exit()
 
 
