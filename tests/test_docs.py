@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 import fxtie
 from fxtie import transforms
+from fxtie.rules.files import tomllib
 from fxtie.transforms import elementwise, registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,6 +86,20 @@ def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith(("https:", "#")):
             assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_the_readme_of_the_package_has_no_link_that_leads_nowhere():
+    """The index of packages has none of the files; links to the web stay, and all code does."""
+    made = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    hook = made["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    readme = text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for one in hook["substitutions"]:
+        text = re.sub(one["pattern"], one["replacement"], text)
+    code = re.compile("```.*?```", re.DOTALL)
+    assert "](docs/" in readme and code.findall(text) == code.findall(readme)
+    links = re.findall(r"\]\(([^)]*)\)", code.sub("", text))
+    assert not [link for link in links if not link.startswith(("https:", "#"))]
+    assert "docs/life.md does each" in text
 
 
 def test_the_readme_has_the_totals_of_the_zoo():
