@@ -57,7 +57,7 @@ __all__ = [
     "has_storage",
     "in_functorch",
     "in_place_functions",
-    "is_called_by_fsdp",
+    "is_called_by_mover",
     "is_dtensor",
     "is_exporting",
     "is_fsdp_managed",
@@ -268,10 +268,10 @@ def fsdp_groups(state: Any) -> list[Any]:
     return groups
 
 
-def is_called_by_fsdp() -> bool:
-    """Whether the caller of the caller is FSDP2's own code."""
+def is_called_by_mover() -> bool:
+    """Whether the caller of the caller is code that moves Parameters: FSDP2's, or a pipeline's."""
     name: str = sys._getframe(2).f_globals.get("__name__", "")
-    return name.startswith("torch.distributed.fsdp._fully_shard")
+    return name.startswith(("torch.distributed.fsdp._fully_shard", "torch.distributed.pipelining"))
 
 
 def fsdp_modules(unit: Any) -> tuple[torch.nn.Module, ...]:

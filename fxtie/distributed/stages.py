@@ -30,11 +30,13 @@ def share_across_stages(
     Cut a tied model as torch has it
     (https://docs.pytorch.org/docs/stable/distributed.pipelining.html): each process deletes the
     layers that it does not run. Each stage gets a copy of each source that it reads and does not
-    have, below `ties.shared`. All processes of the group have to call this, before they make their
-    optimizers.
+    have, below `ties.shared`. Or let torch's `pipeline()` cut it, which gives each stage what it
+    reads. All processes of the group have to call this, before they make their optimizers.
+    Parameters that several stages have under one name count as copies.
 
     Args:
-        stages: the stages that this process runs, one or several.
+        stages: the stages that this process runs, one or several: tied models, or what
+            `get_stage_module` of a pipe gives.
         group: the processes of the pipeline; the default is all.
 
     Returns:
@@ -42,7 +44,8 @@ def share_across_stages(
         optimizer's step.
 
     Raises:
-        FxtieError: if no stage has a source, naming it and what is derived from it.
+        FxtieError: if no stage has a source, naming it and what is derived from it. A stage that
+            `pipeline()` has cut has all of them.
 
     Notes:
         * Graphs are of the whole model: the stages run their forwards as written.
@@ -67,44 +70,66 @@ def share_across_stages(
         _drop_graphs(stage)
         _drop_unused(stage)
     reads = [read for stage in local for read in _reads_of_others(stage)]
-    here: dict[str, list[nn.Parameter]] = {}
+    here: dict[str, dict[nn.Parameter, None]] = {}
     for stage in local:
         for name, parameter in stage.named_parameters():
-            here.setdefault(name, []).append(parameter)
+            here.setdefault(name, {})[parameter] = None
     wanted = {read.source.name: read.target for read in reads}
-    known = {name: (p.shape, p.dtype, p.requires_grad) for name, (p, *_) in here.items()}
+    known = {name: _Known.of([*parameters]) for name, parameters in here.items()}
     everyone: list[Any] = [None] * distributed.get_world_size(group)
     distributed.all_gather_object(everyone, (wanted, known), group)
-    names = sorted({name for both in everyone for names in both for name in names})
-    ranks = {name: _ranks_of(name, everyone) for name in names}  # raises on all of them, or on none
+    ranks = _ranks(everyone)  # raises on all of them, or on none
     for read in reads:
         name = read.source.name
-        owner = everyone[ranks[name][0]]
-        if (copied := read.copy(*owner[1][name])) is not None:
-            here.setdefault(name, []).append(copied)
-    copies = [
-        _Copies(here[name], ranks[name], group)
-        for name in names
-        if name in here and len(ranks[name]) + len(here[name]) > 2
-    ]
+        if (copied := read.copy(everyone[ranks[name][0]][1][name])) is not None:
+            here.setdefault(name, {})[copied] = None
+    groups: dict[tuple[int, ...], distributed.ProcessGroup] = {}
+    copies = [_Copies([*here[name]], ranks[name], group, groups) for name in ranks if name in here]
     return SharedSources(copies, local, group)
 
 
-def _ranks_of(name: str, everyone: Sequence[Any]) -> list[int]:
-    """The processes that have a parameter or read it, the owner first."""
-    ranks = [rank for rank, (_, known) in enumerate(everyone) if name in known]
-    if not ranks:
-        target = next(wanted[name] for wanted, _ in everyone if name in wanted)
-        raise FxtieError(
-            f"{target!r} is derived from {name!r}, which no stage stores. Keep its layer on one of "
-            f"the stages; if it is derived itself, derive {target!r} from its sources directly."
-        )
-    if not name.startswith("ties."):  # learnable transforms and banks are on several stages
-        ranks = ranks[:1]
-    return [
-        *ranks,
-        *(r for r, (wanted, _) in enumerate(everyone) if name in wanted and r not in ranks),
-    ]
+class _Known(NamedTuple):
+    """What others are told of a parameter.
+
+    Attributes:
+        is_shared: whether several stages of one process have it.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    requires_grad: bool
+    is_shared: bool
+
+    @classmethod
+    def of(cls, parameters: list[nn.Parameter]) -> _Known:
+        first = parameters[0]
+        return cls(first.shape, first.dtype, first.requires_grad, len(parameters) > 1)
+
+
+def _ranks(everyone: Sequence[tuple[dict[str, str], dict[str, _Known]]]) -> dict[str, list[int]]:
+    """The processes that have each parameter that is shared, the owner first.
+
+    Args:
+        everyone: of each process, the sources that it reads and lacks, with what is derived from
+            them, and the parameters that it has.
+    """
+    has: dict[str, list[int]] = {}
+    for rank, (_, known) in enumerate(everyone):
+        for name in known:
+            has.setdefault(name, []).append(rank)
+    shared = {n: [*r] for n, r in has.items() if len(r) > 1 or everyone[r[0]][1][n].is_shared}
+    for rank, (wanted, _) in enumerate(everyone):
+        for name, target in sorted(wanted.items()):
+            if name not in has:
+                raise FxtieError(
+                    f"{target!r} is derived from {name!r}, which no stage stores. Keep its layer "
+                    f"on one of the stages; if it is derived itself, derive {target!r} from its "
+                    f"sources directly."
+                )
+            ranks = shared.setdefault(name, [*has[name]])
+            if rank not in ranks:
+                ranks.append(rank)
+    return dict(sorted(shared.items()))
 
 
 class SharedSources:
@@ -150,6 +175,7 @@ class _Copies:
         parameters: those of this process.
         ranks: of the processes that have one, in their group: the owner's first.
         group: the processes of the pipeline.
+        groups: those that were made of some of them, by rank.
 
     Attributes:
         again: those that are counted elsewhere.
@@ -160,11 +186,14 @@ class _Copies:
         parameters: list[nn.Parameter],
         ranks: list[int],
         group: distributed.ProcessGroup | None,
+        groups: dict[tuple[int, ...], distributed.ProcessGroup],
     ) -> None:
         self._parameters = parameters
         self.again = parameters[1:] if distributed.get_rank(group) == ranks[0] else parameters
         in_world = [distributed.get_global_rank(group, r) if group else r for r in ranks]
-        self._group = distributed.new_group(in_world, use_local_synchronization=True)
+        if (key := tuple(sorted(in_world))) not in groups:
+            groups[key] = distributed.new_group([*key], use_local_synchronization=True)
+        self._group = groups[key]
         distributed.broadcast(parameters[0].data, in_world[0], self._group)
         for parameter in parameters[1:]:
             parameter.data.copy_(parameters[0].data)
@@ -193,9 +222,7 @@ class _Read(NamedTuple):
     def target(self) -> str:
         return state_of(self.owner).derived[self.attr].name
 
-    def copy(
-        self, shape: torch.Size, dtype: torch.dtype, requires_grad: bool
-    ) -> nn.Parameter | None:
+    def copy(self, known: _Known) -> nn.Parameter | None:
         """Read a copy of the source from now on. Returns it if the stage had none."""
         ties = self.stage._modules.setdefault("ties", Ties())
         assert ties is not None
@@ -210,7 +237,8 @@ class _Read(NamedTuple):
         if attr in shared._parameters:
             return None
         device = next((p.device for p in self.stage.parameters()), torch.device("cpu"))
-        parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad)
+        data = torch.empty(known.shape, dtype=known.dtype, device=device)
+        parameter = nn.Parameter(data, known.requires_grad)
         shared.register_parameter(attr, parameter)
         return parameter
 

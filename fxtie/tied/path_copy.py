@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
-from fxtie._torch import is_called_by_fsdp, is_fsdp_managed
+from fxtie._torch import is_called_by_mover
 from fxtie.errors import FxtieError
 from fxtie.foreign import foreign_of
 from fxtie.tied.call_cache import value_of
@@ -96,8 +97,8 @@ def _derived_attribute(name: str) -> property:
         state = self._fxtie
         once = state.once.get(name)
         derived = state.derived[name]
-        if derived.stored and is_fsdp_managed(self) and is_called_by_fsdp():
-            return nn.Module.__getattr__(self, name)  # it wants the Parameter that it shards
+        if derived.stored and not is_dynamo_compiling() and is_called_by_mover():
+            return nn.Module.__getattr__(self, name)  # it wants the Parameter
         try:
             return value_of(derived) if once is None else once()
         except AttributeError as error:  # which would read as if there were no such attribute

@@ -98,15 +98,19 @@ def derive(
 
 
 def _run(transform: Callable[..., Any], values: Sequence[Any], reader: Reader) -> Any:
-    """A transform of whole tensors."""
+    """A transform of whole tensors. One that is a unit by itself gathers its own parameters."""
     if not isinstance(transform, nn.Module) or _torch.fsdp_state(transform) is not None:
-        return run(transform, values, reader.name)  # a unit of its own gathers its parameters
-    own = dict(_own_tensors(transform, reader))
-    return torch.func.functional_call(transform, own, tuple(values)) if own else transform(*values)
+        return run(transform, values, reader.name)
+    if own := dict(_own_tensors(transform, reader)):
+        return torch.func.functional_call(transform, own, tuple(values))
+    return run(transform, values, reader.name)
 
 
 def run(transform: Callable[..., Any], values: Sequence[torch.Tensor], name: str) -> Any:
     """What a transform gives, noted if it can be computed again."""
+    if isinstance(transform, nn.Module) and _torch.is_exporting():
+        # torch.distributed.pipelining can't have a module called from outside of its parent.
+        return transform.forward(*values)
     if getattr(transform, "is_repeatable", False):
         return noted(name, transform, *values)
     return transform(*values)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import getitem, is_
-from types import CellType
+from types import CellType, MethodType
 from typing import Any, TypeAlias
 
 import torch
@@ -339,6 +339,8 @@ class _Check:
 
 
 def _is_or_wraps(now: Any, before: Any) -> bool:
+    if isinstance(now, MethodType):  # a forward, where a pipeline is cut
+        return before is MISSING and now.__module__.startswith("torch.")
     is_of_torch = isinstance(now, nn.Module) and type(now).__module__.startswith("torch.")
     return now is before or (is_of_torch and any(child is before for child in now.children()))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
-from decoders import Reference, batch, close, cut, made
+from decoders import KINDS, Reference, batch, close, cut, made
 from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
+    SplitPoint,
+    pipeline,
 )
 
 import fxtie
@@ -44,7 +48,30 @@ def trains(rank, kind, schedule):
         for net, number in zip(nets, numbers, strict=True)
     ]
     running = make(stages if count > 2 else stages[0], 4, loss_fn=mean_square)
-    reference = Reference(kind)
+    train(rank, nets, shared, running, Reference(kind))
+
+
+@pytest.mark.setting("pipeline, cut by torch")
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_by_torch(two_ranks, kind):
+    two_ranks.run(trains_what_torch_cuts, kind)
+
+
+def trains_what_torch_cuts(rank, kind):
+    """Each stage has the sources that it reads, under their names."""
+    split = {"blocks.2": SplitPoint.BEGINNING}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch uses what it has deprecated
+        pipe = pipeline(made(kind), (batch(2, 0)[:1],), split_spec=split)
+    net = pipe.get_stage_module(rank)
+    shared = share_across_stages(net)
+    stage = pipe.build_stage(rank, torch.get_default_device())
+    running = ScheduleGPipe(stage, 4, loss_fn=mean_square)
+    train(rank, [net], shared, running, Reference(kind))
+
+
+def train(rank, nets, shared, running, reference):
+    """Train both, and compare at each step."""
     ours = torch.optim.SGD({p: None for net in nets for p in net.parameters()}, lr=0.05)
     theirs = torch.optim.SGD(reference.parameters.values(), lr=0.05)
     for step in range(3):
