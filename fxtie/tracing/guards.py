@@ -330,19 +330,16 @@ class _Check:
 
     def is_wrapped(self) -> bool:
         """Whether torch's wrappers now stand where modules were: activation checkpointing, say."""
-        if self.read not in (_entry, items_of):
-            return False
-        before, now = self.value, self._now()
         if self.read is _entry:
-            before, now = (before,), (now,)
-        return len(before) == len(now) and all(map(_is_or_wraps, now, before))
+            return _is_or_wraps(self._now(), self.value)
+        are_as_many = self.read is items_of and len(now := self._now()) == len(self.value)
+        return are_as_many and all(map(_is_or_wraps, now, self.value))
 
 
 def _is_or_wraps(now: Any, before: Any) -> bool:
-    if isinstance(now, MethodType):  # a forward, where a pipeline is cut
-        return before is MISSING and now.__module__.startswith("torch.")
-    is_of_torch = isinstance(now, nn.Module) and type(now).__module__.startswith("torch.")
-    return now is before or (is_of_torch and any(child is before for child in now.children()))
+    is_of_torch = isinstance(now, MethodType | nn.Module) and now.__module__.startswith("torch.")
+    wrapped = now.children() if isinstance(now, nn.Module) else [MISSING]  # a forward is set
+    return now is before or (is_of_torch and any(child is before for child in wrapped))
 
 
 def _changed(label: str, before: Any, now: Any) -> str:
