@@ -8,6 +8,7 @@ that can't be traced stays a call of the user's function.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,7 +74,13 @@ class Lowered:
             return self.function(*sources)  # type: ignore[no-any-return]
         return self._forward(None, *sources)
 
-    def _holds(self, sources: tuple[torch.Tensor, ...]) -> bool:
+    def again(self, sources: Sequence[torch.Tensor]) -> Callable[..., Any] | None:
+        """What gives the same for these sources whenever it is called; None if nothing does so."""
+        if not self.is_repeatable or (self.function is not None and not self._holds(sources)):
+            return None
+        return functools.partial(self._forward, None)
+
+    def _holds(self, sources: Sequence[torch.Tensor]) -> bool:
         shapes = tuple(source.shape for source in sources)
         return self.guards.broken() is None and self.shapes in (None, shapes)
 

@@ -132,7 +132,7 @@ def _note(
     sources: Sequence[torch.Tensor],
 ) -> None:
     """Note how a tensor was computed, if a forward runs `recomputing`."""
-    if torch.compiler.is_compiling() or (recipes := _current()) is None:
+    if (recipes := _current()) is None:
         return
     tensors = (value, *sources)
     if not all(map(_is_plain, tensors)) or any(t.is_inference() for t in tensors):
@@ -172,6 +172,8 @@ _here = threading.local()
 
 def _current() -> dict[int, _Recipe] | None:
     """What the forward that runs `recomputing` in this thread has noted, by storage."""
+    if torch.compiler.is_compiling():
+        return None
     recipes: dict[int, _Recipe] | None = getattr(_here, "recipes", None)
     return recipes
 

@@ -18,7 +18,7 @@ from fxtie._torch import TorchDispatchMode, is_dtensor
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
 from fxtie.tied.fsdp import Managed, policy_of
-from fxtie.tied.recompute import noted
+from fxtie.tied.recompute import is_recomputing, noted
 
 
 def is_distributed() -> bool:
@@ -111,9 +111,10 @@ def run(transform: Callable[..., Any], values: Sequence[torch.Tensor], name: str
     if isinstance(transform, nn.Module) and _torch.is_exporting():
         # torch.distributed.pipelining can't have a module called from outside of its parent.
         return transform.forward(*values)
-    if getattr(transform, "is_repeatable", False):
-        return noted(name, transform, *values)
-    return transform(*values)
+    again = None
+    if isinstance(transform, Lowered) and is_recomputing():
+        again = transform.again(values)
+    return transform(*values) if again is None else noted(name, again, *values)
 
 
 def placed(value: torch.Tensor, mesh: Any, placements: Any, name: str) -> torch.Tensor:

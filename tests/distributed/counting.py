@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import weakref
 
@@ -63,6 +64,12 @@ class Memory(TorchDispatchMode):
             if type(tensor) in (torch.Tensor, torch.nn.Parameter):
                 storage = tensor.untyped_storage()
                 self._storages[storage._cdata] = weakref.ref(storage)
+
+    @property
+    def settled(self) -> int:
+        """Bytes that live now, less what waits for the garbage collector."""
+        gc.collect()
+        return self.held
 
     @property
     def held(self) -> int:

@@ -58,6 +58,7 @@ def rules(kind: str) -> list[Rule]:
     return {
         "across": [Rule("re:blocks[.]([23])", "blocks.{0 - 2}", weight=torch.sin)],
         "before": [Rule("re:blocks[.]([01])", "blocks.{0 + 2}", weight=torch.sin)],
+        "within": [Rule("blocks.*.down", "blocks.{0}.up", weight=lambda w: w.t().sin(), bias=None)],
         "self": [Rule("blocks.*.up", "blocks.{0}.up", weight=T.LowRank(2), bias=None)],
         "learned": [Rule("re:blocks[.][1-3][.]up", "blocks.0.up", weight=T.LowRank(2))],
         "bank": [Rule("blocks.*.up", Bank(2, (2 * WIDTH, WIDTH)), weight=T.Mix(), bias=None)],
@@ -170,7 +171,7 @@ def train(
     count: int,
     *,
     tolerance: float = 1e-5,
-    steps: int = 3,
+    steps: int = 2,
     micro_batches: int = 1,
     before: Callable[[nn.Module, bool], None] = lambda tied, is_last: None,
     after: Callable[[nn.Module, dict[str, nn.Parameter]], None] = lambda tied, parameters: None,

@@ -32,6 +32,11 @@ def test_recomputed_with_options(two_ranks, options):
     two_ranks.run(trains, "across", OPTIONS[options])
 
 
+def test_recomputed_from_a_source_of_the_same_unit(two_ranks):
+    """It is there again in the backward pass: the unit has gathered it."""
+    two_ranks.run(trains, "within", {"reshard_after_forward": True})
+
+
 def trains(rank, kind, options):
     train(shard(made(kind, recompute=True), "blocks", **options), Reference(kind), rank, 2)
 
@@ -88,7 +93,7 @@ def step_of_blocks(recompute):
         with Memory() as memory, Sent() as forward:
             result = loss(net(batch(2, 0)))
         with Sent() as backward:
-            held = memory.held
+            held = memory.settled
             result.backward()
     return forward, backward, held
 
@@ -104,7 +109,7 @@ def holds_no_parts(rank):
         parallelize_module(net, mesh_of(2), STYLES["columns, rows"]())
         with Memory() as memory:
             result = loss(net(batch(2, 0)))
-        held.append(memory.held)
+        held.append(memory.settled)
         del result
     parts = [net.blocks[0].up.weight, net.blocks[0].down.weight]
     parts = [part.to_local() for part in parts] + [net.blocks[0].norm.weight]

@@ -118,6 +118,31 @@ def test_derived_weights_of_a_kept_forward(recompute):
     assert torch.equal(found, model[0].weight.grad)
 
 
+NOISE = {"during": False, "after": False}
+
+
+def noisy(w):
+    return w + torch.rand_like(w) if NOISE["during"] else w.sin()
+
+
+@pytest.mark.parametrize("when", NOISE)
+def test_a_transform_whose_guards_do_not_hold(monkeypatch, when):
+    """What it does then may be random: it isn't computed again, and what was isn't done anew."""
+    model, x = nn.Sequential(nn.Linear(4, 4), ReadsLate(4, 4)), torch.randn(2, 4)
+    found = []
+    for recompute in (False, True):
+        tied = fxtie.transform(model, Rule("1", "0", weight=noisy), recompute=recompute)
+        torch.manual_seed(0)
+        monkeypatch.setitem(NOISE, "during", when == "during")
+        y = tied(x).square().sum()
+        monkeypatch.setitem(NOISE, "during", True)
+        model.zero_grad()
+        y.backward()
+        monkeypatch.setitem(NOISE, "during", False)
+        found.append(model[0].bias.grad)
+    assert torch.equal(*found)
+
+
 def test_copies_and_pickles():
     model, x = net(), torch.randn(3, FEATURES)
     expected = gradients(fxtie.transform(model, CHAIN), x)
