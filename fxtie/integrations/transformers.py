@@ -63,6 +63,9 @@ class TiedPretrained(nn.Module):
             save(save_directory, is_main_process, state_dict, **kwargs)
             return
         self._refuse(kwargs)
+        if not is_main_process and state_dict is not None:  # gathered, and written by another
+            save(save_directory, is_main_process, state_dict, **kwargs)
+            return
         state = {**self.state_dict(), **(state_dict or {})}
         plain = plain_state(self, state)
         if state_of(self).report is not None:  # not of a part

@@ -56,9 +56,12 @@ class Managed:
         return self.param.sharded_param  # type: ignore[no-any-return]
 
     def read(self, value: Any, reader: nn.Module) -> Any:
-        """What a module derives from: the attribute in the same unit, else the Parameter."""
+        """What a module derives from: the attribute in the same unit, else the Parameter.
+
+        Any other value was put there for a call (`torch.func.functional_call`).
+        """
         is_whole = value is _torch.fsdp_whole(self.param)
-        return value if is_whole and reader in _members(self.group) else self.parameter
+        return self.parameter if is_whole and reader not in _members(self.group) else value
 
     def gathering(self, reader: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """`gather`, as a function of the Parameter."""

@@ -31,15 +31,21 @@ USED = ("checkpoint", "fsdp", "pipelining", "tensor.parallel")
 """What the tests use of torch.distributed, and what takes longest to import."""
 
 
+def _nothing() -> None:
+    """What is done first where nothing is needed."""
+
+
 class Ranks:
     """A group of processes.
 
     Args:
         count: how many.
+        prepare: what each of them does first.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, prepare: Callable[[], Any] = _nothing) -> None:
         self.count = count
+        self.prepare = prepare
         self._processes: list[Any] = []
         self._ends: list[Connection] = []
 
@@ -86,7 +92,7 @@ class Ranks:
         for rank in range(self.count):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, self.count, store, theirs), daemon=True
+                target=_serve, args=(rank, self.count, store, theirs, self.prepare), daemon=True
             )
             process.start()
             theirs.close()  # so that the death of the process is seen
@@ -94,8 +100,9 @@ class Ranks:
             self._ends.append(mine)
 
 
-def _serve(rank: int, count: int, store: str, end: Connection) -> None:
+def _serve(rank: int, count: int, store: str, end: Connection, prepare: Callable[[], Any]) -> None:
     """What each process does: answer until the other end is closed."""
+    prepare()
     warnings.simplefilter("error")
     # torch says so of each Linear that is a unit of its own and gets several dimensions.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
