@@ -3,6 +3,7 @@
     ./run zoo --subset ci            about 20 models that cover every way a model can be tied
     ./run zoo --only 'timm/vit.*'    by name
     ./run zoo --docs docs/zoo.md     everything, with the table for the docs
+    ./run zoo --transformers         small models of all architectures of transformers instead
 
 Each model is built, tied (all groups of equal layers, and again only one pair), run in eval and in
 train, forward and backward, in a process of its own. Results go to a JSON-lines file; models that
@@ -14,43 +15,68 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
 
-CI = [
-    "torchvision/resnet18",
-    "torchvision/densenet121",
-    "torchvision/googlenet",
-    "torchvision/shufflenet_v2_x0_5",
-    "torchvision/swin_t",
-    "torchvision/vit_b_32",
-    "torchvision/raft_small",
-    "torchvision/deeplabv3_mobilenet_v3_large",
-    "torchvision/ssdlite320_mobilenet_v3_large",
-    "torchvision/r3d_18",
-    "timm/resnetv2_50",
-    "timm/mobilenetv3_small_050",
-    "timm/regnetx_002",
-    "timm/tf_efficientnet_b0",
-    "timm/levit_128s",
-    "timm/coat_lite_tiny",
-    "timm/crossvit_tiny_240",
-    "timm/hrnet_w18_small",
-    "timm/nf_resnet26",
-    "timm/swin_tiny_patch4_window7_224",
-]
+CI = {
+    "torchvision": [
+        "torchvision/resnet18",
+        "torchvision/densenet121",
+        "torchvision/googlenet",
+        "torchvision/shufflenet_v2_x0_5",
+        "torchvision/swin_t",
+        "torchvision/vit_b_32",
+        "torchvision/raft_small",
+        "torchvision/deeplabv3_mobilenet_v3_large",
+        "torchvision/ssdlite320_mobilenet_v3_large",
+        "torchvision/r3d_18",
+        "timm/resnetv2_50",
+        "timm/mobilenetv3_small_050",
+        "timm/regnetx_002",
+        "timm/tf_efficientnet_b0",
+        "timm/levit_128s",
+        "timm/coat_lite_tiny",
+        "timm/crossvit_tiny_240",
+        "timm/hrnet_w18_small",
+        "timm/nf_resnet26",
+        "timm/swin_tiny_patch4_window7_224",
+    ],
+    "transformers": [
+        "transformers/bert",
+        "transformers/clip",
+        "transformers/gemma3_text",
+        "transformers/mamba",
+        "transformers/mixtral",
+        "transformers/resnet",
+        "transformers/t5",
+        "transformers/whisper",
+    ],
+}
+
+
+def catalogue(suite: str) -> ModuleType:
+    """The file that knows the models of a suite: the first part of their names."""
+    if suite == "transformers":
+        import zoo_transformers
+
+        return zoo_transformers
+    import zoo_models
+
+    return zoo_models
 
 
 # -- one model, in a process of its own ---------------------------------------------------------
@@ -62,15 +88,15 @@ def measure(name: str) -> dict[str, Any]:
     from grouping import tie_groups
     from oracle import compare
     from torch import fx
-    from zoo_models import calibrate, make, smallest_size
+    from zoo_models import NotTried, calibrate, smallest_size
 
     import fxtie
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch._dynamo.config.disable = True  # torchvision compiles a helper of roi_align: minutes here
     torch.manual_seed(0)
-    specimen = make(name)
+    try:
+        specimen = catalogue(name.partition("/")[0]).make(name)
+    except NotTried as reason:
+        return {"model": name, "not_tried": str(reason)[:200]}
     size = smallest_size(specimen)
     model = specimen.model
     row: dict[str, Any] = {"model": name}
@@ -119,21 +145,40 @@ def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     return result, time.process_time() - start
 
 
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PRELOADED = ["fxtie", "grouping", "oracle"]
+
+
 def measure_apart(name: str, timeout: float) -> dict[str, Any]:
     """`measure` in a process of its own: a crash loses one row."""
-    command = [sys.executable, __file__, "--one", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    mine, theirs = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_serve, args=(name, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that the death of the process is seen
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"model": name, "ok": False, "error": f"took more than {timeout:.0f} s"}
-    if done.returncode == 0:
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return row
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return {"model": name, "ok": False, "error": lines[-1][:300]}
+        row: dict[str, Any] = mine.recv() if mine.poll(timeout) else {}
+    except EOFError:
+        process.join()
+        return {"model": name, "ok": False, "error": f"exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+    return row or {"model": name, "ok": False, "error": f"took more than {timeout:.0f} s"}
+
+
+def _serve(name: str, end: Connection) -> None:
+    """What the process does."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch._dynamo.config.disable = True  # torchvision compiles a helper of roi_align: minutes here
+    try:
+        end.send(measure(name))
+    # Any failure of a model is a row of this table.
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        end.send({"model": name, "ok": False, "error": what[:300]})
 
 
 # -- tables -------------------------------------------------------------------------------------
@@ -201,55 +246,95 @@ def totals(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def not_tried(rows: list[dict[str, Any]], form: str) -> str:
+    """Which models were not tried, and what they say to numbers or inputs."""
+    from tabulate import tabulate
+
+    body = [(row["model"], row["not_tried"]) for row in sorted(rows, key=lambda r: r["model"])]
+    return tabulate(body, ("model", "what it says"), tablefmt=form, disable_numparse=True)
+
+
+_PAGES = {
+    "torchvision": """\
+# The zoo
+
+Written by `./run zoo --docs docs/zoo.md`. All groups of layers of equal type and shape are tied,
+each derived from its first layer by a flip; and once more only one pair. Outputs and gradients, in
+eval and in train, are compared with `torch.func.functional_call`.""",
+    "transformers": """\
+# The zoo of transformers
+
+Written by `./run zoo --transformers --docs docs/zoo-transformers.md`: all that `AutoModel` of
+transformers {version} knows, with the numbers of each configuration made small, tied and compared
+as in [the zoo](zoo.md). Inputs are chosen by the names of the arguments: tokens, pixels, sound.""",
+}
+
+
+def page(suite: str, rows: list[dict[str, Any]]) -> str:
+    """The page of the docs."""
+    from importlib.metadata import version
+
+    tried = [row for row in rows if "not_tried" not in row]
+    left_out = [row for row in rows if "not_tried" in row]
+    parts = [_PAGES[suite].format(version=version(suite)), totals(tried), table(tried, "github")]
+    if left_out:
+        parts += [
+            "## Not tried",
+            f"{len(left_out)} more can't be made small by the same rules, or are called in a way "
+            f"that the names of\ntheir arguments don't tell. What they say, untied, to the first "
+            f"try:",
+            not_tried(left_out, "github"),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--subset", choices=["ci", "all"], default="all")
     parser.add_argument("--only", metavar="REGEX", help="models whose name matches")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "zoo.jsonl")
+    parser.add_argument("--transformers", action="store_true", help="small ones of AutoModel")
+    parser.add_argument("--out", type=Path, help="the JSON lines; in out/ by default")
     parser.add_argument("--docs", type=Path, help="write the table here, as markdown")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=900, help="seconds per model")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one)))
-        return 0
 
     from tqdm import tqdm
-    from zoo_models import names
 
-    wanted = CI if options.subset == "ci" else names()
+    suite = "transformers" if options.transformers else "torchvision"
+    wanted = CI[suite] if options.subset == "ci" else catalogue(suite).names()
     if options.only:
         wanted = [name for name in wanted if re.search(options.only, name)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    out = options.out or ROOT / "out" / f"zoo-{suite}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows = {}
-    if options.out.exists():
-        for line in options.out.read_text().splitlines():
+    if out.exists():
+        for line in out.read_text().splitlines():
             row = json.loads(line)
             rows[row["model"]] = row
     pending = [name for name in wanted if name not in rows]
-    with options.out.open("a") as file, ThreadPoolExecutor(options.jobs) as pool:
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    _PROCESSES.set_forkserver_preload([*_PRELOADED, *catalogue(suite).PRELOADED])
+    with out.open("a") as file, ThreadPoolExecutor(options.jobs) as pool:
         progress = tqdm(total=len(wanted), initial=len(wanted) - len(pending), unit="model")
         for row in pool.map(lambda name: measure_apart(name, options.timeout), pending):
             rows[row["model"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
             progress.update()
-            if not row["ok"]:
+            if not row.get("ok", True):
                 progress.write(f"{row['model']}: {row.get('error', 'differs from the oracle')}")
         progress.close()
     shown = [rows[name] for name in wanted]
-    print(table(shown, "simple"))
-    print(totals(shown))
+    tried = [row for row in shown if "not_tried" not in row]
+    print(table(tried, "simple"))
+    print(totals(tried))
+    if left_out := len(shown) - len(tried):
+        print(f"{left_out} were not tried.")
     if options.docs:
-        options.docs.write_text(
-            "# The zoo\n\nWritten by `./run zoo --docs docs/zoo.md`. All groups of layers of equal "
-            "type and shape are tied, each\nderived from its first layer by a flip; and once more "
-            "only one pair. Outputs and gradients, in eval and\nin train, are compared with "
-            "`torch.func.functional_call`.\n\n"
-            f"{totals(shown)}\n\n{table(shown, 'github')}\n"
-        )
-    return 0 if all(row["ok"] for row in shown) else 1
+        options.docs.write_text(page(suite, shown))
+    return 0 if all(row["ok"] for row in tried) else 1
 
 
 if __name__ == "__main__":

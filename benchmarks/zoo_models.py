@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from vision import import_torchvision
 
+PRELOADED = ["zoo_models"]
+"""What is imported once for the processes of all models."""
+
 
 def names() -> list[str]:
     """Every model of torchvision but the quantized ones; the smallest of every timm module."""
@@ -43,6 +46,10 @@ def _size_guess(name: str) -> tuple[int, int, str]:
     rank = next((i for i, size in enumerate(_SIZES) if any(size in w for w in words)), len(_SIZES))
     numbers = [int(n) for n in re.findall(r"\d+", name)]
     return rank, sum(numbers), name
+
+
+class NotTried(Exception):
+    """There is no small model of this name, or nothing that it would take."""
 
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

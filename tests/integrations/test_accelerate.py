@@ -81,7 +81,20 @@ def test_stored_tensors_are_saved_and_loaded(accelerator, tied, rules, tmp_path)
     assert all(map(torch.equal, values(other), values(tied)))
 
 
-@pytest.fixture(params=["memory", "disk", "device map"])
+def everywhere(model):
+    """A device map of the parts of a model."""
+    layers = [f"model.layers.{i}" for i in range(4)]
+    parts = ["model.embed_tokens", *layers, "model.norm", "model.rotary_emb", "lm_head", "ties"]
+    return dict.fromkeys([part for part in parts if part != "ties" or hasattr(model, part)], "cpu")
+
+
+MAPS = {  # of layers 0 to 3, of which 1 and 3 are derived
+    "sources on disk": {"model.layers.0": "disk", "model.layers.2": "disk"},
+    "readers on disk": {"model.layers.1": "disk", "model.layers.3": "disk", "model.norm": "disk"},
+}
+
+
+@pytest.fixture(params=["memory", "disk", "device map", *MAPS])
 def offloaded(request, tied, tmp_path):
     """A tied model, offloaded in place, and what it gave before."""
     before = logits(tied, LLAMA.inputs())
@@ -89,6 +102,9 @@ def offloaded(request, tied, tmp_path):
         accelerate.cpu_offload(tied, execution_device="cpu")
     elif request.param == "disk":
         accelerate.disk_offload(tied, str(tmp_path), execution_device="cpu")
+    elif request.param in MAPS:
+        devices = everywhere(tied) | MAPS[request.param]
+        accelerate.dispatch_model(tied, devices, "cpu", offload_dir=tmp_path, force_hooks=True)
     else:
         size = sum(p.numel() * p.element_size() for p in tied.parameters())
         kept = {"cpu": size // 2, "disk": 2 * size}
@@ -104,6 +120,17 @@ def test_derived_tensors_of_offloaded_sources(offloaded):
     tied, before = offloaded
     for _ in range(2):
         assert torch.equal(logits(tied, LLAMA.inputs()), before)
+
+
+@compat("accelerate", "init_empty_weights, load_checkpoint_and_dispatch of a tied model")
+def test_a_model_without_data_is_loaded_and_dispatched(tied, rules, tmp_path):
+    accelerate.Accelerator(cpu=True).save_model(tied, tmp_path)
+    with accelerate.init_empty_weights():
+        model = LLAMA.build()
+    empty = fxtie.transform(model, rules)
+    assert empty.model.layers[1].self_attn.q_proj.weight.is_meta
+    loaded = accelerate.load_checkpoint_and_dispatch(empty, tmp_path, everywhere(empty))
+    assert torch.equal(logits(loaded, LLAMA.inputs()), logits(tied, LLAMA.inputs()))
 
 
 def test_an_offloaded_model_is_saved_once_it_is_back(tmp_path, tied):
