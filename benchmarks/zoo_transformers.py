@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -166,21 +166,26 @@ def accepted(model: Any) -> dict[str, Any]:
     raise fault or NotTried("nothing is known of what it takes")
 
 
-def candidates(model: Any) -> list[dict[str, Any]]:
+def candidates(model: Any) -> Iterator[dict[str, Any]]:
     """Sets of arguments that a model may take, the largest first."""
     parameters = inspect.signature(model.forward).parameters
     required = {name for name, p in parameters.items() if p.default is p.empty}
-    known = {name: v for name in parameters if (v := example(name, model)) is not None}
-    usual = {name: v for name, v in known.items() if name in required or name in USUAL}
     named = model.main_input_name
     main = {named} if isinstance(named, str) else set(named)
-    given: list[dict[str, Any]] = []
-    for wanted in (known, usual, USUAL & main | {"decoder_input_ids"} | required, *known):
-        chosen = {wanted} if isinstance(wanted, str) else wanted
-        arguments = {name: known[name] for name in known if name in chosen}
-        if arguments and arguments.keys() not in [one.keys() for one in given]:
-            given.append(arguments)
-    return given
+    for form in (0, 1):
+        known = {n: v for n in parameters if (v := example(n, model, form)) is not None}
+        usual = (USUAL & known.keys()) | required
+        given: list[set[str]] = []
+        for wanted in (
+            {*known},
+            usual,
+            (USUAL & main) | {"decoder_input_ids"} | required,
+            *({name} for name in known),
+        ):
+            chosen = wanted & known.keys()
+            if chosen and chosen not in given:
+                given.append(chosen)
+                yield {name: known[name] for name in known if name in chosen}
 
 
 USUAL = {
@@ -189,8 +194,12 @@ USUAL = {
 }
 
 
-def example(name: str, model: Any) -> Any:
-    """A value of an argument, by its name; None if the name tells nothing."""
+def example(name: str, model: Any, form: int) -> Any:
+    """A value of an argument, by its name; None if the name tells nothing.
+
+    Args:
+        form: 0 or 1: of sound and series the usual order of dimensions, or another one.
+    """
     config = model.config
 
     def number(*names: str) -> int:
@@ -198,22 +207,26 @@ def example(name: str, model: Any) -> Any:
 
     size, channels = number("image_size") or IMAGE, number("num_channels", "in_channels") or 3
     bins, frames = number("num_mel_bins", "feature_size") or 80, number("max_source_positions")
-    patch = number("patch_size") or 8
+    patch = number("patch_size") ** 2 * (number("temporal_patch_size") or 1)
     steps = number("context_length") + max(getattr(config, "lags_sequence", None) or [0])
-    return {
-        "input_ids": lambda: torch.randint(4, TOKENS // 2, (2, LENGTH)),
-        "decoder_input_ids": lambda: torch.randint(4, TOKENS // 2, (2, LENGTH)),
-        "pixel_values": lambda: torch.randn(2, channels, size, size),
-        "pixel_values_videos": lambda: torch.randn(2, 8, channels, size, size),
-        "bbox": lambda: torch.randint(0, 8, (2, LENGTH, 4)).sort(-1).values,
-        "input_values": lambda: torch.randn(2, 4000),
-        "input_features": lambda: torch.randn(2, bins, 2 * (frames or FRAMES)),
-        "hidden_states": lambda: torch.randn(
-            32, channels * patch**2 * (number("temporal_patch_size") or 1)
-        ),
-        "grid_thw": lambda: torch.tensor([[1, 4, 4], [1, 4, 4]]),
-        "past_values": lambda: torch.rand(2, steps or FRAMES),
-        "past_time_features": lambda: torch.rand(2, steps, 0),
-        "past_observed_mask": lambda: torch.ones(2, steps or FRAMES),
-        "attention_mask": lambda: torch.ones(2, LENGTH, dtype=torch.long),
-    }.get(name, lambda: None)()
+    series = (2, steps or FRAMES)
+    sound = (2, bins, 2 * (frames or FRAMES))
+    shapes = {
+        "pixel_values": (2, channels, size, size),
+        "pixel_values_videos": (2, 8, channels, size, size),
+        "input_values": ((2, 4000), (2, 1, 4000))[form],
+        "input_features": (sound, (2, sound[2], bins))[form],
+        "hidden_states": (32, channels * patch),
+        "past_values": (series, (*series, number("num_input_channels")))[form],
+        "past_time_features": (2, steps, 0),
+    }
+    if name in shapes:
+        return torch.randn(shapes[name])
+    if name in ("input_ids", "decoder_input_ids"):
+        return torch.randint(4, TOKENS // 2, (2, LENGTH))
+    if name == "bbox":
+        return torch.randint(0, 8, (2, LENGTH, 4)).sort(-1).values
+    if name == "grid_thw":
+        return torch.tensor([[1, 4, 4], [1, 4, 4]])
+    ones = {"attention_mask": (2, LENGTH), "past_observed_mask": series}
+    return torch.ones(ones[name], dtype=torch.long) if name in ones else None
