@@ -174,9 +174,13 @@ class basis(Learned):
         _, _, right = torch.linalg.svd(rows @ (vectors * scale), full_matrices=False)
         right = nn.functional.pad(right[:k], (0, 0, 0, max(0, k - len(right))))
         found = right @ (vectors / scale).mT
-        new = found.split([len(source) for source in sources])
+        # Basis vectors have length 1 whatever the inputs were. If their size went into the
+        # coefficients, a step of Adam, which moves all numbers alike, would undo the basis.
+        lengths = torch.linalg.vector_norm(found, dim=1, keepdim=True)
+        lengths = lengths.clamp(min=torch.finfo(found.dtype).tiny)
+        new = (found / lengths).split([len(source) for source in sources])
         shaped = [part.reshape(source.shape) for part, source in zip(new, sources, strict=True)]
-        back = (vectors * scale) @ right.mT
+        back = (vectors * scale) @ (right * lengths).mT
         return shaped, [
             {"coefficients": target.reshape(len(target), -1) @ back} for target in targets
         ]

@@ -378,3 +378,16 @@ def test_the_ready_made_basis():
     plain = fxtie.fit(net, rule())
     errors = [(fxtie.transform(net, fit.plan)(x) - net(x)).norm() for fit in (ours, plain)]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_step_of_adam_does_not_undo_a_basis_whatever_the_inputs_were(scale):
+    net = layers(3, 6, bias=False)
+    x = torch.randn(50, 6)
+    rule = fxtie.Rule("*", fxtie.Bank(2, (1, 6)), weight=fxtie.transforms.basis(2))
+    tied = fxtie.transform(net, fxtie.fit(net, rule, inputs=[x * scale]).plan)
+    before = weights(tied[:3])
+    tied(x).square().mean().backward()
+    torch.optim.Adam(tied.parameters(), lr=1e-3).step()
+    for now, then in zip(weights(tied[:3]), before, strict=True):
+        assert 0 < np.linalg.norm(now - then) < 0.02 * np.linalg.norm(then)
