@@ -150,7 +150,8 @@ def main() -> None:
     rows = []
     for name, (size, _) in done[keys[0]].items():
         values = [done[key][name][1] for key in keys]
-        rows.append((name, size, statistics.mean(values), statistics.stdev(values)))
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        rows.append((name, size, statistics.mean(values), spread))
     headers = ("model", "parameters", "perplexity", "spread")
     shown = tabulate(rows, headers, "github", floatfmt=".2f", intfmt=",")
     alone = torch.distributions.Categorical(torch.bincount(TEXT).float()).entropy().exp()
