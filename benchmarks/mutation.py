@@ -4,8 +4,8 @@
 
 Each mutant changes one expression or statement of `fxtie/tracing`, or of what traces modules in
 `fxtie/capturing`: a comparison or a condition is turned round, a `raise Stop` or a call whose
-result is unused is left out. The tests in tests/tracing and tests/capturing run on it, except for
-the random programs. Prints what became of each mutant, and the share that is killed.
+result is unused is left out. The tests of tests/tracing and tests/capturing that run its line run
+on it, but for the random programs. Prints what became of each mutant, and the share that is killed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch._dynamo  # noqa: F401
+from coverage import Coverage
 from vision import import_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +32,7 @@ FILES = [
     *sorted((ROOT / "fxtie/tracing").glob("*.py")),
     *(ROOT / f"fxtie/capturing/{name}.py" for name in CAPTURING),
 ]
-# By folder of the mutant: first the tests that are likely to notice.
-TESTS = {
-    "tracing": ["tests/tracing/test_gate.py", "tests/tracing", "tests/capturing"],
-    "capturing": ["tests/capturing", "tests/tracing"],
-}
+TESTS = ["tests/tracing", "tests/capturing"]
 SELECTED = "not random and not planted and not each_change and not False"
 TURNED = {
     ast.Eq: ast.NotEq,
@@ -83,10 +80,15 @@ def broken(tree: ast.Module, place: int) -> tuple[ast.Module, int, str]:
     return ast.fix_missing_locations(tree), node.lineno, shown
 
 
-def survives(folder: Path, tests: list[str]) -> bool:
+def survives(folder: Path, tests: Sequence[str], measured: Coverage | None = None) -> bool:
     """Whether all of some tests pass with the package in a folder.
 
     They run in a fork, which has torch already: importing it takes longer than most tests.
+
+    Args:
+        folder: where the package is.
+        tests: folders, or ids of tests.
+        measured: saves which test runs which line.
     """
     if child := os.fork():
         return os.waitpid(child, 0)[1] == 0
@@ -96,7 +98,38 @@ def survives(folder: Path, tests: list[str]) -> bool:
     os.chdir(ROOT)
     sys.path.insert(0, str(folder))
     options = ["-x", "-p", "no:cacheprovider", "--timeout=300", "-k", SELECTED]
-    os._exit(pytest.main([*options, *tests]))
+    if measured is None:
+        os._exit(pytest.main([*options, *tests]))
+    measured.start()
+    code = pytest.main([*options, *tests], plugins=[Contexts(measured)])
+    measured.stop()
+    measured.save()
+    os._exit(code)
+
+
+class Contexts:
+    """Tells `coverage` which test runs."""
+
+    def __init__(self, measured: Coverage) -> None:
+        self.measured = measured
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.measured.switch_context(item.nodeid)
+
+
+def tests_by_line(folder: Path) -> Callable[[Path, int], Sequence[str]]:
+    """The tests that run a line of a file; all of them if it runs at import, or never in a test."""
+    data = str(folder / "coverage")
+    measured = Coverage(data, include=[str(folder / "fxtie/*")], config_file=False)
+    assert survives(folder, TESTS, measured), "the tests fail on the code as it is"
+    measured.load()
+    found = measured.get_data()
+
+    def tests(file: Path, line: int) -> Sequence[str]:
+        contexts = found.contexts_by_lineno(str(file)).get(line, [])
+        return sorted(contexts) if contexts and "" not in contexts else TESTS
+
+    return tests
 
 
 def main() -> None:
@@ -109,16 +142,16 @@ def main() -> None:
     candidates = [(file, *place) for file, tree in trees.items() for place in places(tree)]
     chosen = random.Random(options.seed).sample(candidates, options.count)
     killed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / "fxtie"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        copied = folder / "fxtie"
         shutil.copytree(ROOT / "fxtie", copied)
-        tests = TESTS["tracing"]
-        assert survives(Path(folder), tests), "the tests fail on the code as it is"
+        tests = tests_by_line(folder)
         for file, place, kind in chosen:
             tree, line, shown = broken(trees[file], place)
             target = copied / file.relative_to(ROOT / "fxtie")
             target.write_text(ast.unparse(tree), encoding="utf-8")
-            is_killed = not survives(Path(folder), TESTS[file.parent.name])
+            is_killed = not survives(folder, tests(target, line))
             killed += is_killed
             verdict = "killed" if is_killed else "survives"
             print(f"{verdict}: {file.relative_to(ROOT)}:{line} {kind}: {shown}", flush=True)
