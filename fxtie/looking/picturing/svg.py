@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
-from fxtie.looking.picturing.folding import Item, items_of
+from fxtie.looking.picturing.folding import Block, Item, items_of
 from fxtie.looking.picturing.legend import Entry, Legend
 from fxtie.looking.picturing.row import Arc, Bracket, Row, Square
 from fxtie.looking.picturing.scene import SHARED, Scene
@@ -59,14 +59,14 @@ class Drawing:
         scene: what there is to draw.
         items: the row.
         leads: for the name of a layer or a block, the number of the picture that a click on it
-            leads to, if there is one.
+            leads to, and what that does; None where it does nothing.
     """
 
     def __init__(
         self,
         scene: Scene,
         items: list[Item],
-        leads: Callable[[str], int | None] = lambda name: None,
+        leads: Callable[[str], tuple[int, str] | None] = lambda name: None,
     ) -> None:
         self.scene, self.legend, self.row, self.leads = scene, Legend(scene), Row(items), leads
         self.line = _HEAD + self.row.height + 14  # that the squares hang from
@@ -183,7 +183,13 @@ class Drawing:
     def link(self, name: str) -> dict[str, Any]:
         """Where a click on a layer or a block leads."""
         leads = self.leads(name)
-        return {} if leads is None else {"data-view": str(leads)}
+        return {} if leads is None else {"data-view": str(leads[0])}
+
+    def names(self, block: Block) -> str:
+        """The names of a block, and what a click on it does."""
+        leads = self.leads(block.names[0])
+        click = "" if leads is None else f"\nclick to {leads[1]}"
+        return list_names(block.names) + click
 
     # -- below it ---------------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class Drawing:
         if bracket.block.times == 1:
             return
         group = _add(root, "g", style="block", **self.link(bracket.block.names[0]))
-        _add(group, "title", list_names(bracket.block.names))
+        _add(group, "title", self.names(bracket.block))
         width, height = bracket.right - bracket.left + 8, self.below - self.line + 6
         for offset in (6, 3, 0):
             x, y = self.left + bracket.left - 4 + offset, self.line - 8 + offset
@@ -204,7 +210,7 @@ class Drawing:
         left, right = self.left + bracket.left, self.left + bracket.right
         y = self.below + 4 + _LEVEL * (self.levels - 1 - bracket.depth)
         group = _add(root, "g", style="block", **self.link(bracket.block.names[0]))
-        _add(group, "title", list_names(bracket.block.names))
+        _add(group, "title", self.names(bracket.block))
         path = f"M{_points((left, y))} v4 H{_number(right)} v-4"
         _add(group, "path", style="bracket", d=path)
         text = _add(group, "text", style="label", x=(left + right) / 2, y=y + 17, **_CENTRED)

@@ -69,13 +69,14 @@ class _Views:
 
         whole = None if self.whole is None else numbers[self.whole]
 
-        def leads(name: str) -> int | None:
+        def leads(name: str) -> tuple[int, str] | None:
             for block in reversed(folded):  # the inner ones first
                 if _is_inside(name, block):
-                    return numbers.get(opened | {block}, whole)
+                    view = numbers.get(opened | {block}, whole)
+                    return None if view is None else (view, "unfold")
             for block in sorted(opened, key=lambda block: len(block[0]), reverse=True):
                 if _is_inside(name, block):
-                    return numbers.get(opened - {block}, 0)
+                    return numbers.get(opened - {block}, 0), "fold"
             return None
 
         return Drawing(self.scene, self.items[opened], leads).svg()

@@ -36,6 +36,17 @@ def test_each_row_unfolds_by_itself():
     assert found(2) == [(8, {1, 2}), (18, {3, 0}), (22, {0, 3}), (32, {2, 1})]
 
 
+def test_tips_say_what_a_click_does():
+    scene = fxtie.picture(fxtie.plan(rows(2), Rule("rowa.1.up", "rowa.0.up"))).scene
+    folded, one, *_ = views.tie_views(scene)
+    assert "rowb.0…7\nclick to unfold" in folded and "click to fold" not in folded
+    assert "click to fold" in one and "click to unfold" in one
+    assert (
+        "click"
+        not in fxtie.picture(fxtie.plan(rows(2), Rule("rowa.1.up", "rowa.0.up")))._repr_svg_()
+    )
+
+
 def test_of_many_views_the_last_has_all_unfolded():
     every = found(6)
     layers, leads = zip(*every, strict=True)
