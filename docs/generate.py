@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from causes import CAUSES, TORCH, Cause, cause_of
+from messages import Message, messages
 from torch import Tensor
 
 import fxtie
@@ -22,10 +23,6 @@ from fxtie import transforms as T
 from fxtie.transforms.protocol import fitted_to
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS))
-from causes import CAUSES, TORCH, Cause, cause_of  # noqa: E402
-from messages import Message, messages  # noqa: E402
-
 FAULTS = DOCS.parent / "tests/planning/fault_texts.txt"
 CELL = 9  # pixels
 
@@ -95,7 +92,9 @@ def main(folder: Path = DOCS) -> None:
         picture = f"![{maker.__name__}](pictures/{maker.__name__}.svg)"
         rows.append(f"| `{call}` | {picture} | {first_sentence(maker)} | {learned} |")
     (folder / "transforms.md").write_text(TRANSFORMS.format("\n".join(rows)), encoding="utf-8")
-    (folder / "errors.md").write_text(ERRORS.format(errors(), torchs(), index()), encoding="utf-8")
+    (folder / "errors.md").write_text(
+        ERRORS.format(errors(), errors_of_torch(), index()), encoding="utf-8"
+    )
     (folder / "reference.md").write_text(reference(), encoding="utf-8")
     (folder / "llms.txt").write_text(llms(), encoding="utf-8")
 
@@ -189,7 +188,7 @@ def is_raised(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-def torchs() -> str:
+def errors_of_torch() -> str:
     """A row for each error of torch."""
     return "\n".join(f"| `{says}` | {why} | {remedy} |" for says, why, remedy in TORCH)
 

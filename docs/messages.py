@@ -16,9 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "fxtie"
 GAP = "…"
 _NO_ERRORS = {"Stop", "NotImplementedError"}  # why a module is kept; what a subclass has to write
 _IS_ERROR = re.compile(r"(Error|Fault|Vacuous|Stop)$")
-_TELLS = re.compile(
-    r"_?why_|fault_between$|merging$|proves_nothing$"
-)  # functions that return a message
+_TELLS = re.compile(r"_?why_|fault_between$|merging$|proves_nothing$")  # return a message
 _WORDS = re.compile(r"[a-z]{2,}[^…]* [^…]*[a-z]{2,}")
 
 Function: TypeAlias = ast.FunctionDef
@@ -42,41 +40,59 @@ class Message(NamedTuple):
 
 
 def messages() -> list[Message]:
-    """All of the package, file by file.
-
-    Without those of `tracing`: why there is no graph stands in the report.
-    """
-    files = {
-        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path.parent.name != "tracing"
-    }
-    source = _Source(files)
-    found = [one for name, tree in files.items() for one in source.messages_of(name, tree)]
+    """All of the package, file by file."""
+    source = _Source()
+    found = (
+        Message(text, where)
+        for where, function in source.functions()
+        for expression in (*_raised(function), *_noted(function))
+        for text in source.read(expression, function)
+    )
     return list(dict.fromkeys(found))
+
+
+def handed_on() -> set[str]:
+    """The functions that raise a text which they have from elsewhere."""
+    source = _Source()
+    return {
+        where
+        for where, function in source.functions()
+        for expression in _raised(function)
+        if not source.read(expression, function)
+    }
 
 
 class _Source:
     """Follows names and calls to the strings that they stand for."""
 
-    def __init__(self, files: dict[str, ast.Module]) -> None:
-        self.functions: dict[str, dict[Function, str]] = {}  # and their files, by name
+    def __init__(self) -> None:
+        # Without those of `tracing`: why there is no graph stands in the report.
+        self.files = {
+            path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+            for path in sorted(PACKAGE.rglob("*.py"))
+            if path.parent.name != "tracing"
+        }
+        self.by_name: dict[str, dict[Function, str]] = {}  # functions and their files
         self.constants: dict[str, ast.expr] = {}
-        for name, tree in files.items():
+        for name, tree in self.files.items():
             for node in ast.walk(tree):
                 if isinstance(node, Function):
-                    self.functions.setdefault(node.name, {})[node] = name
+                    self.by_name.setdefault(node.name, {})[node] = name
             for node in tree.body:
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     self.constants[node.targets[0].id] = node.value
 
-    def messages_of(self, name: str, tree: ast.AST) -> Iterator[Message]:
-        for qualname, function in _functions(tree):
-            for expression in _told(function):
-                for text in self.texts(expression, function):
-                    text = re.sub(r"(…\s*)+…", GAP, text.replace("<target>", GAP))
-                    if _WORDS.search(text):
-                        yield Message(" ".join(text.split()), f"{name}:{qualname}")
+    def functions(self) -> Iterator[tuple[str, Function]]:
+        """File and name, and the function."""
+        for name, tree in self.files.items():
+            for qualname, function in _functions(tree):
+                yield f"{name}:{qualname}", function
+
+    def read(self, expression: ast.expr, function: Function) -> list[str]:
+        """The messages that an expression may be: those of its texts that have words."""
+        found = (text.replace("<target>", GAP) for text in self.texts(expression, function))
+        short = (" ".join(re.sub(r"(…\s*)+…", GAP, text).split()) for text in found)
+        return list(filter(_WORDS.search, short))
 
     def texts(self, node: ast.expr, function: Function, *, follow: bool = True) -> Iterator[str]:
         """What an expression may be, as text. A call that is all of it is followed once."""
@@ -116,8 +132,8 @@ class _Source:
 
     def called(self, call: ast.Call, function: Function) -> list[Function]:
         """The functions that a call may be of: those of its own file, if it is of one."""
-        found = self.functions.get(_name(call.func), {})
-        here = self.functions[function.name][function]
+        found = self.by_name.get(_name(call.func), {})
+        here = self.by_name[function.name][function]
         return [one for one, file in found.items() if file == here] or list(found)
 
     def part(self, part: ast.expr, function: Function) -> str:
@@ -141,8 +157,17 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]
             yield from _functions(node, f"{prefix}{node.name}.")
 
 
-def _told(function: Function) -> Iterator[ast.expr]:
-    """The expressions that a user gets to read."""
+def _raised(function: Function) -> Iterator[ast.expr]:
+    """What errors and warnings are made of."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(func=func, args=[told, *_]) if _name(func) not in _NO_ERRORS:
+                if _name(func) == "warn" or _IS_ERROR.search(_name(func)):
+                    yield told
+
+
+def _noted(function: Function) -> Iterator[ast.expr]:
+    """What errors get later: faults that are collected, and messages that are returned."""
     for node in ast.walk(function):
         match node:
             case ast.Call(func=ast.Attribute(value=owner, attr="append"), args=[told]):
@@ -156,11 +181,6 @@ def _told(function: Function) -> Iterator[ast.expr]:
                 yield told
             case ast.Call(func=ast.Attribute(attr="fault"), args=[told, *_]):
                 yield told
-            case ast.Call(func=func, args=[told, *_]):
-                if _name(func) == "warn" or (
-                    _IS_ERROR.search(_name(func)) and _name(func) not in _NO_ERRORS
-                ):
-                    yield told
             case ast.Return(value=ast.Tuple(elts=[_, ast.JoinedStr() | ast.Constant() as told])):
                 yield told
     if _TELLS.match(function.name):

@@ -67,8 +67,14 @@ def test_a_page_that_says_something_else_is_found(tmp_path, capsys):
         pages.run(page, tmp_path, capsys)
 
 
-def test_pages_that_are_made_from_the_source_are_up_to_date(tmp_path):
-    made = runpy.run_path(str(ROOT / "docs/generate.py"))
+@pytest.fixture
+def made(monkeypatch):
+    """What docs/generate.py defines."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return runpy.run_path(str(ROOT / "docs/generate.py"))
+
+
+def test_pages_that_are_made_from_the_source_are_up_to_date(made, tmp_path):
     made["main"](tmp_path)
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
     drawn = {path.stem for path in files if path.suffix == ".svg"}
@@ -164,8 +170,7 @@ def test_the_quickstart_prints_what_the_readme_shows(capsys):
     assert pages.is_about(table, shown), table
 
 
-def test_a_message_without_a_cause_is_found(tmp_path, monkeypatch):
-    made = runpy.run_path(str(ROOT / "docs/generate.py"))
+def test_a_message_without_a_cause_is_found(made, tmp_path, monkeypatch):
     assert made["cause_of"]("rules/rule.py:Rule.new").title == "What is no rule"
     with pytest.raises(LookupError, match=r"no cause for the messages of elsewhere\.py:new"):
         made["cause_of"]("elsewhere.py:new")
@@ -176,6 +181,25 @@ def test_a_message_without_a_cause_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["messages"], "PACKAGE", tmp_path)
     with pytest.raises(LookupError, match=r"elsewhere\.py:new"):
         made["index"]()
+
+
+def test_messages_are_read_where_they_are_made(made):
+    """These raise what others have made. Any other error says its text where it is raised."""
+    assert sys.modules["messages"].handed_on() == {
+        "capturing/capture.py:Capture.check_plan",
+        "life/convert.py:initialize",
+        "life/verify.py:_Verifier.run_mode",
+        "life/verifying/oracle.py:compare",
+        "pipelines/exported.py:_refuse_splits",
+        "planning/steps.py:Planner.raise_faults",
+        "rules/files.py:_load",
+        "rules/files.py:_read_json",
+        "rules/files.py:_read_toml",
+        "rules/patterns.py:Match._group",
+        "rules/reader.py:Faults.tell",
+        "tied/tied_module.py:TiedModule.__setattr__",
+        "transforms/chaining.py:chain",
+    }
 
 
 def test_the_errors_of_torch_that_are_quoted(tmp_path):
