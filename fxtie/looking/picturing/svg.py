@@ -28,12 +28,12 @@ _LINES, _LINE = 4, 18.0  # of the legend: how many in a column, and how high
 _MOST_TOLD = 6  # ties in the tip of one arc
 
 
-def tie_svg(scene: Scene, style: str = "", *, folded: bool = True) -> str:
+def tie_svg(scene: Scene, style: str, *, folded: bool = True) -> str:
     """The picture.
 
     Args:
         scene: what there is to draw.
-        style: the style sheet that goes inside; empty in a page that has it.
+        style: the style sheet that goes inside.
         folded: whether blocks that are alike are drawn once, if there are many columns.
     """
     return Drawing(scene, row_items(scene, folded=folded)).svg(style)
@@ -87,7 +87,7 @@ class Drawing:
         self.left = (self.width - self.row.width) / 2
 
     def svg(self, style: str = "") -> str:
-        """The picture, with a style sheet inside if there is one."""
+        """The picture. Without a style sheet it is for a page that has one."""
         width, height = _number(self.width), _number(self.height)
         size = {"width": width, "height": height, "viewBox": f"0 0 {width} {height}"}
         root = ET.Element("svg", {**size, "class": "ties", "role": "img"})
