@@ -64,11 +64,10 @@ def deeper(pattern: str, names: Iterable[str]) -> str:
     if pattern.startswith("re:"):
         return ""
     inside = Pattern(f"**.{pattern}")
-    found = next(filter(None, map(inside.match, names)), None)
-    if found is None:
+    around = (match.groups[0] for match in map(inside.match, names) if match is not None)
+    if not (module := next(filter(None, around), "")):
         return ""
-    written = f"{found.groups[0]}.{pattern}"
-    return f" Inside of {found.groups[0]!r} there is: {written!r}."
+    return f" Inside of {module!r} there is: {f'{module}.{pattern}'!r}."
 
 
 def exception(first: Rule | Tie, second: Rule | Tie) -> str:

@@ -151,6 +151,12 @@ def test_torch_logs_nothing_of_a_transform_that_raises(caplog):
     assert not caplog.records
 
 
+def test_what_exclude_leaves_out_is_inside_of_nothing():
+    with pytest.raises(fxtie.PlanError) as told:
+        fxtie.plan(linears(), Rule("*", "0", exclude="*"))
+    assert "Inside" not in str(told.value)
+
+
 def test_texts():
     found = "\n\n".join(f"# {name}\n{text}" for name, text in texts()) + "\n"
     found = re.sub(r" at 0x[0-9a-f]+", "", found)

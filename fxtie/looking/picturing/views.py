@@ -64,9 +64,9 @@ class _Views:
                     queue.append(view)
 
     def svg(self, opened: _Opened) -> str:
+        """One view, with links to the others."""
         numbers = {view: i for i, view in enumerate(self.items)}
         folded = [*_folded(self.items[opened])]
-
         whole = None if self.whole is None else numbers[self.whole]
 
         def leads(name: str) -> tuple[int, str] | None:
