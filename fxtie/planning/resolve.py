@@ -295,11 +295,17 @@ class Resolver:
             self.faults.append(f"{rule}: none of its targets has a tensor {name!r}.{has}")
 
     def nothing_matched(self, rule: Rule) -> str:
-        called = next((str(p) for p in rule.targets if not self.matches_of(rule, p)), rule.target)
-        names = [*self.names.modules, *self.names.tensors]
-        told = f"matches nothing: no module or tensor is called {str(called)!r}."
-        hint = regular_expression(str(called)) or deeper(str(called), names)
-        return told + (hint or closest(str(called), names))
+        pattern = next((p for p in rule.targets if not self.matches_of(rule, p)), rule.target)
+        names = {**self.names.modules, **self.names.tensors}
+        if any(True for _ in self.matching(pattern, names)):
+            if rule.exclude:
+                return "matches nothing: exclude= leaves out all that it would match."
+            return "ties nothing: what it matches has no tensors."
+        called = str(pattern)
+        told = f"matches nothing: no module or tensor is called {called!r}."
+        return told + (
+            regular_expression(called) or deeper(called, names) or closest(called, names)
+        )
 
     def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
         if not any(one.tensors for one in matched):

@@ -64,10 +64,12 @@ def deeper(pattern: str, names: Iterable[str]) -> str:
     if pattern.startswith("re:"):
         return ""
     inside = Pattern(f"**.{pattern}")
-    around = (match.groups[0] for match in map(inside.match, names) if match is not None)
-    if not (module := next(filter(None, around), "")):
+    found = next(filter(None, map(inside.match, names)), None)
+    if found is None:
         return ""
-    return f" Inside of {module!r} there is: {f'{module}.{pattern}'!r}."
+    module = found.groups[0]
+    written = f"{module}.{pattern}"
+    return f" Inside of {module!r} there is: {written!r}."
 
 
 def exception(first: Rule | Tie, second: Rule | Tie) -> str:
