@@ -65,6 +65,15 @@ class Pretrained:
             "learned": fxtie.Rule(self.linears, maps, weight=LowRank(2)),
         }
 
+    def examples(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """What it can be trained on, as data sets give it; the same each time."""
+        random = torch.Generator().manual_seed(1)
+        if self.cls is ViTForImageClassification:
+            pixels = torch.randn(count, 3, 16, 16, generator=random)
+            return [{"pixel_values": one, "labels": torch.tensor(0)} for one in pixels]
+        tokens = torch.randint(1, TOKENS, (count, 8), generator=random)
+        return [{"input_ids": row, "labels": row} for row in tokens]
+
     def inputs(self) -> dict[str, torch.Tensor]:
         tokens = torch.arange(1, 17).reshape(2, 8)
         if self.cls is ViTForImageClassification:

@@ -6,8 +6,9 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from pretrained import LLAMA, assert_plain_form, logits, tie
+from pretrained import KINDS, LLAMA, assert_plain_form, logits, tie
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 
 import fxtie
 from fxtie.errors import FxtieError, PlanError
@@ -32,10 +33,8 @@ def accelerator(request):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def step(accelerator, model, optimizer):
-    inputs = LLAMA.inputs()
-    loss = model(**inputs, labels=inputs["input_ids"]).loss
-    accelerator.backward(loss)
+def step(accelerator, kind, model, optimizer):
+    accelerator.backward(model(**default_collate(kind.examples(4))).loss)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -45,15 +44,22 @@ def values(model):
 
 
 @compat("accelerate", "prepare, save_state, load_state: the weights of an undisturbed run")
-def test_a_state_is_saved_and_loaded(accelerator, tied, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(LLAMA, name) for name in LLAMA.rules]
+    + [(kind, "learned") for kind in KINDS.values() if kind is not LLAMA],
+    ids=lambda value: getattr(value, "layers", value),
+)
+def test_a_state_is_saved_and_loaded(accelerator, kind, name, tmp_path):
+    tied = tie(kind.build(), kind.rules[name])
     optimizer = torch.optim.AdamW(tied.parameters(), 1e-2)
     model, optimizer = accelerator.prepare(tied.train(), optimizer)
-    step(accelerator, model, optimizer)
+    step(accelerator, kind, model, optimizer)
     accelerator.save_state(tmp_path)
-    step(accelerator, model, optimizer)
+    step(accelerator, kind, model, optimizer)
     undisturbed = values(tied)
     accelerator.load_state(tmp_path)
-    step(accelerator, model, optimizer)
+    step(accelerator, kind, model, optimizer)
     assert all(map(torch.equal, values(tied), undisturbed))
 
 
@@ -148,6 +154,15 @@ def test_an_offloaded_model_is_not_tied(rules):
     accelerate.cpu_offload(model, execution_device="cpu")
     with pytest.raises(PlanError, match="is offloaded: it is not there until its module is called"):
         fxtie.plan(model, rules)
+
+
+@compat("accelerate", "infer_auto_device_map, dispatch_model, cpu_offload, disk_offload")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind is not LLAMA])
+def test_other_kinds_of_models_are_offloaded(kind):
+    tied = tie(kind.build(), kind.rules["learned"])
+    before = logits(tied, kind.inputs())
+    accelerate.cpu_offload(tied, execution_device="cpu")
+    assert torch.equal(logits(tied, kind.inputs()), before)
 
 
 def test_a_report_tells_of_graphs_that_are_not_used(tied):

@@ -6,7 +6,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from pretrained import LLAMA, TOKENS, assert_plain_form, tie
+from pretrained import KINDS, LLAMA, assert_plain_form, tie
 from torch.utils.data import DataLoader
 
 import fxtie
@@ -18,29 +18,36 @@ pytestmark = pytest.mark.filterwarnings(
 compat = pytest.mark.compat
 
 
+NO_DROPOUT = dict.fromkeys(  # Lightning restores no state of random numbers
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate"), 0.0
+)
+
+
 class Untied(lightning.LightningModule):
-    def __init__(self):
+    def __init__(self, kind="decoder (Llama)"):
         super().__init__()
-        self.model = LLAMA.build().train()
+        self.model = KINDS[kind].build(**NO_DROPOUT).train()
 
     def training_step(self, batch, index):
-        return self.model(input_ids=batch, labels=batch).loss
+        return self.model(**batch).loss
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), 1e-2)
 
 
 class Tied(Untied):
-    def __init__(self, rules):
-        super().__init__()
+    def __init__(self, rules, kind="decoder (Llama)"):
+        super().__init__(kind)
         self.save_hyperparameters()
-        self.model = tie(self.model, LLAMA.rules[rules])
+        self.model = tie(self.model, KINDS[kind].rules[rules])
 
 
 def fit(module, folder, epochs, checkpoint=None):
     """Train, with a checkpoint at the end: its path."""
     torch.manual_seed(0)
-    data = torch.randint(0, TOKENS, (16, 8), generator=torch.Generator().manual_seed(1))
+    kinds = {kind.cls: kind for kind in KINDS.values()}
+    (kind,) = (kind for cls, kind in kinds.items() if isinstance(module.model, cls))
+    data = kind.examples(8)
     saving = ModelCheckpoint(folder, str(epochs))
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -59,9 +66,13 @@ def equal(one, other):
 
 
 @compat("Lightning", "Trainer.fit, ckpt_path: the weights of an undisturbed run", "lightning")
-@pytest.mark.parametrize("rules", LLAMA.rules)
-def test_resumed_training_is_that_of_an_undisturbed_run(rules, tmp_path):
-    undisturbed, first, second = (Tied(rules) for _ in range(3))
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [("decoder (Llama)", rules) for rules in LLAMA.rules]
+    + [(kind, "learned") for kind in KINDS if KINDS[kind] is not LLAMA],
+)
+def test_resumed_training_is_that_of_an_undisturbed_run(kind, rules, tmp_path):
+    undisturbed, first, second = (Tied(rules, kind) for _ in range(3))
     fit(undisturbed, tmp_path / "undisturbed", 2)
     fit(second, tmp_path / "second", 2, fit(first, tmp_path / "first", 1))
     assert equal(second, undisturbed)

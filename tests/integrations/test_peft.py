@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
-from pretrained import LLAMA, WIDTH, assert_same_outputs, logits, tie
+from pretrained import KINDS, LLAMA, WIDTH, assert_same_outputs, logits, tie
 from safetensors.torch import load_file
 
 import fxtie
@@ -31,6 +31,14 @@ def tied(request):
     return tie(LLAMA.build(), LLAMA.rules[request.param])
 
 
+MIXTRAL = KINDS["mixture of experts (Mixtral)"]
+
+
+def linears(kind):
+    """All layers that may have adapters; of a mixture of experts those around the experts."""
+    return ["q_proj", "k_proj", "v_proj", "o_proj"] if kind is MIXTRAL else "all-linear"
+
+
 def adapted(model, layers=ADAPTED, **more):
     """The model with adapters that have an effect, in `eval()`."""
     config = LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights=False, **more)
@@ -38,14 +46,16 @@ def adapted(model, layers=ADAPTED, **more):
 
 
 @compat("PEFT", "LoRA on derived layers and on their sources: outputs, training", *PACKAGES)
-def test_adapters_on_a_tied_model(tied):
-    plain = adapted(fxtie.materialize(tied))
-    model = adapted(tied)
+@pytest.mark.parametrize("rules", LLAMA.rules)
+def test_adapters_on_a_tied_model(kind, rules):
+    tied = tie(kind.build(), kind.rules[rules])
+    plain = adapted(fxtie.materialize(tied), linears(kind))
+    model = adapted(tied, linears(kind))
     adapters = {name: value for name, value in model.state_dict().items() if "lora" in name}
     assert adapters
     plain.load_state_dict(adapters, strict=False)
-    torch.testing.assert_close(logits(model, LLAMA.inputs()), logits(plain, LLAMA.inputs()))
-    model(**LLAMA.inputs()).logits.square().sum().backward()
+    torch.testing.assert_close(logits(model, kind.inputs()), logits(plain, kind.inputs()))
+    model(**kind.inputs()).logits.square().sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora" in name)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora" not in name)
 
@@ -60,14 +70,14 @@ def test_the_untied_model_stays_as_it_is():
 
 
 @compat("PEFT", "materialize, then merge_and_unload: the same outputs", *PACKAGES)
-def test_adapters_are_merged_into_the_plain_model(tied, tmp_path):
-    model = adapted(tied)
-    expected = logits(model, LLAMA.inputs())
+def test_adapters_are_merged_into_the_plain_model(kind, tmp_path):
+    model = adapted(tie(kind.build(), kind.rules["learned"]), linears(kind))
+    expected = logits(model, kind.inputs())
     merged = fxtie.materialize(model).merge_and_unload()
-    torch.testing.assert_close(logits(merged, LLAMA.inputs()), expected)
+    torch.testing.assert_close(logits(merged, kind.inputs()), expected, rtol=1e-4, atol=1e-5)
     merged.save_pretrained(tmp_path)
-    plain = LLAMA.cls.from_pretrained(tmp_path)
-    assert_same_outputs(plain, merged, LLAMA.inputs())
+    plain = kind.cls.from_pretrained(tmp_path)
+    assert_same_outputs(plain, merged, kind.inputs())
 
 
 @compat(
@@ -86,6 +96,14 @@ def test_adapters_are_not_merged_into_tied_layers(layer, what, way):
     assert torch.equal(logits(model, LLAMA.inputs()), expected)
     merged = fxtie.materialize(model).merge_and_unload()
     torch.testing.assert_close(logits(merged, LLAMA.inputs()), expected)
+
+
+def test_adapters_of_tied_parameters_are_refused():
+    tied = tie(MIXTRAL.build(), MIXTRAL.rules["repeated"])
+    name = "mlp.experts.gate_up_proj"
+    model = adapted(tied, ["q_proj"], layers_to_transform=[0], target_parameters=[name])
+    with pytest.raises(FxtieError, match=r"'model.layers.1.mlp.experts.gate_up_proj' can't be"):
+        logits(model, MIXTRAL.inputs())
 
 
 def test_a_tied_model_that_is_tied_again_knows_all_of_its_sources():
