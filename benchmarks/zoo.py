@@ -23,7 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -107,6 +107,8 @@ def measure(name: str) -> dict[str, Any]:
         row["symbolic_trace_error"] = f"{type(error).__name__}: {error}"[:200]
     for which in ("all", "pair"):
         ties = tie_groups(model, only_pair=which == "pair")
+        if not ties:
+            return {"model": name, "not_tried": "no two layers are of equal type and shape"}
         calibrate(specimen, size, ties)
         tied, row[f"{which}_pass_s"] = timed(fxtie.transform, model, ties)
         report = fxtie.report(tied)
@@ -318,7 +320,8 @@ def main() -> int:
     _PROCESSES.set_forkserver_preload([*_PRELOADED, *catalogue(suite).PRELOADED])
     with out.open("a") as file, ThreadPoolExecutor(options.jobs) as pool:
         progress = tqdm(total=len(wanted), initial=len(wanted) - len(pending), unit="model")
-        for row in pool.map(lambda name: measure_apart(name, options.timeout), pending):
+        runs = [pool.submit(measure_apart, name, options.timeout) for name in pending]
+        for row in (run.result() for run in as_completed(runs)):
             rows[row["model"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -50,8 +50,9 @@ class PathCopy(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         child = self.__dict__.get("_modules", {}).get(name)
         super().__setattr__(name, value)
-        if isinstance(child, PathCopy) and isinstance(value, nn.Module) and foreign_of(type(value)):
-            become(value, PathCopy)  # it stands for a part of the tied model now
+        is_wrapped = isinstance(value, nn.Module) and child in value._modules.values()
+        if is_wrapped and isinstance(child, PathCopy) and foreign_of(type(value)):
+            become(value, PathCopy)  # the wrapper is a part of the tied model from now on
 
     @classmethod
     def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:

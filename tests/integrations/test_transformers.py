@@ -432,6 +432,17 @@ def test_what_would_not_be_resized_is_refused(rule):
 
 # --- What is changed after tying --------------------------------------------------------------
 
+
+def test_a_model_that_is_put_into_a_tied_one_stays_what_it_is():
+    tied = tie(LLAMA.build(), LLAMA.rules["repeated"])
+    other = LLAMA.build(initializer_range=0.1).model
+    tied.model = other
+    assert type(other) is LlamaModel
+    assert torch.equal(
+        logits(tied, LLAMA.inputs()), tied.lm_head(other(**LLAMA.inputs()).last_hidden_state)
+    )
+
+
 FLAGS = {
     "eager attention": lambda m: m.set_attn_implementation("eager"),
     "output_attentions": lambda m: (
