@@ -69,12 +69,14 @@ def test_results_are_kept_and_shown(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(zoo, "measure_apart", measure_apart)
     arguments = ("--transformers", "--only", "/be(rt|it)$", "--out", tmp_path / "rows.jsonl")
+    assert run(monkeypatch, *arguments, "--jobs", "0", "--docs", tmp_path / "zoo.md") == 1
+    assert "2 more have not been run yet." in (tmp_path / "zoo.md").read_text() and not measured
     assert run(monkeypatch, *arguments) == 0
     assert run(monkeypatch, *arguments, "--docs", tmp_path / "zoo.md") == 0
     assert sorted(measured) == sorted(rows)  # once each
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
     page = (tmp_path / "zoo.md").read_text()
-    assert "1 of 1 models tied and equal to the oracle." in page
+    assert "1 of 1 models tied and equal to the oracle." in page and "not been run" not in page
     assert page.index("## Not tried") < page.index("transformers/beit")
     assert "1 were not tried." in capsys.readouterr().out
 
