@@ -298,6 +298,14 @@ def fsdp_whole(param: Any) -> torch.Tensor | None:
     return getattr(param, "_unsharded_param", None)
 
 
+def fsdp_parts(param: Any) -> torch.Tensor | None:
+    """What stands in the place of a sharded Parameter after its unit's forward, with larger parts.
+
+    `reshard_after_forward` as a number asks for it.
+    """
+    return getattr(param, "_sharded_post_forward_param", None)
+
+
 def fsdp_inner_spec(param: Any) -> Any:
     """How tensor parallelism had placed a Parameter before FSDP2 sharded it; None if it had not."""
     return param._unsharded_dtensor_spec

@@ -60,8 +60,9 @@ class Managed:
 
         Any other value was put there for a call (`torch.func.functional_call`).
         """
-        is_whole = value is _torch.fsdp_whole(self.param)
-        return self.parameter if is_whole and reader not in _members(self.group) else value
+        if value is _torch.fsdp_whole(self.param):
+            return value if reader in _members(self.group) else self.parameter
+        return self.parameter if value is _torch.fsdp_parts(self.param) else value
 
     def gathering(self, reader: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """`gather`, as a function of the Parameter."""
