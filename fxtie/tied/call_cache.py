@@ -187,8 +187,13 @@ def is_worth_it(derived: Derived) -> bool:
 
 def value_of(derived: Derived) -> Any:
     """How derived attributes are read."""
-    is_compiled = is_distributed() and (is_dynamo_compiling() or get_frame_callback() is not None)
-    if is_compiled and _is_left_alone(derived):
+    is_left_alone = False
+    if is_distributed() and is_dynamo_compiling():
+        is_left_alone = _is_left_alone(derived)
+    elif is_distributed() and get_frame_callback() is not None:
+        # Between two graphs, the compiler would look at each function that this calls.
+        is_left_alone = torch.compiler.disable(_is_left_alone)(derived)  # type: ignore[no-untyped-call]
+    if is_left_alone:
         return torch.compiler.disable(derived.compute)()  # type: ignore[no-untyped-call]
     call = current_call() if is_worth_it(derived) else None
     return derived.compute() if call is None else call.value(derived)

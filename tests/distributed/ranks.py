@@ -24,7 +24,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-LIMIT = 240.0
+LIMIT = 120.0
 """Seconds that one function may take on a loaded machine; a hang takes as long."""
 
 USED = ("checkpoint", "fsdp", "pipelining", "tensor.parallel")

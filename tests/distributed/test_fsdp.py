@@ -281,14 +281,17 @@ def skips(rank, kind):
     train(net, reference, rank, 2, steps=3, before=before)
 
 
-def test_a_rank_that_skips_a_block(two_ranks):
+def test_a_rank_that_skips_a_block(four_ranks):
     """Another rank waits for it as long as the group allows, and raises."""
-    answers = two_ranks.run(leaves_the_other_alone)
-    assert answers == ["", "Timed out"]
+    answers = four_ranks.run(leaves_another_alone)
+    assert answers == ["", "", "Timed out", ""]
 
 
-def leaves_the_other_alone(rank):
-    group = torch.distributed.new_group(timeout=timedelta(seconds=1))
+def leaves_another_alone(rank):
+    # DTensor takes equal meshes for one, of whatever groups: no other test has this one.
+    group = torch.distributed.new_group([0, 2], timeout=timedelta(seconds=3))
+    if rank not in (0, 2):
+        return ""
     mesh = DeviceMesh.from_group(group, torch.get_default_device().type)
     net = shard(made("across"), "blocks", mesh=mesh)
     net.skipped = {3} if rank == 0 else set()
