@@ -51,6 +51,7 @@ class ModuleAttributes(Evaluator):
         label = "" if self.is_fresh(module) else self._path(module)
         if name == "training":
             return self._flag(module, cls)
+        self.class_of(module, label or "the root")
         members = module.__dict__
         derived = derived_of(module).get(name)
         if derived is not None:
@@ -103,7 +104,7 @@ class ModuleAttributes(Evaluator):
         self._guard_entry(module, "__dict__", name, value)
         if type(value) in CONTAINERS:
             self.labels[id(value)] = label
-        return self.taken(value)
+        return self.taken(value, module)
 
     def _registered(
         self, module: nn.Module, mapping: str, name: str, value: Any, label: str

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import types
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place
 from fxtie.tracing.guards import ATOMS, MISSING, Guards
 from fxtie.tracing.inference import aliases, is_tensor
-from fxtie.tracing.recorder import containers_in
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
@@ -93,20 +94,15 @@ class ModuleTracer(ModuleAttributes):
         self._trace()
 
     def _trace(self) -> None:
-        cls = user_class(self.root)
-        forward = self.lookup(cls.__mro__, "forward")
-        self.guard("of_class", self.root, cls, "the root")
+        forward = self.lookup(self.class_of(self.root, "the root").__mro__, "forward")
         self._guard_entry(self.root, "__dict__", "forward", MISSING)
         if "forward" in self.root.__dict__ or not isinstance(forward, types.FunctionType):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
         result = self.call(forward, (self.root, *args), kwargs)
-        found = [id(container) for container in containers_in(result)]
-        if len(set(found)) < len(found) or self._escaped.keys() & set(found):
-            raise Stop("returns a container that is elsewhere as well")
+        output = self.argument(result)
         self.escape(result)
-        self._escaped.clear()
-        self.create_node("output", "output", (self.argument(result),))
+        self.create_node("output", "output", (output,))
         self.guard("answer", has_global_hooks, (), False)
 
     @property
@@ -172,6 +168,9 @@ class ModuleTracer(ModuleAttributes):
                 return nn.Module()
             self.guard("no_hooks", module, name)
             self._guard_entry(module, "__dict__", "forward", MISSING)
+            self.class_of(module, name)
+            if module._modules:
+                self.look(module._modules, name)
             return module
 
         return is_tensor(value.node, layer, assumed)
@@ -215,19 +214,25 @@ class ModuleTracer(ModuleAttributes):
         result = self.call(forward, args, kwargs)
         self.inlined[module] = None
         self.guard("no_hooks", module, self.paths[module])
-        self.guard("of_class", module, cls, self.paths[module])
         return result
 
     def _call_leaf(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Traced:
         with self._inside(module):
             result = self.record("call_module", name, args, kwargs)
-        is_known = _is_known(module)
-        if not is_known:
-            self.escape(*args, *kwargs.values())
-            self._opaque[self._reach.add(module, args, kwargs)] = module, args, kwargs
-        passed = [m for m in (*args, *kwargs.values()) if isinstance(m, nn.Module)]
-        within = {inner for m in (module, *passed) for inner in m.modules()}
-        self.reads.forget(within, buffers_only=is_known)
+        self.escape(*args, *kwargs.values())
+        if _is_known(module):
+            if any(getattr(m, "inplace", False) for m in module.modules()):
+                self._changed(result.node.all_input_nodes)
+            self.reads.forget({*module.modules()}, buffers_only=True)
+            return result
+        given = result.node.all_input_nodes
+        is_read = any(map(self.reads.any_in, map(aliases, given)))
+        if is_read and not self._changes_nothing(module, args, kwargs):
+            self._changed(given)
+        number = self._reach.add(module, args, kwargs)
+        self._opaque[number] = module, args, kwargs
+        self.looked_up = {}  # which it may change
+        self.reads.forget(self._reach.reached(number, self.paths), buffers_only=False)
         return result
 
     @contextlib.contextmanager
@@ -243,7 +248,7 @@ class ModuleTracer(ModuleAttributes):
         finally:
             self._stack = outer
 
-    def may_have_changed(self, holder: Any) -> None:
+    def may_be_reached(self, holder: Any) -> None:
         if not self._opaque:
             return
         for number in self._reach.calls(holder):
@@ -286,16 +291,21 @@ class ModuleTracer(ModuleAttributes):
         return node
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
+        if op == "call_method" and target == "backward":
+            raise Stop("runs a backward, after which a derived tensor would need another graph")
         value = super().record(op, target, args, kwargs)
         if is_opaque(target) and self.reads.any_in(value.node.all_input_nodes):
             self.reads.forget(self.paths.keys(), buffers_only=False)
-        for changed in changed_in_place(value.node):
-            for origin in aliases(changed):
-                if "tie" in origin.meta:
-                    raise Stop("changes a derived tensor in place")
-                if origin.op != "placeholder":
-                    self.reads.forget(self.paths.keys(), buffers_only=False)
+        self._changed(changed_in_place(value.node))
         return value
+
+    def _changed(self, nodes: Iterable[fx.Node]) -> None:
+        """Note that the values of these nodes are changed in place."""
+        for origin in itertools.chain.from_iterable(map(aliases, nodes)):
+            if "tie" in origin.meta:
+                raise Stop("changes a derived tensor in place")
+            if origin.op != "placeholder":
+                self.reads.forget(self.paths.keys(), buffers_only=False)
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
         """As usual, but without rank checks of torch's layers: torch's functions check as well."""
@@ -321,9 +331,13 @@ def _is_known(module: nn.Module) -> bool:
     """Whether a call runs nothing but torch's own layers, which change only themselves."""
     return isinstance(module, torch.jit.ScriptModule) or all(
         type(m).__module__.startswith(("torch.nn.", "einops."))
-        and not (has_hooks(m) or "forward" in m.__dict__)
+        and not has_hooks(m)
+        and all(package_of(v) in _KNOWN for v in vars(m).values() if callable(v))
         for m in module.modules()
     )
+
+
+_KNOWN = ("torch", "einops")
 
 
 def _is_constant(value: Any) -> bool:

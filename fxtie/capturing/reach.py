@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import gc
+import sys
 import types
+import weakref
+from abc import ABC
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
-from fxtie.tracing.guards import ATOMS, cell_contents
-from fxtie.tracing.source_code import names_in
+from fxtie.tied.state import State
+from fxtie.tracing.guards import ATOMS
+from fxtie.tracing.source_code import names_in, package_of
 from fxtie.tracing.traced import Traced
 
 
@@ -21,12 +26,14 @@ class Reach:
         self._calls: list[Any] = []  # kept, so that no other object gets their ids
         self._by_object: dict[int, list[int]] = {}
         self._unbounded: list[int] = []
+        self._found: list[frozenset[int] | None] = []
 
     def add(self, *call: Any) -> int:
         """Note a call: the module and its arguments. Returns the number of the call."""
         number = len(self._calls)
         self._calls.append(call)
-        found = _objects([call])
+        found = _objects([*call])
+        self._found.append(found)
         if found is None:
             self._unbounded.append(number)
         for reached in found or ():
@@ -42,13 +49,18 @@ class Reach:
             return range(len(self._calls))
         return (*self._unbounded, *self._by_object.get(id(holder), ()))
 
+    def reached(self, number: int, modules: Iterable[nn.Module]) -> set[nn.Module]:
+        """Those of some modules that a call can reach."""
+        found = self._found[number]
+        return {module for module in modules if found is None or id(module) in found}
+
 
 def _objects(pending: list[Any]) -> frozenset[int] | None:
     """The ids of all that some objects refer to; None if that may be anything."""
     ids: set[int] = set()
     while pending:
         value = pending.pop()
-        if type(value) in ATOMS or id(value) in ids or isinstance(value, torch.Tensor | Traced):
+        if type(value) in ATOMS or id(value) in ids or issubclass(type(value), _WITHOUT_PARTS):
             continue
         ids.add(id(value))
         if (parts := _parts(value)) is None:
@@ -59,41 +71,37 @@ def _objects(pending: list[Any]) -> frozenset[int] | None:
 
 def _parts(value: Any) -> Iterable[Any] | None:
     """What an object refers to; None if that is not known."""
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return value
-    if isinstance(value, _WITHOUT_PARTS) or type(value).__module__ in ("typing", "_abc"):
-        return ()
-    if isinstance(value, types.MethodType):
-        return (value.__func__, value.__self__)
-    if isinstance(value, functools.partial):
-        return (value.func, value.args, value.keywords)
-    if isinstance(value, types.FunctionType):
+    kind = type(value)
+    if kind is types.FunctionType:
         return _parts_of_function(value)
-    if isinstance(value, type):
-        of_users = not value.__module__.startswith(("torch", "builtins", "fxtie"))
-        return [*value.__bases__, *vars(value).values()] if of_users else ()
-    if isinstance(value, staticmethod | classmethod):
-        return (value.__func__,)
-    if isinstance(value, property):
-        return (value.fget,)
-    if not hasattr(value, "__dict__"):
-        return None
-    return [type(value), *(v for k, v in vars(value).items() if k != "_fxtie")]
+    if issubclass(kind, type) and package_of(value) in _KNOWN:
+        return ()
+    # The garbage collector knows, but not of weak references, and not of types that it can't see.
+    is_seen = kind.__flags__ & _IS_COLLECTED and not issubclass(kind, _WEAK)
+    return gc.get_referents(value) if is_seen else None
 
 
-_WITHOUT_PARTS = (
-    *(types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType),
-    *(types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
-    types.ClassMethodDescriptorType,
+_IS_COLLECTED = 1 << 14
+_WEAK: tuple[Any, ...] = (weakref.ref, *weakref.ProxyTypes)
+_KNOWN = frozenset({"torch", "fxtie", "numpy", *sys.stdlib_module_names})
+_WITHOUT_PARTS: tuple[Any, ...] = (
+    *(torch.Tensor, Traced, State, types.ModuleType, types.BuiltinFunctionType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType),
+    *(types.MemberDescriptorType, types.ClassMethodDescriptorType, range),
+    type(vars(ABC)["_abc_impl"]),
 )
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:
-    if function.__module__ and function.__module__.startswith(("torch", "fxtie")):
-        return ()
-    cells = [cell_contents(cell) for cell in function.__closure__ or ()]
-    names, variables = names_in(function.__code__), function.__globals__
-    used = [variables[name] for name in names if name in variables]
-    return [*cells, *used, function.__defaults__, function.__kwdefaults__]
+    """What its code can get at: variables by their names, also those of Python modules."""
+    names, used = names_in(function.__code__), []
+    is_known = package_of(function) in _KNOWN
+    spaces: list[Any] = [] if is_known else [function.__globals__, sys.modules]
+    for space in spaces:
+        for value in [space[name] for name in names if name in space]:
+            if not isinstance(value, types.ModuleType):
+                used.append(value)
+            elif value.__name__.partition(".")[0] not in _KNOWN:
+                spaces += [] if any(vars(value) is known for known in spaces) else [vars(value)]
+    own = (function.__closure__, function.__defaults__, function.__kwdefaults__, vars(function))
+    return [*used, *own]

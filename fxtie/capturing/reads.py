@@ -140,12 +140,13 @@ class TensorReads:
             renormalizes = getattr(owner, "max_norm", None) is not None  # nn.Embedding
             return not buffers_only or renormalizes or attr not in owner._parameters
 
-        # A Parameter is the same object, changed or not.
-        for key, read in list(self._others.items()):
-            origin = self._origins[read.node]
-            assert isinstance(origin, _Stored)
-            if may_differ(origin.owner, origin.attr):
-                del self._others[key]
+        # torch's own layers put no other Parameters there.
+        for reads in (self._others,) if buffers_only else (self._others, self._parameters):
+            for key, read in list(reads.items()):
+                origin = self._origins[read.node]
+                assert isinstance(origin, _Stored)
+                if may_differ(origin.owner, origin.attr):
+                    del reads[key]
         for key, read in list(self._derived.items()):
             made = self._origins.get(read.node)
             slots = _sources(made) if isinstance(made, Derived) else ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class _Call:
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()
-        self._values: dict[Any, tuple[Any, Sequence[torch.Tensor], Any]] = {}
+        self._values: dict[Any, tuple[Any, ...]] = {}  # with what tells that they are stale
         self._casts: dict[Any, torch.Tensor] = {}
         self._gathers: dict[Any, torch.Tensor] = {}
         self._known: set[int] = set()  # ids of remembered tensors
@@ -63,14 +63,16 @@ class _Call:
             return derived.run(sources)
         key = derived.identity, *_key(transform, sources)
         if (found := self._values.get(key)) is not None:
-            return found[0]
+            if found[-1] == [*map(_identity, found[1])]:
+                return found[0]
+            self._forget(key)  # it was changed in place
         result = derived.run(sources, self._gathers)
         values = result if is_part else (result,)
         if derived.is_shared or any(value.requires_grad for value in values):
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
                 key = derived.identity, *_key(transform, sources)
             alive = sources, transform, *_state(transform)  # so that an id is one tensor's
-            self._values[key] = result, values, alive
+            self._values[key] = result, values, alive, [*map(_identity, values)]
             for value in values:
                 self._known.add(id(value))
                 if value.grad_fn is not None:
@@ -95,7 +97,7 @@ class _Call:
         return (stored or id(tensor) in self._known) and not tensor.is_inference()
 
     def _forget(self, key: Any) -> None:
-        _, values, _ = self._values.pop(key, (None, (), None))
+        _, values, *_ = self._values.pop(key, (None, ()))
         self._gathers.clear()  # a backward goes through them only once, too
         gone = set(map(id, values))
         self._casts = {cast: held for cast, held in self._casts.items() if cast[0] not in gone}

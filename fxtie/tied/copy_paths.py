@@ -120,13 +120,12 @@ class _Rewiring:
             return self.done[id(value)]
         if kind in _DICTS and not value:  # the hooks of a module, most of the time
             return value
-        if isinstance(value, nn.Module):
+        if issubclass(kind, nn.Module):
             return self.swap(value)
-        elif isinstance(value, torch.Tensor):
+        if issubclass(kind, torch.Tensor):
             return value
-        else:
-            self.done[id(value)] = value  # for what refers to itself
-            rewired = self.rewired(value)
+        self.done[id(value)] = value  # for what refers to itself
+        rewired = self.rewired(value)
         self.alive.append(value)
         self.done[id(value)] = rewired
         return rewired
@@ -134,9 +133,9 @@ class _Rewiring:
     def rewired(self, value: Any) -> Any:
         """A value that is not known yet, by what it is."""
         kind = type(value)
-        if isinstance(value, dict):
+        if issubclass(kind, dict):
             return self.mapping(value)
-        if isinstance(value, tuple):
+        if issubclass(kind, tuple):
             members = [self(item) for item in value]
             if all(map(is_, members, value)):
                 return value
@@ -175,6 +174,13 @@ class _Rewiring:
         referent = value()
         return weakref.ref(self(referent)) if isinstance(referent, nn.Module) else value
 
+    def weak_proxy(self, value: Any) -> Any:
+        try:
+            referent = value.__repr__.__self__
+        except ReferenceError:  # it is gone
+            return value
+        return weakref.proxy(self(referent)) if isinstance(referent, nn.Module) else value
+
     def function(self, value: types.FunctionType) -> types.FunctionType:
         """A function that closes over modules, closing over their copies."""
         cells = [cell for cell in value.__closure__ or () if _is_filled(cell)]
@@ -198,6 +204,7 @@ class _Rewiring:
         types.FunctionType: function,
         functools.partial: partial,
         weakref.ReferenceType: weak_reference,
+        **dict.fromkeys(weakref.ProxyTypes, weak_proxy),
         Source: lambda self, value: replace(value, root=self(value.root)),
         Derived: lambda self, value: replace(
             value, owner=self(value.owner), sources=self(value.sources)

@@ -6,6 +6,7 @@ is not known to be safe stops the trace.
 
 from __future__ import annotations
 
+import collections
 import enum
 import types
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fxtie.tracing.gate import METHODS
 from fxtie.tracing.guards import MISSING, Namespace
 from fxtie.tracing.recorder import Recorder, is_known_class
 from fxtie.tracing.scope import Scope
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
@@ -47,19 +49,31 @@ class Attributes(Recorder):
             after = classes[classes.index(owner.__thisclass__) + 1 :]
             return self._bound(self.lookup(after, name), owner.__self__)
         if name == "__class__":
-            return user_class(owner)
+            return self.class_of(owner)
         if isinstance(owner, nn.Module):
             return self.module_attribute(owner, name)
         if kind is types.ModuleType:
             return self.global_variable(vars(owner), name)
         if isinstance(owner, type):
             return self._class_attribute(owner, name)
-        is_field = isinstance(owner, tuple) and name in getattr(kind, "_fields", ())
-        if kind in _CONSTANT or is_field or name in METHODS.get(kind, ()):
+        if kind in _CONSTANT or name in METHODS.get(kind, ()):
             return getattr(owner, name, MISSING)
+        if isinstance(owner, tuple) and type(self.lookup(kind.__mro__, name)) is _FIELD:
+            return self.taken(getattr(owner, name), owner)
         if kind is types.FunctionType:
             return self._function_attribute(owner, name)
         return self._object_attribute(owner, name)
+
+    def class_of(self, value: Any, label: str = "") -> Any:
+        """The class of an object, guarded; of what is made in `tied`, the user's."""
+        kind, key = type(value), (id(value), "__class__")
+        if key not in self.looked_up and kind.__flags__ & _MAY_CHANGE:
+            if any("__class__" in vars(base) for base in kind.__mro__[:-1]):
+                raise Stop(f"asks for the class of a {kind.__name__}, which computes it")
+            if hasattr(value, "__dict__") and not self.is_fresh(value):
+                self.guard("of_class", value, user_class(value), label or f"a {kind.__name__}")
+            self.looked_up[key] = value
+        return user_class(value)
 
     def _traced_attribute(self, owner: Traced, name: str) -> Any:
         if owner.shape_known is not None and name in ("shape", "ndim"):
@@ -76,7 +90,7 @@ class Attributes(Recorder):
 
     def _object_attribute(self, owner: Any, name: str) -> Any:
         """An attribute of an object of the user's."""
-        cls: Any = type(owner)
+        cls: Any = self.class_of(owner)
         found = self.lookup(cls.__mro__, name)
         if name in ("name", "value") and found is vars(enum.Enum)[name]:
             return getattr(owner, name)
@@ -85,8 +99,9 @@ class Attributes(Recorder):
             raise Stop(f"reads .{name} of a {cls.__name__}")
         if not hasattr(type(found), "__set__"):  # a data descriptor comes first
             value = vars(owner).get(name, MISSING)
-            if not self.is_fresh(owner) and not is_frozen(owner):
+            if not is_frozen(owner):
                 self.may_have_changed(owner)
+            if not (is_frozen(owner) or self.is_fresh(owner)):
                 self.guard("entry", owner, "__dict__", name, value, cls.__name__)
             if value is not MISSING:
                 return self.taken(value, owner)
@@ -101,7 +116,7 @@ class Attributes(Recorder):
             return self.call(found.fget, (owner,))
         if kind is staticmethod:
             return found.__func__
-        if kind is classmethod:
+        if kind is classmethod and isinstance(found.__func__, types.FunctionType):
             return types.MethodType(found.__func__, user_class(owner))
         if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
             raise Stop(f"reads a {kind.__name__}")
@@ -115,10 +130,8 @@ class Attributes(Recorder):
         if not is_known_class(cls):
             raise Stop(f"reads .{name} of the class {cls.__name__}")
         found = self.lookup(cls.__mro__, name)
-        if isinstance(found, classmethod):
-            return types.MethodType(found.__func__, cls)
-        if isinstance(found, staticmethod):
-            return found.__func__
+        if isinstance(found, classmethod | staticmethod):
+            return self._bound(found, cls)
         if isinstance(found, types.FunctionType | types.MethodDescriptorType | type):
             return found
         if found is MISSING or hasattr(type(found), "__get__"):
@@ -132,7 +145,7 @@ class Attributes(Recorder):
             raise Stop(f"reads .{name} of the module {module}")
         # The functions, classes and modules of torch are taken to stay what they are.
         if not isinstance(value, types.ModuleType) and not (
-            module.startswith("torch") and (value is MISSING or isinstance(value, FIXED))
+            module.partition(".")[0] == "torch" and (value is MISSING or isinstance(value, FIXED))
         ):
             if not isinstance(value, FIXED):
                 self.may_have_changed(namespace)
@@ -148,7 +161,7 @@ class Attributes(Recorder):
         found = MISSING
         for base in classes:
             found = vars(base).get(name, MISSING)
-            if base.__flags__ & _MAY_CHANGE and not base.__module__.startswith(("torch.", "enum")):
+            if base.__flags__ & _MAY_CHANGE and package_of(base) not in ("torch", "enum"):
                 self.guard("attribute", base, name, found)
             if found is not MISSING:
                 if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
@@ -164,6 +177,9 @@ FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 
 
 _MAY_CHANGE = 1 << 9  # a class that was made by a class statement
+
+_FIELD: Any = type(collections.namedtuple("_Example", ["field"]).field)  # type: ignore[attr-defined]
+"""What named tuples have for their fields."""
 
 _CONSTANT = (
     *(torch.device, torch.dtype, torch.finfo, torch.iinfo),

@@ -11,6 +11,7 @@ import collections
 import functools
 import itertools
 import operator
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -30,13 +31,23 @@ Handler = Callable[..., Any]
 def _isinstance(e: Operations, value: Any, kinds: Any) -> bool:
     wanted = _classes(kinds)
     if type(value) is not Traced:
-        return isinstance(value, tuple(wanted))
+        return _issubclass(e, e.class_of(value), kinds)
     if e.is_tensor(value, assume=True):
         if torch.Tensor in wanted:
             return True
         if all(kind in _NO_TENSORS for kind in wanted):
             return False
     raise Stop(f"tests the type of a traced value ({value.node.name})")
+
+
+def _issubclass(e: Operations, cls: Any, kinds: Any) -> bool:
+    if not isinstance(cls, type):
+        raise Stop(f"asks whether a {type(cls).__name__} is a subclass")
+    wanted = tuple(_classes(kinds))
+    result = issubclass(cls, wanted)
+    if any(type(kind) is ABCMeta for kind in wanted):  # which classes may join
+        e.guard("answer", issubclass, (cls, wanted), result)
+    return result
 
 
 def _classes(kinds: Any) -> list[type]:
@@ -56,7 +67,10 @@ def _getattr(e: Operations, owner: Any, name: str, default: Any = MISSING) -> An
     e.plain(name)
     if type(owner) is Traced and default is not MISSING:
         raise Stop(f"asks whether a traced value has .{name}")
-    return e.attribute(owner, name, default)
+    found = e.attribute(owner, name, default)
+    if type(found) is Traced and default is not MISSING:
+        e.is_none(found)  # a stored tensor, which may be gone later
+    return found
 
 
 _NOTHING = object()
@@ -70,7 +84,7 @@ def _on_constants(function: Callable[..., Any]) -> Handler:
             raise Stop(f"calls {function.__name__} with a function as key")
         values = [[*e.iterate(a)] if isinstance(a, Iterator) else a for a in args]
         result = function(*map(e.plain, values), **{k: e.plain(v) for k, v in kwargs.items()})
-        return e.fresh(result) if type(result) in CONTAINERS else result
+        return e.fresh(result) if function is sorted else result
 
     return call
 
@@ -124,7 +138,7 @@ def _map(e: Operations, function: Any, *iterables: Any) -> Any:
 def _reversed(e: Operations, value: Any) -> Any:
     if isinstance(value, nn.Module):
         raise Stop("reverses a module")
-    return e.fresh(reversed(list(e.iterate(value))))
+    return e.fresh(e.iterate(value, reversed))
 
 
 def _sum(e: Operations, values: Any, start: Any = 0) -> Any:
@@ -172,6 +186,8 @@ def _comparison(op: type[ast.cmpop]) -> Handler:
 
 CALLABLES: dict[Any, Handler] = {
     isinstance: _isinstance,
+    issubclass: _issubclass,
+    super: lambda e, cls, instance: super(cls, e.class_of(instance) and instance),
     getattr: _getattr,
     hasattr: lambda e, owner, name: _getattr(e, owner, name, _NOTHING) is not _NOTHING,
     len: lambda e, value: e.length(value),
@@ -207,7 +223,7 @@ CALLABLES: dict[Any, Handler] = {
     **{
         function: _on_constants(function)
         for function in (
-            *(int, float, str, min, max, round, divmod, sorted, repr, issubclass),
+            *(int, float, str, min, max, round, divmod, sorted, repr),
             *(torch.device, operator.index),
         )
     },

@@ -6,19 +6,22 @@ recorded; of code that is looked into; of what is run. All else stops the trace 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import is_tensor_method_or_property
 
 from fxtie.tracing.attributes import is_frozen
 from fxtie.tracing.callables import CALLABLES
 from fxtie.tracing.gate import MATH, METHODS, QUESTIONS, is_in, is_opaque, is_recorded
+from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operations import Operations
-from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.recorder import CONTAINERS, is_known_class, is_named_tuple
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced, is_traced
 
@@ -89,7 +92,7 @@ class Calls(Operations):
 
     def construct(self, cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An object of a class whose making is known to do nothing else."""
-        if hasattr(cls, "_fields") and cls.__mro__[1:3] == (tuple, object):
+        if is_named_tuple(cls) and is_known_class(cls):
             return cls(*args, **kwargs)
         if cls is nn.ModuleList:
             return self.fresh(cls([module for arg in args for module in self.iterate(arg)]))
@@ -112,9 +115,11 @@ class Calls(Operations):
                 shape = self.shape(value)
                 return len(shape) if name == "dim" else shape.numel()
         result = self.record("call_method", name, (value, *args), kwargs)
-        made = [*filter(self.is_fresh, (*args, *kwargs.values()))]
-        if made and not self.is_tensor(value):  # else torch's own method, which keeps nothing
-            self.escape(*made)
+        given = [*self.containers_in(*args, *kwargs.values())]
+        if given and not self.is_tensor(value):  # else torch's own method, which keeps nothing
+            # A name that tensors have is theirs, unless the code itself has made the container.
+            is_usual = hasattr(torch.Tensor, name)
+            self.escape(*(c for c in given if self.is_fresh(c) or not is_usual))
         return result
 
     def call_method(
@@ -136,6 +141,8 @@ class Calls(Operations):
         elif kind is str:
             args = list(map(self.plain, args))
             kwargs = {key: self.plain(value) for key, value in kwargs.items()}
+            if name == "format" and not {*map(type, (*args, *kwargs.values()))} <= ATOMS:
+                raise Stop("formats a value, of which the text may ask for attributes")
         if name == "update":
             args, kwargs = [CALLABLES[dict](self, *args, **kwargs)], {}
         elif name in ("extend", "join"):
@@ -145,20 +152,22 @@ class Calls(Operations):
         result = getattr(owner, name)(*args, **kwargs)
         if type(result) in CONTAINERS and name in ("copy", "split"):
             self.fresh(result)
-        return result if self.is_fresh(owner) else self.taken(result)
+        return self.taken(result, owner)
 
 
-def _is_plain_dataclass(cls: type) -> bool:
+def _is_plain_dataclass(cls: Any) -> bool:
     fields = getattr(cls, "__dataclass_fields__", None)
     if fields is None or cls.__bases__ != (object,) or hasattr(cls, "__post_init__"):
         return False
     plain = type(cls) is type and "__new__" not in vars(cls)
     if not plain or ("__setattr__" in vars(cls) and not is_frozen(cls)):
         return False
-    return "__init__" in vars(cls) and all(
-        field.init and field.default_factory.__class__.__name__ == "_MISSING_TYPE"
-        for field in fields.values()
-    )
+    if not cls.__dataclass_params__.init or len(dataclasses.fields(cls)) < len(fields):
+        return False  # has an `__init__` of its own, or arguments of it that are no fields
+    slots = (type(vars(cls).get(name)) for name in fields)
+    return all(
+        f.init and f.default_factory is dataclasses.MISSING for f in fields.values()
+    ) and all(slot is types.MemberDescriptorType or not hasattr(slot, "__set__") for slot in slots)
 
 
 _LOOKING_UP = frozenset({"get", "pop", "setdefault", "add", "insert"})

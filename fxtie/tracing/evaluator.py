@@ -132,7 +132,7 @@ class Evaluator(Calls):
         """`container[key] = value`."""
         if type(container) is Traced:
             self.record("call_function", operator.setitem, (container, key, value))
-            self.escape(*filter(self.is_fresh, (value,)))
+            self.escape(value)
             return
         if type(container) not in CONTAINERS:
             raise Stop(f"writes to a {type(container).__name__}")

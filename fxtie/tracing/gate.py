@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from fxtie import _torch
+from fxtie.tracing.source_code import package_of
 
 FACTORIES = frozenset(
     {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace}
@@ -98,6 +99,6 @@ def is_opaque(function: Any) -> bool:
     """Whether it is a function of another library that says to be one operation."""
     if not isinstance(function, types.FunctionType):
         return False
-    if (function.__module__ or "").partition(".")[0] == "einops":
+    if package_of(function) == "einops":
         return not function.__name__.startswith("_")
     return _torch.is_wrapped(function)

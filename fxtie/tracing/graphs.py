@@ -143,11 +143,8 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
         return []
     target = node.target
-    if isinstance(target, OpOverload):
-        arguments = target._schema.arguments
-        written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-        given = {**dict(zip([a.name for a in arguments], node.args)), **node.kwargs}  # noqa: B905
-        return _nodes([given.get(name) for name in written])
+    if isinstance(target, OpOverload | OpOverloadPacket):
+        return _nodes([value for op in overloads_of(node) for value in _written(op, node)])
     name = name_of_op(node)
     is_of_torch = getattr(target, "__module__", None) != "_operator"  # and_, or_, not_
     code = getattr(target, "__code__", None)
@@ -162,6 +159,14 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     if name in _UPDATING and isinstance(code, CodeType):
         return _nodes(_UPDATING[name](*node.args, **node.kwargs))
     return _nodes(node.kwargs.get("out"))
+
+
+def _written(op: OpOverload[..., Any], node: fx.Node) -> list[Any]:
+    """The arguments of a call of an operator that it says to change."""
+    arguments = op._schema.arguments
+    given = {**dict(zip([a.name for a in arguments], node.args)), **node.kwargs}  # noqa: B905
+    changed = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [given.get(name) for name in changed]
 
 
 def _statistics(
@@ -231,10 +236,18 @@ def _is_repeatable(function: Any) -> bool:
     return is_of_torch and bool(overloads(name)) and not _is_random(name)
 
 
+def overloads_of(node: fx.Node) -> tuple[OpOverload[..., Any], ...]:
+    """The ops of which a node may call one; none where torch has none."""
+    if isinstance(node.target, OpOverload):
+        return (node.target,)
+    is_packet = isinstance(node.target, OpOverloadPacket)
+    return overloads(node.target if is_packet else name_of_op(node))
+
+
 @functools.cache
-def overloads(name: str) -> tuple[OpOverload[..., Any], ...]:
-    """The aten ops of a name; none where torch has none."""
-    packet = getattr(torch.ops.aten, name, None)
+def overloads(name: Any) -> tuple[OpOverload[..., Any], ...]:
+    """The ops of a packet, or the aten ops of a name; none where torch has none."""
+    packet = name if isinstance(name, OpOverloadPacket) else getattr(torch.ops.aten, name, None)
     if not isinstance(packet, OpOverloadPacket):
         return ()
     names = packet.overloads()  # type: ignore[no-untyped-call]

@@ -38,9 +38,8 @@ def alike(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(alike, a, b))
-    if type(a) is float:
-        return bool(a.hex() == b.hex())  # 0.0 is not -0.0
-    return type(a) in ATOMS and bool(a == b)
+    # 0.0 is not -0.0, and a container finds a NaN by its identity.
+    return type(a) in ATOMS and bool(a == b) and repr(a) == repr(b)
 
 
 Fact: TypeAlias = tuple[str, tuple[Any, ...]]
@@ -152,9 +151,9 @@ class Guards:
         """A module whose forward stands in the graph has no hooks, which would not be called."""
         self._check((id(module),), _has_hooks, (module,), False, f"whether {label} has hooks")
 
-    def of_class(self, module: nn.Module, cls: type, label: str) -> None:
-        """A module is of this class, less what fxtie has made of it."""
-        self._check((id(module),), user_class, (module,), cls, f"the class of {label}")
+    def of_class(self, value: Any, cls: type, label: str) -> None:
+        """An object is of this class, less what fxtie has made of it."""
+        self._check((id(value),), user_class, (value,), cls, f"the class of {label}")
 
     def outside(self, fact: Fact) -> None:
         """A fact about an object that is no part of the model."""
@@ -192,7 +191,7 @@ def _copied(fact: Fact, memo: dict[int, Any]) -> Fact:
 def _portable(fact: Fact) -> Fact:
     """A fact that can be pickled: about what is pickled with it, or what is found by its name."""
     name, args = fact
-    if name in ("outside", "cell"):
+    if name in ("outside", "cell") or (name == "answer" and not _has_name(args[1])):
         return "never", (name,)
     if name in ("variable", "attribute"):
         holder, key, value = args

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import fx, nn
 
-from fxtie.tracing.graphs import name_of_op, overloads
+from fxtie._torch import OpOverload
+from fxtie.tracing.graphs import overloads_of
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.user_class import user_class
 
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
@@ -46,34 +49,36 @@ def is_tensor(
     if node.op in ("placeholder", "get_attr"):
         return not str(node.target).startswith("*") and assume(node)
     if node.op == "call_module":
-        module = layer(str(node.target))
+        name = str(node.target)
+        module = layer(name)
         while type(module) is nn.Sequential and len(module):
-            module = module[-1]
+            name = f"{name}.{next(reversed(module._modules))}"
+            module = layer(name)
         if type(module) is nn.Identity:
             return known(node.args[0])
         return user_class(module) in LAYERS
     if node.op == "call_method":
-        return known(node.args[0]) and _op_gives_tensor(str(node.target))
+        return known(node.args[0]) and _gives_tensor(overloads_of(node))
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
             # `x += y` gives x, whatever y is.
             return any(map(known, node.args[: 1 if node.target in _AUGMENTED else None]))
-        is_of_torch = str(getattr(node.target, "__module__", "torch")).startswith("torch")
-        return is_of_torch and _op_gives_tensor(getattr(node.target, "__name__", ""))
+        is_of_torch = package_of(node.target) in ("torch", "")
+        return is_of_torch and _gives_tensor(overloads_of(node))
     return False
 
 
 @functools.lru_cache(maxsize=1024)
-def _op_gives_tensor(name: str) -> bool:
-    """Whether every overload of an aten operator returns one tensor."""
-    returns = [op._schema.returns for op in overloads(name)]
+def _gives_tensor(ops: tuple[OpOverload[..., Any], ...]) -> bool:
+    """Whether every overload of an operator returns one tensor."""
+    returns = [op._schema.returns for op in ops]
     return bool(returns) and all([str(value.type) for value in r] == ["Tensor"] for r in returns)
 
 
 @functools.lru_cache(maxsize=1024)
-def _op_gives_new_tensor(name: str) -> bool:
-    """Whether no overload of an aten operator returns one of its arguments, or a view of one."""
-    schemas = [op._schema for op in overloads(name)]
+def _gives_new_tensor(ops: tuple[OpOverload[..., Any], ...]) -> bool:
+    """Whether no overload of an operator returns one of its arguments, or a view of one."""
+    schemas = [op._schema for op in ops]
     schemas = [schema for schema in schemas if not any(a.is_out for a in schema.arguments)]
     returns = [value for schema in schemas for value in schema.returns]
     return bool(returns) and all(value.alias_info is None for value in returns)
@@ -89,5 +94,5 @@ def aliases(node: fx.Node) -> Iterator[fx.Node]:
         seen.add(node)
         if "tie" in node.meta or node.op in ("placeholder", "get_attr"):
             yield node
-        elif node.op == "call_module" or not _op_gives_new_tensor(name_of_op(node)):
+        elif node.op == "call_module" or not _gives_new_tensor(overloads_of(node)):
             pending += node.all_input_nodes

@@ -11,7 +11,7 @@ import ast
 import enum
 import operator
 import types
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import (
     CONTAINERS,
+    KEYS,
     has_only_known_operators,
+    holder_of,
     is_immutable,
     is_known_class,
 )
@@ -79,25 +81,33 @@ class Operations(Attributes):
             result = self.call(self.attribute(value, "__len__"))
             assert isinstance(result, int)
             return result
-        if not isinstance(value, str | bytes | KeysView | ValuesView | ItemsView):
-            self.look(value, f"a {type(value).__name__}")
+        if type(value) not in (str, bytes):
+            self.look(holder_of(value), f"a {type(value).__name__}")
         return len(value)
 
-    def iterate(self, value: Any) -> Iterator[Any]:
-        """`iter(value)`."""
+    def iterate(self, value: Any, order: Callable[[Any], Iterator[Any]] = iter) -> Iterator[Any]:
+        """`iter(value)`, or `reversed(value)`."""
         kind = type(value)
         if kind is Traced:
             raise Stop("iterates over a traced value")
         if isinstance(value, nn.Module):
             return self.iterate(self.call(self.attribute(value, "__iter__")))
-        if id(value) in self._fresh and isinstance(value, Iterator):
+        if id(value) in self._fresh and isinstance(value, Iterator) and order is iter:
             self.writes.append(self._fresh[id(value)][0])
             return value
-        if not isinstance(value, str | KeysView | ValuesView | ItemsView):
-            if isinstance(value, set | frozenset):
-                raise Stop("iterates over a set")
-            self.look(value, f"a {kind.__name__}")
-        return map(self.taken, value)
+        if isinstance(value, set | frozenset):
+            raise Stop("iterates over a set")
+        holder = holder_of(value)
+        if kind is not str:
+            self.look(holder, f"a {kind.__name__}")
+        return self._items(holder, order(value))
+
+    def _items(self, holder: Any, items: Iterator[Any]) -> Iterator[Any]:
+        """Items of a container, which other code may change before the last one is asked for."""
+        self.may_have_changed(holder)
+        for item in items:
+            yield self.taken(item, holder)
+            self.may_have_changed(holder)
 
     def same_object(self, a: Any, b: Any) -> bool:
         """`a is b`, where one of them is the only object that is like it."""
@@ -133,9 +143,10 @@ class Operations(Attributes):
         if isinstance(container, nn.Module):
             found = self.truth(self.call(self.attribute(container, "__contains__"), (item,)))
         else:
-            if isinstance(container, dict | set | frozenset):
-                self.look(container, "a container")
-                self.may_look_up(container)
+            holder = holder_of(container) if isinstance(container, KEYS) else container
+            if isinstance(holder, dict | set | frozenset):
+                self.look(holder, "a container")
+                self.may_look_up(holder)
             else:
                 self.plain(container)
             found = self.plain(item) in container
@@ -148,7 +159,9 @@ class Operations(Attributes):
         if Traced in kinds:
             if is_written:
                 raise Stop("extends a container by a traced value")
-            return self.record("call_function", function, (a, b))
+            recorded = self.record("call_function", function, (a, b))
+            self.escape(a, b)  # a list may be joined to one that has come from elsewhere
+            return recorded
         if is_written:
             self.writable(a)
         for value in (a, b):

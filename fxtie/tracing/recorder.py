@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import gc
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,21 @@ from torch import fx, nn
 
 from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
 from fxtie.tracing.scope import Scope, user_place
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop, location
 from fxtie.tracing.traced import Traced, is_traced
 
 CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
 """Types of containers that may change."""
+
+KEYS: type = type({}.keys())
+_VIEWS: tuple[type, ...] = (KEYS, type({}.values()), type({}.items()))
+
+
+def holder_of(value: Any) -> Any:
+    """The dict of which a value is a view; any other value itself."""
+    return gc.get_referents(value)[0] if isinstance(value, _VIEWS) else value
+
 
 _IMMUTABLE = (tuple, frozenset, torch.Size, range, slice)
 
@@ -35,6 +46,12 @@ def is_immutable(value: Any) -> bool:
     """Whether a value is a container of Python's that can't change."""
     kind = type(value)
     return kind in _IMMUTABLE or (isinstance(value, tuple) and has_only_known_operators(kind))
+
+
+def is_named_tuple(cls: Any) -> bool:
+    """Whether a class is a named tuple: made of its items, and nothing else happens then."""
+    made_of_items = package_of(cls.__new__).startswith("namedtuple_")
+    return issubclass(cls, tuple) and made_of_items and cls.__init__ is object.__init__
 
 
 def has_only_known_operators(cls: type) -> bool:
@@ -46,7 +63,7 @@ def has_only_known_operators(cls: type) -> bool:
         if isinstance(value, FunctionType) and name.startswith("__")
     )
     return all(
-        str(function.__module__).partition(".")[0] in ("enum", "collections")
+        package_of(function) in ("enum", "collections")
         or name.startswith(("__new", "__init", "__annotate"))
         for name, function in functions
     )
@@ -96,7 +113,7 @@ class Recorder:
         self._fresh: dict[int, tuple[int, Any]] = {}
         self._escaped: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
-        self.looked_up: dict[tuple[tuple[type, ...], str], Any] = {}
+        self.looked_up: dict[tuple[Any, str], Any] = {}  # by classes, or by the id of an object
         self._namespaces: dict[int, Namespace] = {}
 
     # -- what the tracers of modules and of transforms do differently ---------------------------
@@ -132,6 +149,13 @@ class Recorder:
 
     def may_have_changed(self, holder: Any) -> None:
         """Stop if something that the graph calls may have changed an object since it began."""
+        if id(holder) in self._escaped:
+            raise Stop("looks into a container that other code may have changed")
+        if not (id(holder) in self._fresh or is_immutable(holder) or type(holder) in ATOMS):
+            self.may_be_reached(holder)
+
+    def may_be_reached(self, holder: Any) -> None:
+        """Stop if something that the graph calls may have reached an object of the user's."""
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -185,7 +209,7 @@ class Recorder:
         kind = type(value)
         if kind is torch.Size:
             return tuple(value) if not is_traced(value) else self._make(kind, list(value))
-        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        if is_named_tuple(kind):
             return self._make(kind, *value)
         if kind is collections.OrderedDict:
             self.look(value, "a dict")
@@ -223,33 +247,37 @@ class Recorder:
 
     def escape(self, *values: Any) -> None:
         """Note that other code has got these values: what is in them then is not known."""
+        for container in self.containers_in(*values):
+            if id(container) not in self._fresh:
+                raise Stop("hands on a container that outlives the call")
+            if id(container) in self._escaped:
+                raise Stop("hands on a container twice")
+            self._escaped[id(container)] = container
+            self.escape(*_parts(container))
+
+    def containers_in(self, *values: Any) -> Iterator[Any]:
+        """The containers among these, and in tuples among these."""
         for value in values:
             if type(value) in CONTAINERS or id(value) in self._fresh:
-                if id(value) not in self._fresh:
-                    raise Stop("hands on a container that outlives the call")
-                self._escaped[id(value)] = value
-                self.escape(*(value.values() if isinstance(value, dict) else _parts(value)))
+                yield value
             elif isinstance(value, tuple):
-                self.escape(*value)
+                yield from self.containers_in(*value)
 
     def look(self, container: Any, label: str) -> None:
         """The code looks at all that a container holds."""
-        if id(container) in self._escaped:
-            raise Stop("looks into a container that other code may have changed")
+        self.may_have_changed(container)
         if id(container) in self._fresh or is_immutable(container):
             return
         if type(container) not in CONTAINERS:
             raise Stop(f"looks into a {type(container).__name__}")
         self.may_look_up(container)
-        self.may_have_changed(container)
         self.guard(
             "contents", container, items_of(container), self.labels.get(id(container), label)
         )
 
     def item(self, container: Any, key: Any, label: str) -> Any:
         """An item of a container."""
-        if id(container) in self._escaped:
-            raise Stop("looks into a container that other code may have changed")
+        self.may_have_changed(container)
         kind = type(container)
         is_fixed = is_immutable(container) or kind in (str, bytes)
         if not (is_fixed or kind in CONTAINERS):
@@ -263,7 +291,6 @@ class Recorder:
             if isinstance(key, slice):
                 self.look(container, label)
             else:
-                self.may_have_changed(container)
                 self.guard("item", container, key, result, label)
         if isinstance(key, slice) and kind is list:
             return self.fresh(result)
@@ -298,16 +325,9 @@ class Recorder:
         self.writes.append(self._fresh[id(container)][0])
 
 
-def containers_in(value: Any) -> Iterator[Any]:
-    """The containers that may change in a value."""
-    if type(value) in CONTAINERS or dataclasses.is_dataclass(value):
-        yield value
-    if type(value) in CONTAINERS or isinstance(value, tuple) or dataclasses.is_dataclass(value):
-        for part in value.values() if isinstance(value, dict) else _parts(value):
-            yield from containers_in(part)
-
-
 def _parts(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return vars(value).values() if isinstance(value, nn.Module) else value
+    if isinstance(value, dict | nn.Module):
+        return (vars(value) if isinstance(value, nn.Module) else value).values()
+    return value if type(value) in CONTAINERS else ()  # not iterators, which would move on

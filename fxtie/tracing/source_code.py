@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from types import CodeType, FunctionType
+from typing import Any
 
 from fxtie.tracing.stops import Stop
 
@@ -78,6 +79,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def names_in(code: CodeType) -> set[str]:
     """The globals, attributes and methods that code names, functions inside of it included."""
     return {name for part in (code, *_codes(code)) for name in part.co_names}
+
+
+def package_of(value: Any) -> str:
+    """The name of the package that defines a function or a class."""
+    return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
 def _starts_at(code: CodeType, node: FunctionNode) -> bool:

@@ -26,6 +26,9 @@ def with_scale(forward):
     return wrapped
 
 
+STATE = {"n": 1}
+
+
 class Cache:
     """As the caches of keys and values in decoders."""
 

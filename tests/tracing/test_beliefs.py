@@ -58,6 +58,18 @@ def gone(model):
     model.extra = None
 
 
+def asks_for_the_attribute(self, x):
+    return self.b(self.a(x)) * (self.extra if hasattr(self, "extra") else 3)
+
+
+def asks_with_a_default(self, x):
+    return self.b(self.a(x)) * getattr(self, "extra", 3)
+
+
+def deleted(model):
+    del model.extra
+
+
 @pytest.mark.parametrize("kind", [nn.Parameter, torch.clone])
 @pytest.mark.parametrize(
     ("forward", "change"),
@@ -65,6 +77,8 @@ def gone(model):
         (asks_a_tensor_for_its_shape, longer),
         (asks_whether_it_is_there, gone),
         (asks_whether_it_is_a_tensor, gone),
+        (asks_for_the_attribute, deleted),
+        (asks_with_a_default, deleted),
     ],
 )
 def test_questions_about_a_stored_tensor(forward, change, kind):
@@ -107,6 +121,33 @@ def calls_by_the_class(self, x):
 
 def test_a_method_called_by_its_class():
     check(model(calls_by_the_class), "graph")
+
+
+NAN = float("nan")
+
+
+def looks_for_a_value(self, x):
+    return self.b(self.a(x)) * (2 if self.value in self.values else 3)
+
+
+def another_nan(model):
+    model.value = float("nan")
+
+
+def another_zero(model):
+    model.value = complex(-0.0, 0)
+
+
+def reads_the_text(self, x):
+    return self.b(self.a(x)) * len(str(self.value))
+
+
+@pytest.mark.parametrize(
+    ("forward", "value", "change"),
+    [(looks_for_a_value, NAN, another_nan), (reads_the_text, 0j, another_zero)],
+)
+def test_values_that_are_equal_and_not_alike(forward, value, change):
+    check(model(forward, value=value, values=(value,)), "graph", change=change)
 
 
 def adds_a_tensor(self, x):
@@ -166,6 +207,26 @@ def test_a_dict_that_is_merged(forward):
     check(model(forward, options=lambda: {"shift": 1}), "graph", change=more_options)
 
 
+def appends_to_the_longest(self, x):
+    longest = max(self.tables)
+    longest.append(3)
+    return self.b(self.a(x)) * len(longest)
+
+
+def changes_what_it_iterates(self, x):
+    numbers = [1, 2]
+    backwards = reversed(numbers)
+    numbers[0] = 5
+    return self.b(self.a(x)) * sum(backwards)
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"), [(appends_to_the_longest, "kept"), (changes_what_it_iterates, "graph")]
+)
+def test_whose_a_list_is(forward, expected):
+    check(model(forward, tables=lambda: [[1], [2]]), expected)
+
+
 def makes_a_list(self, x):
     for layer in nn.ModuleList(self.layers):
         x = layer(x)
@@ -208,140 +269,10 @@ def test_an_added_layer_is_told():
         tied(x())
 
 
-# -- which module, of which kind, in which mode ------------------------------------------------
-
-
-def asks_the_class(self, x):
-    x = self.b(self.a(x))
-    return self.act(x if isinstance(self.act, nn.Identity) else x * 2)
-
-
-def asks_the_type(self, x):
-    x = self.b(self.a(x))
-    return self.act(x * 2 if type(self.act) is nn.ReLU else x)
-
-
-def asks_for_truth(self, x):
-    return self.b(self.a(x)) * (2 if self.act else 3)
-
-
-def asks_for_identity(self, x):
-    return self.b(self.a(x)) * (2 if self.act is self.other else 3)
-
-
-def becomes_identity(model):
-    model.act = nn.Identity()
-
-
-def becomes_empty(model):
-    model.act = nn.Sequential()
-
-
-def becomes_the_other(model):
-    model.act = model.other
-
-
-@pytest.mark.parametrize(
-    ("forward", "change"),
-    [
-        (asks_the_class, becomes_identity),
-        (asks_the_type, becomes_identity),
-        (asks_for_truth, becomes_empty),
-        (asks_for_identity, becomes_the_other),
-    ],
-)
-def test_questions_about_a_module(forward, change):
-    check(model(forward, act=nn.ReLU, other=nn.Tanh), "graph", change=change)
-
-
-class TwoNames(Two):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second, self.blocks = self.first, nn.ModuleList([self.first])
-
-    def forward(self, x):
-        return self.b(self.a(self.second(self.blocks[0](x))))
-
-
-@pytest.mark.parametrize("name", ["first", "second"])
-def test_a_module_under_several_names(name):
-    check(TwoNames, "graph", change=lambda model: setattr(model, name, nn.Linear(4, 4)))
-
-
-class Frozen(Two):
-    """The idiom of frozen batch norms: both modes of the whole give one graph."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(4)
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.norm.train(mode and not getattr(self, "frozen", False))
-        return self
-
-    def forward(self, x):
-        x = self.b(self.a(x))
-        if self.training and not self.norm.training:
-            x = x * 10
-        return self.norm(x)
-
-
-def test_a_mixture_of_modes():
-    check(Frozen, "graph", change=lambda model: setattr(model, "frozen", True))
-
-
-class OwnGetattr(Two):
-    def __getattr__(self, name):
-        return super().__getattr__("a" if name == "c" else name)
-
-    def forward(self, x):
-        return self.b(self.c(x))
-
-
-class Doubling:
-    """A descriptor that comes before what the instance has."""
-
-    def __get__(self, instance, owner):
-        return instance.__dict__["factor"] * 2
-
-    def __set__(self, instance, value):
-        instance.__dict__["factor"] = value
-
-
-class Described(Two):
-    factor = Doubling()
-
-    def __init__(self):
-        super().__init__()
-        self.factor = 3
-
-    def forward(self, x):
-        return self.b(self.a(x)) * self.factor
-
-
-@pytest.mark.parametrize("make", [OwnGetattr, Described])
-def test_attributes_that_are_computed(make):
-    check(make, "kept")
-
-
-def absent(self, x):
-    return self.b(self.a(x)) * getattr(self, "width", 1)
-
-
-def test_what_a_class_has_not_yet():
-    made = model(absent)()
-    tied, given = fxtie.transform(made, RULE), x()
-    assert not fxtie.report(tied).kept
-    before = tied(given)
-    type(made).width = 3
-    with pytest.warns(fxtie.Outdated, match="width was set"):
-        assert torch.allclose(tied(given), before * 3)
 
 
 def test_hooks_for_all_modules():
-    tied, seen = fxtie.transform(model(absent)(), RULE), []
+    tied, seen = fxtie.transform(model(adds_a_tensor, extra=lambda: torch.ones(4))(), RULE), []
     tied(x())
     handle = register_module_forward_hook(lambda module, args, output: seen.append(module))
     try:

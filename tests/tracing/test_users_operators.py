@@ -1,5 +1,7 @@
 """Operators and keys of the user's are code that a trace would not see: the forward is kept."""
 
+import collections
+import dataclasses
 import enum
 import typing
 
@@ -25,6 +27,33 @@ class Size(typing.NamedTuple):
 
     def __str__(self):
         return "x" * OFFSET
+
+
+class Computed(collections.namedtuple("Computed", ["height"])):
+    @property
+    def height(self):
+        return OFFSET
+
+
+class Made(tuple):
+    _fields = ("height",)
+
+    def __new__(cls, height):
+        return super().__new__(cls, (height * OFFSET,))
+
+
+class Text(str):
+    def __len__(self):
+        return OFFSET
+
+    def __iter__(self):
+        return iter(range(OFFSET))
+
+
+class Proxy:
+    @property
+    def __class__(self):
+        return int if OFFSET else str
 
 
 class Plain(typing.NamedTuple):
@@ -93,6 +122,37 @@ class Known(metaclass=Counted):
     size = 2
 
 
+class Scaled:
+    scale = 2
+
+
+@dataclasses.dataclass(init=False)
+class OwnInit:
+    scale: int
+
+    def __init__(self, scale):
+        self.scale = scale * OFFSET
+
+
+class Twice:
+    def __get__(self, instance, owner):
+        return instance and instance.__dict__["scale"]
+
+    def __set__(self, instance, value):
+        instance.__dict__["scale"] = (value, value)
+
+
+@dataclasses.dataclass
+class OwnField:
+    scale: int = Twice()
+
+
+@dataclasses.dataclass
+class OwnArgument:
+    scale: int
+    other: dataclasses.InitVar[int]
+
+
 class Negative:
     def __new__(cls, number):
         return -number * OFFSET
@@ -133,6 +193,16 @@ OPERATORS = {
     "union of classes": ("(self.size | 3)", lambda: Known, "kept"),
     "equality of classes": ("(2 if self.size == int else 3)", lambda: Known, "kept"),
     "attribute of a class": ("self.size.size", lambda: Known, "kept"),
+    "a field of a tuple": ("self.size.height", Computed(2), "kept"),
+    "making a tuple": ("self.size(2)[0]", lambda: Made, "kept"),
+    "length of a text": ("len(self.size)", Text("ab"), "kept"),
+    "characters of a text": ("len([c for c in self.size])", Text("ab"), "kept"),
+    "class of an object": ("(2 if isinstance(self.size, int) else 3)", Proxy, "kept"),
+    "class of an object, read": ("(2 if self.size.__class__ is int else 3)", Proxy, "kept"),
+    "a part of what is formatted": ("len('{0.scale}'.format(self.size))", lambda: Scaled, "kept"),
+    "making a dataclass": ("self.size(2).scale", lambda: OwnInit, "kept"),
+    "an argument that is no field": ("self.size(2, 3).scale", lambda: OwnArgument, "kept"),
+    "the greatest list": ("max([[1, 2], [2, 3]])[0]", None, "graph"),
     "a plain tuple": ("(self.size + (1, 2))[0] * len(self.size)", Plain(2, 2), "graph"),
     "a plain enum": ("len(f'{self.size}')", Kind.ONE, "graph"),
     "a tuple of Python's": ("(2 if sys.version_info >= (3, 10) else 3)", None, "graph"),
@@ -144,3 +214,10 @@ def test_operators_of_the_users(name):
     expression, size, expected = OPERATORS[name]
     function = defined(f"import sys\ndef f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
     check(model(function, size=size), expected)
+
+
+def test_a_field_that_a_descriptor_sets():
+    def forward(self, x):
+        return OwnField(self.b(self.a(x)))
+
+    check(model(forward), "kept")

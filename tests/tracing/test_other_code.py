@@ -1,0 +1,386 @@
+"""What code that stays a call can change while the graph runs, and what it is handed."""
+
+import dataclasses
+import weakref
+
+import elsewhere
+import pytest
+import torch
+import torch.nn.functional as F
+from compared import RULE, check, model, x
+from elsewhere import Two
+from torch import nn
+
+import fxtie
+
+# -- what it can reach ---------------------------------------------------------------------------
+
+
+class Part(nn.Module):
+    """A part that does something to what it has got from its owner."""
+
+    def __init__(self, act, *held):
+        super().__init__()
+        self.act, self.held = act, held
+
+    def forward(self, x):
+        self.act(*self.held)
+        return x
+
+
+class Slotted:
+    __slots__ = ("__dict__", "table")
+
+
+class WithAttributes(dict):
+    pass
+
+
+class Settings:
+    n = 1
+
+
+class Owner(Two):
+    """Its part is made by the class, out of the owner."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mem", torch.zeros(4))
+        self.numbers, self.table = [1, 2], {"n": 1}
+        self.part = self.make()
+
+
+def count(held):
+    held.table["n"] += 1
+
+
+def holding(kind):
+    def make(owner):
+        held = kind()
+        held.table = owner.table
+        return Part(count, held)
+
+    return make
+
+
+def reads_the_table(self, x):
+    return self.part(self.b(self.a(x))) * self.table["n"]
+
+
+def grows(owner):
+    if len(owner.numbers) < 3:
+        owner.numbers.append(3)
+
+
+def reads_while_it_grows(self, x):
+    x = self.b(self.a(x))
+    for n in self.numbers:
+        x = self.part(x) * n
+    return x
+
+
+def reads_afterwards(self, x):
+    x, numbers = self.b(self.a(x)), iter(self.numbers)
+    x = self.part(x)
+    for n in numbers:
+        x = x * n
+    return x
+
+
+def reads_a_view_afterwards(self, x):
+    x, values = self.b(self.a(x)), self.table.values()
+    x = self.part(x)
+    for n in values:
+        x = x * n
+    return x
+
+
+def replaces_a_buffer(owner):
+    owner.mem = owner.mem + 1
+
+
+def reads_a_buffer_twice(self, x):
+    x = self.b(self.a(x)) + self.mem
+    return self.part(x) + self.mem
+
+
+def replaces_a_parameter(owner):
+    owner.a.bias = nn.Parameter(owner.a.bias.detach() + 1)
+
+
+def reads_a_parameter_twice(self, x):
+    x = self.b(self.a(x)) + self.a.bias
+    return self.part(x) + self.a.bias
+
+
+def of_owner(act):
+    return lambda owner: Part(lambda owners: act(owners[0]), [owner])
+
+
+CHANGES = {
+    "an attribute of a dict": (reads_the_table, holding(WithAttributes), "kept"),
+    "a slot": (reads_the_table, holding(Slotted), "kept"),
+    "a list that is iterated": (reads_while_it_grows, of_owner(grows), "kept"),
+    "an iterator": (reads_afterwards, of_owner(grows), "kept"),
+    "a view": (reads_a_view_afterwards, of_owner(count), "kept"),
+    "a buffer": (reads_a_buffer_twice, of_owner(replaces_a_buffer), "graph"),
+    "a parameter": (reads_a_parameter_twice, of_owner(replaces_a_parameter), "graph"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_part_changes(name):
+    forward, make, expected = CHANGES[name]
+    made = type("Model", (Owner,), {"forward": forward, "make": make})
+    check(made, expected)
+
+
+def by_a_module():
+    elsewhere.STATE["n"] += 1
+
+
+def by_an_import():
+    from elsewhere import STATE
+
+    STATE["n"] += 1
+
+
+def by_a_class():
+    Settings.n += 1
+
+
+def weakly(proxies):
+    proxies[0].table["n"] += 1
+
+
+def reads_a_class_twice(self, x):
+    x = self.b(self.a(x)) * Settings.n
+    return self.part(x) * Settings.n
+
+
+class Weakly(Owner):
+    forward = reads_the_table
+
+    def make(self):
+        return Part(weakly, [weakref.proxy(self)])
+
+
+class Reading(Owner):
+    forward = reads_the_table
+
+    def make(self):
+        self.table = elsewhere.STATE
+        return Part(self.act)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Weakly,
+        type("ByModule", (Reading,), {"act": staticmethod(by_a_module)}),
+        type("ByImport", (Reading,), {"act": staticmethod(by_an_import)}),
+        model(reads_a_class_twice, part=lambda: Part(by_a_class)),
+    ],
+)
+def test_what_copies_share(make):
+    """The state of these is no part of a copy, so they are not compared."""
+    reasons = {kept.name: kept.reason for kept in fxtie.report(fxtie.transform(make(), RULE)).kept}
+    assert "may change" in reasons[""]
+
+
+def test_a_layer_of_torch_that_runs_code_of_the_users():
+    log = []
+
+    def noted(x):
+        log.append(1)
+        return F.relu(x)
+
+    def forward(self, x):
+        x = self.layer(self.b(self.a(x))[None])[0]
+        return x * len(self.log)
+
+    layer = nn.TransformerEncoderLayer(4, 1, 8, dropout=0, activation=noted)
+    make = model(forward, layer=lambda: layer, log=lambda: log)
+    assert [kept.name for kept in fxtie.report(fxtie.transform(make(), RULE)).kept] == [""]
+
+
+# -- what it is handed ---------------------------------------------------------------------------
+
+
+class Appends(nn.Module):
+    def forward(self, values, others=()):
+        values.append(values[0] * 3)
+        return values[0] * len(others)
+
+
+@dataclasses.dataclass
+class Pair:
+    first: torch.Tensor
+    second: torch.Tensor | None
+
+
+class Completes(nn.Module):
+    def forward(self, pair):
+        pair.second = pair.first * 2
+        return pair.first
+
+
+def twice_in_a_call(self, x):
+    values = [self.b(self.a(x))]
+    return self.part(values, values)
+
+
+def iterates_afterwards(self, x):
+    values = [self.b(self.a(x))]
+    each = iter(values)
+    x = self.part(values)
+    for value in each:
+        x = x + value
+    return x
+
+
+def reads_an_attribute(self, x):
+    pair = Pair(self.b(self.a(x)), None)
+    x = self.part(pair)
+    return x if pair.second is None else x + pair.second
+
+
+def gets_it_back(self, x):
+    values = [self.b(self.a(x))]
+    again = self.part(values)
+    again.append(x)
+    return values[-1]
+
+
+HANDED = {
+    "twice": (twice_in_a_call, Appends),
+    "and its iterator": (iterates_afterwards, Appends),
+    "an object": (reads_an_attribute, Completes),
+    "to torch": (gets_it_back, nn.Identity),
+}
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_containers_that_a_part_gets(name):
+    forward, part = HANDED[name]
+    check(model(forward, part=part), "kept")
+
+
+def joined(self, x, log):
+    values = [self.b(self.a(x))]
+    log += [values]
+    values.append(x)
+    return log
+
+
+def joined_to_another(self, x, log):
+    values = [self.b(self.a(x))]
+    log = log + [values]  # noqa: RUF005
+    values.append(x)
+    return log
+
+
+def in_a_tuple(self, x, log):
+    values = [self.b(self.a(x))]
+    log.append((values, 1))
+    values.append(x)
+    return log[-1][0]
+
+
+def of_the_model(self, x, log):
+    log.append(self.table)
+    return self.b(self.a(x)), log[-1]
+
+
+@pytest.mark.parametrize("forward", [joined, joined_to_another, in_a_tuple, of_the_model])
+def test_containers_in_an_argument(forward):
+    check(model(forward, table=lambda: [2]), "kept", lambda: ((x(), []), {}))
+
+
+# -- tensors that it changes in place ------------------------------------------------------------
+
+
+class Triples(nn.Module):
+    def forward(self, weight):
+        return weight.mul_(3)
+
+
+class Doubles(nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+def hands_on_a_derived_tensor(self, x):
+    weight = self.part(self.b.weight)
+    return F.linear(x, weight) + F.linear(x, self.b.weight)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (lambda: nn.Hardtanh(-0.01, 0.01, inplace=True), "kept"),
+        (Triples, "kept"),
+        (Doubles, "graph"),
+        (nn.Tanh, "graph"),
+    ],
+)
+def test_a_derived_tensor_that_a_part_gets(part, expected):
+    check(model(hands_on_a_derived_tensor, part=part), expected)
+
+
+@torch.library.custom_op("fxtie_tests::triple", mutates_args={"weight"})
+def triple(weight: torch.Tensor) -> None:
+    weight.mul_(3)
+
+
+def changes_by_an_operator(self, x):
+    weight = self.b.weight.detach()
+    torch.ops.fxtie_tests.triple(weight)
+    return F.linear(x, weight) + F.linear(x, self.b.weight)
+
+
+def test_an_operator_that_says_what_it_changes():
+    check(model(changes_by_an_operator), "kept")
+
+
+@torch.library.custom_op("fxtie_tests::square", mutates_args=())
+def square(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * 2, x * 3
+
+
+def asks_what_it_gives(self, x):
+    y = torch.ops.fxtie_tests.square((self.b(self.a(x))).detach())
+    return y if isinstance(y, torch.Tensor) else y[1]
+
+
+def test_an_operator_named_as_one_of_torchs():
+    check(model(asks_what_it_gives), "kept")
+
+
+def runs_a_backward(self, x):
+    if torch.is_grad_enabled():
+        self.b(x).square().sum().backward()
+    return self.b(x)
+
+
+def test_a_backward():
+    check(model(runs_a_backward), "kept")
+
+
+def changes_before_a_check(self, x):
+    x *= -1
+    if (x[0, 0] > 0).item():
+        raise ValueError("positive")
+    return self.b(self.a(x))
+
+
+def test_a_check_that_holds_the_second_time():
+    call = lambda: ((-torch.ones(3, 4),), {})  # noqa: E731
+    check(model(changes_before_a_check), "graph", call, raises=True)
+
+
+def test_a_weak_proxy_is_of_the_copy():
+    made = Weakly()
+    tied = fxtie.transform(made, RULE)
+    assert tied.part.held[0][0].__repr__.__self__ is tied
+    assert made.part.held[0][0].__repr__.__self__ is made
