@@ -100,6 +100,7 @@ class ModuleTracer(ModuleAttributes):
             raise Stop("has a forward that was replaced on the instance")
         args, kwargs = self._arguments(forward)
         result = self.call(forward, (self.root, *args), kwargs)
+        self.is_exact = True
         output = self.argument(result)
         self.escape(result)
         self.create_node("output", "output", (output,))

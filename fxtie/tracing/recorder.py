@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
 from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.source_code import package_of
@@ -101,6 +102,7 @@ class Recorder:
         running: the scopes of the functions that run.
         made: how many objects the code has made itself.
         writes: the numbers of those that it has written to.
+        is_exact: whether what arguments are recorded for can tell their types apart.
     """
 
     def __init__(self) -> None:
@@ -110,6 +112,7 @@ class Recorder:
         self.running: list[Scope] = []
         self.made = 0
         self.writes: list[int] = []
+        self.is_exact = False
         self._fresh: dict[int, tuple[int, Any]] = {}
         self._escaped: dict[int, Any] = {}
         self._outside: dict[int, Any] = {}
@@ -172,6 +175,7 @@ class Recorder:
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
         """Record an operation. Returns its value."""
+        self.is_exact = op == "call_module" or is_opaque(target)
         kwargs = {key: self.argument(value) for key, value in (kwargs or {}).items()}
         return self.value(self.create_node(op, target, tuple(map(self.argument, args)), kwargs))
 
@@ -201,14 +205,16 @@ class Recorder:
         if isinstance(value, torch.Tensor):
             return self.tensor(value).node
         if isinstance(value, float) and kind.__module__ == "numpy":
-            return float(value)  # numpy's float64, which prints as what code can't read
+            # numpy's float64 prints as what code can't read, and is a number to torch.
+            return self._make(kind, float(value)) if self.is_exact else float(value)
         return self._constructed(value)
 
     def _constructed(self, value: Any) -> Any:
         """A value of a class that code can make of others: made anew at each call."""
         kind = type(value)
         if kind is torch.Size:
-            return tuple(value) if not is_traced(value) else self._make(kind, list(value))
+            is_tuple = not (self.is_exact or is_traced(value))  # to torch
+            return tuple(value) if is_tuple else self._make(kind, list(value))
         if is_named_tuple(kind):
             return self._make(kind, *value)
         if kind is collections.OrderedDict:

@@ -4,6 +4,7 @@ import dataclasses
 import weakref
 
 import elsewhere
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -295,6 +296,29 @@ def of_the_model(self, x, log):
 @pytest.mark.parametrize("forward", [joined, joined_to_another, in_a_tuple, of_the_model])
 def test_containers_in_an_argument(forward):
     check(model(forward, table=lambda: [2]), "kept", lambda: ((x(), []), {}))
+
+
+class Measures(nn.Module):
+    def forward(self, x, shape, scale):
+        return x * shape.numel() * scale.itemsize
+
+
+def hands_on_a_shape(self, x):
+    return self.part(self.b(self.a(x)), self.a.weight.shape, self.scale)
+
+
+def test_types_that_torch_does_not_tell_apart():
+    check(model(hands_on_a_shape, part=Measures, scale=np.float64(2)), "graph")
+
+
+def returns_a_shape(self, x):
+    return self.b(self.a(x)), self.a.weight.shape, self.scale
+
+
+def test_types_of_what_is_returned():
+    tied = fxtie.transform(model(returns_a_shape, scale=np.float64(2))(), RULE)
+    assert not fxtie.report(tied).kept
+    assert [*map(type, tied(x()))] == [torch.Tensor, torch.Size, np.float64]
 
 
 # -- tensors that it changes in place ------------------------------------------------------------
