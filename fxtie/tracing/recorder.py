@@ -15,7 +15,6 @@ import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from traceback import walk_stack
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -57,16 +56,12 @@ def is_named_tuple(cls: Any) -> bool:
 
 def has_only_known_operators(cls: type) -> bool:
     """Whether no operator of a class is code of the user's, which a trace would not see."""
-    functions = (
-        (name, value)
+    return all(
+        package_of(value) in ("", "None", "enum", "collections")  # C's functions have no package
+        or name.startswith(("__new", "__init", "__annotate"))
         for base in cls.__mro__
         for name, value in vars(base).items()
-        if isinstance(value, FunctionType) and name.startswith("__")
-    )
-    return all(
-        package_of(function) in ("enum", "collections")
-        or name.startswith(("__new", "__init", "__annotate"))
-        for name, function in functions
+        if name.startswith("__")
     )
 
 

@@ -169,7 +169,7 @@ class Rewriter(ast.NodeTransformer):
                 yield from stores
         elif isinstance(target, ast.Subscript):
             item = self.visit(target.value), self.visit(target.slice)
-            yield _stored(name), _gate("store_item", value, *item)
+            yield _stored(self.temporary()), _gate("store_item", value, *item)
         else:
             yield _stored(name), _gate("stop", f"sets an attribute: {_line(target)}")
 

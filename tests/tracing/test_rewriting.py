@@ -17,6 +17,7 @@ def assignments(n):
     items[1] += a
     for items[2], (c, d) in ((4, (5, 6)),):
         b = a = c + d
+    items[0] = a = items[1] = a + 1
     x: int = b
     return items, a, rest, b, x
 

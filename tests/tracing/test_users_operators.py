@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import enum
+import functools
 import typing
 
 import pytest
@@ -33,6 +34,10 @@ class Computed(collections.namedtuple("Computed", ["height"])):
     @property
     def height(self):
         return OFFSET
+
+
+class Partial(tuple):
+    __len__ = functools.partialmethod(lambda self, number: number, OFFSET)
 
 
 class Made(tuple):
@@ -194,6 +199,7 @@ OPERATORS = {
     "equality of classes": ("(2 if self.size == int else 3)", lambda: Known, "kept"),
     "attribute of a class": ("self.size.size", lambda: Known, "kept"),
     "a field of a tuple": ("self.size.height", Computed(2), "kept"),
+    "length by a partial method": ("len(self.size)", Partial((1, 2)), "kept"),
     "making a tuple": ("self.size(2)[0]", lambda: Made, "kept"),
     "length of a text": ("len(self.size)", Text("ab"), "kept"),
     "characters of a text": ("len([c for c in self.size])", Text("ab"), "kept"),
