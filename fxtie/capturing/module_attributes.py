@@ -13,6 +13,7 @@ from torch import nn
 
 from fxtie.capturing.reads import TensorReads
 from fxtie.planning.names import join
+from fxtie.tied.region import OUTSIDE
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.recorder import CONTAINERS
@@ -144,6 +145,8 @@ class ModuleAttributes(Evaluator):
             raise Stop("uses a parameter that is not part of it")
         name = next((n for n, known in self.borrowed.items() if known is tensor), None)
         if name is None:
-            name = free_name("_tensor_constant", {*self.borrowed, *self.root.__dict__})
+            # A deepcopy shares those that are no part of the model.
+            kind = OUTSIDE if id(tensor) in self._outside else "_tensor"
+            name = free_name(kind, {*self.borrowed, *self.root.__dict__})
             self.borrowed[name] = tensor
         return self.reads.read(self.root, name, name, tensor, name)

@@ -107,9 +107,9 @@ class Region(TiedModule, fx.GraphModule):
         return state.reads if state.read_once is None else state.read_once()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        for name in self._fxtie.added:  # tensors from outside of the model are not copied
-            value = self.__dict__.get(name)
-            if isinstance(value, torch.Tensor):
+        for name in self._fxtie.added:
+            if name.startswith(OUTSIDE):
+                value = self.__dict__.get(name)
                 memo[id(value)] = value
         return super().__deepcopy__(memo)
 
@@ -251,6 +251,9 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
 
 
 _EXPORT = "torch.export._trace"
+
+OUTSIDE = "_tensor_constant"
+"""How the attributes are called by which graphs refer to tensors that are no part of the model."""
 
 # What torch.fx expects of every GraphModule, beside its class attributes.
 _GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {

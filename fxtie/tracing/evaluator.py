@@ -80,8 +80,7 @@ class Evaluator(Calls):
             value = cell.cell_contents
             self.may_have_changed(cell)
             self.guard("cell", cell, name, value)
-            self.found_outside(value)
-            return self.taken(value)
+            return self.taken_outside(value)
         found = self.global_variable(scope.function.__globals__, name)
         if found is not MISSING:
             return found

@@ -314,6 +314,11 @@ class Recorder:
             self.found_outside(value)
         return value
 
+    def taken_outside(self, value: Any) -> Any:
+        """A value that was found in a variable or a class, and not in the model."""
+        self.found_outside(value)
+        return self.taken(value)
+
     def found_outside(self, value: Any) -> None:
         """Note that an object was found in a variable or a class, and not in the model."""
         if type(value) not in ATOMS:

@@ -34,10 +34,10 @@ def rewritten(function: FunctionType, gate: Gate) -> FunctionType:
         code = _code(function_node(function), function.__code__.co_filename)
     except (SyntaxError, RecursionError) as error:
         raise Stop(f"runs {function.__name__}, which can't be rewritten: {error}") from error
-    defaults = tuple(map(gate.taken, function.__defaults__ or ()))
+    defaults = tuple(map(gate.taken_outside, function.__defaults__ or ()))
     made = FunctionType(code, Scope(gate, function), function.__name__, defaults)
     by_name = function.__kwdefaults__ or {}
-    made.__kwdefaults__ = {name: gate.taken(value) for name, value in by_name.items()}
+    made.__kwdefaults__ = {name: gate.taken_outside(value) for name, value in by_name.items()}
     return made
 
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 class Gate(Protocol):
     """What `Scope` needs of the gate (`evaluator.py`)."""
 
-    def taken(self, value: Any) -> Any:
-        """A value from outside of the trace."""
+    def taken_outside(self, value: Any) -> Any:
+        """A value that is no part of the model."""
 
     def variable(self, name: str, scope: Scope) -> Any:
         """A variable from outside of the function."""

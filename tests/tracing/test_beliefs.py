@@ -383,6 +383,7 @@ def test_containers_that_go_elsewhere(forward, expected, call):
 # -- copies and pickles ------------------------------------------------------------------------
 
 CONFIG = types.SimpleNamespace(scale=2)
+CONSTANT = torch.ones(4)
 ACTIVATIONS = {"double": lambda x: x * 2}
 
 
@@ -403,6 +404,20 @@ def test_a_copy_sees_what_is_outside_of_the_model(monkeypatch):
     monkeypatch.setattr(CONFIG, "scale", 3)
     with pytest.warns(fxtie.Outdated):
         assert torch.allclose(copied(given), before * 1.5)
+
+
+def test_a_copy_has_tensors_of_its_own():
+    def forward(self, x):
+        return self.b(self.a(x)) * self.tensors[0] + CONSTANT
+
+    tied, given = fxtie.transform(model(forward, tensors=lambda: [torch.ones(4)])(), RULE), x()
+    copied, before = copy.deepcopy(tied), tied(given)
+    copied.tensors[0].zero_()
+    assert torch.equal(tied(given), before)
+    assert torch.equal(copied(given), CONSTANT.expand(3, 4))
+    CONSTANT.add_(1)
+    assert torch.equal(copied(given), CONSTANT.expand(3, 4))
+    assert not (fxtie.report(copied).missed or fxtie.report(copied).kept)
 
 
 @pytest.mark.parametrize("make", [Configured, Activated])
