@@ -143,11 +143,13 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
         return []
     target = node.target
+    name = name_of_op(node)
+    code = getattr(target, "__code__", None)
+    if code is None and name.partition(".")[0].endswith(("batch_norm", "instance_norm")):
+        return _nodes(_running(*node.args, **node.kwargs))  # of which no schema tells
     if isinstance(target, OpOverload | OpOverloadPacket):
         return _nodes([value for op in overloads_of(node) for value in _written(op, node)])
-    name = name_of_op(node)
     is_of_torch = getattr(target, "__module__", None) != "_operator"  # and_, or_, not_
-    code = getattr(target, "__code__", None)
     may_be_told_to = code is not None and "inplace" in code.co_varnames
     if (
         name in _IN_PLACE
@@ -173,6 +175,11 @@ def _statistics(
     input: Any, running_mean: Any = None, running_var: Any = None, *_: Any, **__: Any
 ) -> Any:
     return [running_mean, running_var]
+
+
+def _running(input: Any, weight: Any = None, bias: Any = None, *others: Any, **named: Any) -> Any:
+    """The statistics that a norm of torch's in C updates."""
+    return _statistics(input, *others, **named)
 
 
 def _renormalized(

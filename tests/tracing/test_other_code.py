@@ -381,6 +381,23 @@ def test_an_operator_named_as_one_of_torchs():
     check(model(asks_what_it_gives), "kept")
 
 
+class Statistics(nn.Module):
+    """Its source is the mean that an operation in C updates between two uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y, a = self.b(x), self.a
+        args = a.weight, a.bias, a.running_mean, a.running_var, self.training, 0.1, 1e-5, False
+        return y + torch.batch_norm(x, *args) + self.b(x)
+
+
+def test_statistics_that_an_operation_updates():
+    check(Statistics, "graph", rule=fxtie.Tie("b.bias", "a.running_mean", torch.square))
+
+
 def runs_a_backward(self, x):
     if torch.is_grad_enabled():
         self.b(x).square().sum().backward()
