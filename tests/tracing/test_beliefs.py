@@ -269,8 +269,6 @@ def test_an_added_layer_is_told():
         tied(x())
 
 
-
-
 def test_hooks_for_all_modules():
     tied, seen = fxtie.transform(model(adds_a_tensor, extra=lambda: torch.ones(4))(), RULE), []
     tied(x())
