@@ -74,6 +74,8 @@ def _parts(value: Any) -> Iterable[Any] | None:
     kind = type(value)
     if kind is types.FunctionType:
         return _parts_of_function(value)
+    if kind is types.BuiltinFunctionType:
+        return () if value.__module__ else (value.__self__,)  # of a method, of a list say
     if issubclass(kind, type) and package_of(value) in _KNOWN:
         return ()
     # The garbage collector knows, but not of weak references, and not of types that it can't see.
@@ -85,9 +87,9 @@ _IS_COLLECTED = 1 << 14
 _WEAK: tuple[Any, ...] = (weakref.ref, *weakref.ProxyTypes)
 _KNOWN = frozenset({"torch", "fxtie", "numpy", *sys.stdlib_module_names})
 _WITHOUT_PARTS: tuple[Any, ...] = (
-    *(torch.Tensor, Traced, State, types.ModuleType, types.BuiltinFunctionType),
+    *(torch.Tensor, Traced, State, types.ModuleType, range),
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType),
-    *(types.MemberDescriptorType, types.ClassMethodDescriptorType, range),
+    *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
     type(vars(ABC)["_abc_impl"]),
 )
 

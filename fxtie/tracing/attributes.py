@@ -70,7 +70,7 @@ class Attributes(Recorder):
         if key not in self.looked_up and kind.__flags__ & _MAY_CHANGE:
             if any("__class__" in vars(base) for base in kind.__mro__[:-1]):
                 raise Stop(f"asks for the class of a {kind.__name__}, which computes it")
-            if hasattr(value, "__dict__") and not self.is_fresh(value):
+            if kind.__dictoffset__ and not self.is_fresh(value):
                 self.guard("of_class", value, user_class(value), label or f"a {kind.__name__}")
             self.looked_up[key] = value
         return user_class(value)

@@ -1,6 +1,7 @@
 """What code that stays a call can change while the graph runs, and what it is handed."""
 
 import dataclasses
+import functools
 import weakref
 
 import elsewhere
@@ -166,6 +167,13 @@ class Weakly(Owner):
         return Part(weakly, [weakref.proxy(self)])
 
 
+class ByMethod(Owner):
+    forward = reads_the_table
+
+    def make(self):
+        return Part(functools.partial(self.table.update, n=5))
+
+
 class Reading(Owner):
     forward = reads_the_table
 
@@ -178,6 +186,7 @@ class Reading(Owner):
     "make",
     [
         Weakly,
+        ByMethod,
         type("ByModule", (Reading,), {"act": staticmethod(by_a_module)}),
         type("ByImport", (Reading,), {"act": staticmethod(by_an_import)}),
         model(reads_a_class_twice, part=lambda: Part(by_a_class)),
