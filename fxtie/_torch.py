@@ -308,4 +308,5 @@ def fsdp_parts(param: Any) -> torch.Tensor | None:
 
 def fsdp_inner_spec(param: Any) -> Any:
     """How tensor parallelism had placed a Parameter before FSDP2 sharded it; None if it had not."""
-    return param._unsharded_dtensor_spec
+    found = getattr(param, "_unsharded_dtensor_spec", None)
+    return getattr(param, "_tp_spec", None) if found is None else found  # of torch 2.9
