@@ -106,7 +106,12 @@ def _serve(rank: int, count: int, store: str, end: Connection, prepare: Callable
     warnings.simplefilter("error")
     # torch says so of each Linear that is a unit of its own and gets several dimensions.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.9
+    for start in (  # what torch 2.9 says of its own code
+        "TypedStorage is deprecated",
+        "Please specify CheckpointImpl.NO_REENTRANT",
+        "The .grad attribute of a Tensor that is not a leaf",
+    ):
+        warnings.filterwarnings("ignore", message=start)
     torch.set_num_threads(1)
     backend = "gloo"
     if torch.cuda.device_count() >= count:

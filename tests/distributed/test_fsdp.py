@@ -45,6 +45,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 import fxtie
 from fxtie import Rule
 
+NOT_BEFORE_2_10 = pytest.mark.xfail(
+    torch.__version__ < "2.10",
+    raises=AssertionError,
+    reason="torch 2.9's compiler can't make a frozen dataclass anew, as after a graph break",
+)
+
 
 def trains(rank, kind, units, options, transform):
     net = shard(made(kind, **transform), units, **options)
@@ -168,12 +174,14 @@ def trains_checkpointed(rank, kind, reentrant):
     train(shard(net, "blocks"), Reference(kind), rank, 2)
 
 
+@NOT_BEFORE_2_10
 @pytest.mark.setting("FSDP2, blocks compiled")
 @pytest.mark.parametrize("kind", ["across", "self", "bank"])
 def test_compiled_blocks(two_ranks, kind):
     two_ranks.run(trains_compiled, kind, "blocks")
 
 
+@NOT_BEFORE_2_10
 def test_compiled(two_ranks):
     two_ranks.run(trains_compiled, "across", "root")
 
