@@ -20,12 +20,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
 
 LIMIT = 120.0
 """Seconds that one function may take on a loaded machine; a hang takes as long."""
+
+NOT_BEFORE_2_10 = pytest.mark.xfail(
+    torch.__version__ < "2.10",
+    raises=AssertionError,
+    reason="torch 2.9's compiler can't make a frozen dataclass anew, as after a graph break",
+)
 
 USED = ("checkpoint", "fsdp", "pipelining", "tensor.parallel")
 """What the tests use of torch.distributed, and what takes longest to import."""

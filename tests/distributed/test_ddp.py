@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from decoders import KINDS, Reference, batch, close, loss, made, train
+from ranks import NOT_BEFORE_2_10
 from torch.nn.parallel import DistributedDataParallel
 
 import fxtie
@@ -29,6 +30,7 @@ def trains(rank, kind):
     assert fxtie.report(net).missed == {}  # its graph ran
 
 
+@NOT_BEFORE_2_10
 @pytest.mark.setting("DDP, compiled")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled(two_ranks, kind):

@@ -25,6 +25,7 @@ from decoders import (
     train,
     whole,
 )
+from ranks import NOT_BEFORE_2_10
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -44,12 +45,6 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 import fxtie
 from fxtie import Rule
-
-NOT_BEFORE_2_10 = pytest.mark.xfail(
-    torch.__version__ < "2.10",
-    raises=AssertionError,
-    reason="torch 2.9's compiler can't make a frozen dataclass anew, as after a graph break",
-)
 
 
 def trains(rank, kind, units, options, transform):
