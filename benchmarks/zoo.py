@@ -252,7 +252,10 @@ def not_tried(rows: list[dict[str, Any]], form: str) -> str:
     """Which models were not tried, and what they say to numbers or inputs."""
     from tabulate import tabulate
 
-    body = [(row["model"], row["not_tried"]) for row in sorted(rows, key=lambda r: r["model"])]
+    body = [
+        (row["model"], f"`{row['not_tried'].replace('`', chr(39)).replace('|', '/')}`")
+        for row in sorted(rows, key=lambda r: r["model"])
+    ]
     return tabulate(body, ("model", "what it says"), tablefmt=form, disable_numparse=True)
 
 

@@ -78,6 +78,7 @@ def test_results_are_kept_and_shown(monkeypatch, tmp_path, capsys):
     page = (tmp_path / "zoo.md").read_text()
     assert "1 of 1 models tied and equal to the oracle." in page and "not been run" not in page
     assert page.index("## Not tried") < page.index("transformers/beit")
+    assert "`too / large`" in page  # a cell of a table
     assert "1 were not tried." in capsys.readouterr().out
 
 
