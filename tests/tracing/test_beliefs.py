@@ -227,6 +227,23 @@ def test_whose_a_list_is(forward, expected):
     check(model(forward, tables=lambda: [[1], [2]]), expected)
 
 
+CONTENTS = {
+    "a key of a dict": ("(2 if 'n' in self.held else 3)", dict, lambda held: held.update(n=1)),
+    "an element of a set": ("(2 if 1 in self.held else 3)", set, lambda held: held.add(1)),
+    "a slice of a list": ("sum(self.held[:2])", lambda: [1, 2, 3], lambda held: held.reverse()),
+    "the length of a list": ("len(self.held)", lambda: [1], lambda held: held.append(1)),
+    "the truth of a list": ("(2 if self.held else 3)", list, lambda held: held.append(1)),
+    "the greatest of a list": ("max(self.held)", lambda: [1, 2], lambda held: held.append(3)),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_what_a_container_holds(name):
+    expression, held, change = CONTENTS[name]
+    function = defined(f"def f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
+    check(model(function, held=held), "graph", change=lambda model: change(model.held))
+
+
 def makes_a_list(self, x):
     for layer in nn.ModuleList(self.layers):
         x = layer(x)
