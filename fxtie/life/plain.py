@@ -31,7 +31,7 @@ from fxtie.life import container
 from fxtie.life.record import plan_of, record_of
 from fxtie.rules.replacing import replacing
 from fxtie.tied.state import state_of
-from fxtie.tied.tied_module import Ties, derived_tensors, relative_distance, untied_values
+from fxtie.tied.tied_module import Ties, derived_tensors, relative_distance
 from fxtie.tracing.user_class import user_class
 from fxtie.words import list_names
 
@@ -47,16 +47,22 @@ def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-class _Untied(nn.Module):
-    """The untied state_dict of a tied model, for `functional_call` to give it other tensors."""
+class _Derived(nn.Module):
+    """Reads what a state_dict has of derived tensors, for `functional_call` to give it others."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self) -> dict[str, Any]:
-        with untied_values():
-            return self.model.state_dict()
+    def forward(self) -> dict[str, torch.Tensor]:
+        named = (
+            (name, owner, name.rpartition(".")[2]) for name, owner, _ in derived_tensors(self.model)
+        )
+        return {
+            name: getattr(owner, attr)
+            for name, owner, attr in named
+            if attr not in owner._non_persistent_buffers_set
+        }
 
 
 @torch.no_grad()
@@ -68,6 +74,7 @@ def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
         state: stored tensors by name; one name of a Parameter that has several is enough. The model
             keeps the others of its own.
     """
+    reader = _Derived(tied)
     stored = tensors_in(tied.state_dict(keep_vars=True))
     given = {id(stored[name]): value for name, value in state.items() if name in stored}
     swapped = {
@@ -75,8 +82,9 @@ def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
         for name, own in stored.items()
         if id(own) in given
     }
-    values = torch.func.functional_call(_Untied(tied), swapped, (), tie_weights=False)
-    return {name: values[name] for name, _, _ in derived_tensors(tied) if name in values}
+    values: dict[str, torch.Tensor]
+    values = torch.func.functional_call(reader, swapped, (), tie_weights=False)
+    return values
 
 
 def plain_state(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:

@@ -95,8 +95,10 @@ def take_branches(monkeypatch):
 def test_a_planted_fault_is_found(monkeypatch, plant, word):
     """In the gate, in the guards, and in an operation of the evaluator."""
     plant(monkeypatch)
-    # Of what is kept only what is no more, so that most programs are graphs.
-    pool = [s for s in STATEMENTS if OUTCOMES[s] == "graph" or word in s]
+    # Of what is kept only what may be a graph now, so that most programs are. A tenth of all.
+    pool = [s for s in STATEMENTS if OUTCOMES[s] == "graph"]
+    freed = [s for s in STATEMENTS if OUTCOMES[s] == "kept" and word in s]
+    pool += freed * (1 + len(pool) // 10 // len(freed))
 
     @settings(max_examples=300, deadline=None, derandomize=True, phases=[Phase.generate])
     @given(st.lists(st.sampled_from(pool), max_size=6), st.none() | st.sampled_from(CHANGES))
