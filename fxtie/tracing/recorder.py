@@ -163,10 +163,18 @@ class Recorder:
         if name is None and target == "self":  # a child of that name: `attention.self` of BERT
             name = "self_"  # generated code has a `self` of its own
         node = self.graph.create_node(op, target, args, kwargs or {}, name)
-        if self.running and (place := user_place(walk_stack(sys._getframe()))):
+        if self.running and (place := self._place()):
             code = place[0].function.__code__
             node.meta["stack_trace"] = location(code.co_filename, place[1], code.co_name)
         return node
+
+    def _place(self) -> tuple[Scope, int] | None:
+        """Where the user's code is. It stays there while one of torch's layers runs."""
+        scope = self.running[-1]
+        place = scope.caller or user_place(walk_stack(sys._getframe()))
+        if scope.is_of_torch and place and not place[0].is_of_torch:
+            scope.caller = place
+        return place
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:
         """Record an operation. Returns its value."""

@@ -31,6 +31,7 @@ class Scope(dict[str, Any]):
         cells: its variables from enclosing functions.
         package: the name of the package that it belongs to.
         is_of_torch: whether it is one of torch's layers.
+        caller: then, the user's code that has called it, once that is known, and the line.
     """
 
     def __init__(self, gate: Gate, function: FunctionType) -> None:
@@ -41,6 +42,7 @@ class Scope(dict[str, Any]):
         self.cells = dict(zip(function.__code__.co_freevars, cells, strict=True))
         self.package = module.partition(".")[0]
         self.is_of_torch = module.startswith("torch.nn.modules")
+        self.caller: tuple[Scope, int] | None = None
 
     def __missing__(self, name: str) -> Any:
         return self.gate.variable(name, self)
