@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed" / "train.py"
 MODES = ["ddp", "fsdp", "tp", "pp"]
@@ -35,6 +37,12 @@ def trains_in_all_modes(rank, out):
 
 def losses(out, mode):
     return json.loads((out / mode / "losses.json").read_text())
+
+
+def weights(out):
+    """Those at the end."""
+    dcp_to_torch_save(out / "fsdp" / "step-5", out / "step-5.pt")
+    return torch.load(out / "step-5.pt")["model"]
 
 
 def test_losses_are_the_same_in_all_modes(trained):
@@ -62,3 +70,4 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(trained, tmp
     assert "-9" in run.stderr  # the rank was killed
     assert losses(tmp_path, "fsdp") == pytest.approx(losses(trained, "ddp"), rel=1e-4)
     assert (tmp_path / "fsdp" / "step-2").exists()
+    torch.testing.assert_close(weights(tmp_path), weights(trained))
