@@ -26,14 +26,12 @@ class Reach:
         self._calls: list[Any] = []  # kept, so that no other object gets their ids
         self._by_object: dict[int, list[int]] = {}
         self._unbounded: list[int] = []
-        self._found: list[frozenset[int] | None] = []
 
     def add(self, *call: Any) -> int:
         """Note a call: the module and its arguments. Returns the number of the call."""
         number = len(self._calls)
         self._calls.append(call)
         found = _objects([*call])
-        self._found.append(found)
         if found is None:
             self._unbounded.append(number)
         for reached in found or ():
@@ -51,8 +49,10 @@ class Reach:
 
     def reached(self, number: int, modules: Iterable[nn.Module]) -> set[nn.Module]:
         """Those of some modules that a call can reach."""
-        found = self._found[number]
-        return {module for module in modules if found is None or id(module) in found}
+        if number in self._unbounded:
+            return {*modules}
+        by_object = self._by_object
+        return {module for module in modules if number in by_object.get(id(module), ())}
 
 
 def _objects(pending: list[Any]) -> frozenset[int] | None:

@@ -342,6 +342,8 @@ class Recorder:
 def _parts(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, dict | nn.Module):
-        return (vars(value) if isinstance(value, nn.Module) else value).values()
+    if isinstance(value, nn.Module):
+        return vars(value).values()
+    if isinstance(value, dict):
+        return value.values()
     return value if type(value) in CONTAINERS else ()  # not iterators, which would move on
