@@ -17,8 +17,8 @@ class Attempt:
         self.lengths = {name: len(getattr(tracer, name)) for name in _GROWING}
         self.copies = {name: getattr(tracer, name).copy() for name in _COPIED}
 
-    def undo(self) -> None:
-        """Remove all that was recorded since."""
+    def undo_nodes(self) -> None:
+        """Remove the nodes since. What they needed stays guarded: that is stricter, and right."""
         tracer, erased = self.tracer, set()
         for node in reversed(tracer.graph.nodes):
             if node is self.last:
@@ -26,6 +26,12 @@ class Attempt:
             tracer.graph.erase_node(node)
             erased.add(node)
         tracer.reads.take_back(erased)
+        if any(number < self.made for number in tracer.writes[self.writes :]):
+            raise Stop("hands a container to a part that can't be captured and writes to it")
+
+    def undo(self) -> None:
+        """Remove all that was recorded since."""
+        tracer = self.tracer
         for path in tracer._entered[self.lengths["_entered"] :]:
             tracer._calls[path] -= 1
         for name, length in self.lengths.items():
@@ -35,8 +41,7 @@ class Attempt:
         for name, value in self.copies.items():
             setattr(tracer, name, value.copy())
         tracer.looked_up = {}  # its facts may have been removed
-        if any(number < self.made for number in tracer.writes[self.writes :]):
-            raise Stop("hands a container to a part that can't be captured and writes to it")
+        self.undo_nodes()
 
 
 _GROWING = ("facts", "inlined", "_placed", "_entered")

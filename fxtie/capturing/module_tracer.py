@@ -88,6 +88,7 @@ class ModuleTracer(ModuleAttributes):
         self._calls: dict[str, int] = {}
         self._entered: list[str] = []  # paths of modules, in the order of their calls
         self._placed = {}
+        self._by_id = {id(module): module for module in self.paths}
         self._reach = Reach()
         # Calls of code that is not looked into, by their numbers in `_reach`.
         self._opaque: dict[int, tuple[nn.Module, Any, Any]] = {}
@@ -233,7 +234,7 @@ class ModuleTracer(ModuleAttributes):
         number = self._reach.add(module, args, kwargs)
         self._opaque[number] = module, args, kwargs
         self.looked_up = {}  # which it may change
-        self.reads.forget(self._reach.reached(number, self.paths), buffers_only=False)
+        self.reads.forget(self._reach.reached(number, self._by_id), buffers_only=False)
         return result
 
     @contextlib.contextmanager
@@ -320,7 +321,7 @@ class ModuleTracer(ModuleAttributes):
         if type(value) is bool:
             super().check(iter([value]), expected, message)
         else:
-            attempt.undo()
+            attempt.undo_nodes()
 
 
 def has_global_hooks() -> bool:

@@ -7,7 +7,8 @@ import sys
 import types
 import weakref
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,24 +20,44 @@ from fxtie.tracing.source_code import names_in, package_of
 from fxtie.tracing.traced import Traced
 
 
+@dataclass
+class _Roots:
+    """What is reached from a module, or from the arguments of a call."""
+
+    ids: frozenset[int] | None  # None: it may be anything
+    calls: list[int]  # the numbers of the calls that begin there
+
+
 class Reach:
     """Which calls of modules that are not looked into can reach an object."""
 
     def __init__(self) -> None:
         self._calls: list[Any] = []  # kept, so that no other object gets their ids
-        self._by_object: dict[int, list[int]] = {}
-        self._unbounded: list[int] = []
+        self._roots: list[tuple[_Roots, _Roots]] = []  # by the number of the call
+        self._by_object: dict[int, list[_Roots]] = {}
+        self._unbounded: list[_Roots] = []
+        self._of_module: dict[int, _Roots] = {}
 
-    def add(self, *call: Any) -> int:
-        """Note a call: the module and its arguments. Returns the number of the call."""
+    def add(self, module: Any, *arguments: Any) -> int:
+        """Note a call. Returns its number."""
         number = len(self._calls)
-        self._calls.append(call)
-        found = _objects([*call])
-        if found is None:
-            self._unbounded.append(number)
-        for reached in found or ():
-            self._by_object.setdefault(reached, []).append(number)
+        self._calls.append((module, arguments))
+        # A trace changes no module, so what one can reach is the same at each call.
+        if id(module) not in self._of_module:
+            self._of_module[id(module)] = self._reached_from(module)
+        roots = self._of_module[id(module)], self._reached_from(arguments)
+        for root in roots:
+            root.calls.append(number)
+        self._roots.append(roots)
         return number
+
+    def _reached_from(self, value: Any) -> _Roots:
+        roots = _Roots(_objects([value]), [])
+        if roots.ids is None:
+            self._unbounded.append(roots)
+        for reached in roots.ids or ():
+            self._by_object.setdefault(reached, []).append(roots)
+        return roots
 
     def calls(self, holder: Any) -> Iterable[int]:
         """The numbers of the calls that can reach an object."""
@@ -45,14 +66,17 @@ class Reach:
         )
         if is_global:
             return range(len(self._calls))
-        return (*self._unbounded, *self._by_object.get(id(holder), ()))
+        roots = (*self._unbounded, *self._by_object.get(id(holder), ()))
+        return [number for root in roots for number in root.calls]
 
-    def reached(self, number: int, modules: Iterable[nn.Module]) -> set[nn.Module]:
-        """Those of some modules that a call can reach."""
-        if number in self._unbounded:
-            return {*modules}
-        by_object = self._by_object
-        return {module for module in modules if number in by_object.get(id(module), ())}
+    def reached(self, number: int, modules: Mapping[int, nn.Module]) -> set[nn.Module]:
+        """Those of some modules, by their ids, that a call can reach."""
+        found: set[nn.Module] = set()
+        for root in self._roots[number]:
+            found.update(
+                modules[i] for i in (modules if root.ids is None else root.ids & modules.keys())
+            )
+        return found
 
 
 def _objects(pending: list[Any]) -> frozenset[int] | None:

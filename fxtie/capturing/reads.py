@@ -50,6 +50,7 @@ class TensorReads:
         self._derived: dict[Any, Traced] = {}
         self._runs: dict[Any, list[fx.Node]] = {}  # of transforms that return several tensors
         self._origins: dict[fx.Node, _Stored | Derived] = {}
+        self._owners: set[nn.Module] = set()  # of the stored tensors that were read
 
     def read(
         self, owner: nn.Module, attr: str, target: str, value: torch.Tensor | None, name: str
@@ -71,6 +72,7 @@ class TensorReads:
             if isinstance(value, nn.Parameter):
                 node.meta["shape"] = value.shape
             self._origins[node] = _Stored(owner, attr, value)
+            self._owners.add(owner)
             read[key] = Traced(node, None if value is None else value.shape)
         return read[key]
 
@@ -133,6 +135,8 @@ class TensorReads:
             owners: the modules.
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
         """
+        if owners.isdisjoint(self._owners):
+            return
 
         def may_differ(owner: nn.Module, attr: str) -> bool:
             if owner not in owners:
