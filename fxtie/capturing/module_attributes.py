@@ -6,6 +6,7 @@ read once; a derived tensor, derived once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,26 +42,22 @@ class ModuleAttributes(Evaluator):
     reads: TensorReads
     borrowed: dict[str, Any]
     _placed: dict[nn.Module, None]  # modules whose place is guarded
+    _seen: dict[nn.Module, tuple[str, Any, Mapping[str, Any]]]  # those whose attributes were read
     _tensors: dict[int, tuple[nn.Module, str, str]]  # owner, kind and name by id
 
     # -- attributes of modules ------------------------------------------------------------------
 
     def module_attribute(self, module: nn.Module, name: str) -> Any:
-        cls = user_class(module)
-        if cls.__getattribute__ is not object.__getattribute__:
-            raise Stop("has a __getattribute__ of its own")
-        label = "" if self.is_fresh(module) else self._path(module)
         if name == "training":
-            return self._flag(module, cls)
-        self.class_of(module, label or "the root")
-        members = module.__dict__
-        derived = derived_of(module).get(name)
-        if derived is not None:
-            return self.reads.derive(derived)
+            return self._flag(module)
+        path, cls, derived = self._seen.get(module) or self._see(module)
+        if name in derived:
+            return self.reads.derive(derived[name])
         found = self.lookup(cls.__mro__, name)
         if hasattr(type(found), "__set__"):  # a data descriptor comes first
             return self._bound(found, module)
-        label = join(label, name)
+        members = module.__dict__
+        label = f"{path}.{name}" if path else name
         if name in members:
             return self._member(module, name, members[name], label)
         self._guard_entry(module, "__dict__", name, MISSING)
@@ -78,15 +75,29 @@ class ModuleAttributes(Evaluator):
             self._guard_entry(module, mapping, name, MISSING)
         return MISSING
 
+    def _see(self, module: nn.Module) -> tuple[str, Any, Mapping[str, Any]]:
+        """A module's path, "" if the code has made it, its class and its derived tensors.
+
+        Place and class are guarded.
+        """
+        cls = user_class(module)
+        if cls.__getattribute__ is not object.__getattribute__:
+            raise Stop("has a __getattribute__ of its own")
+        path = "" if self.is_fresh(module) else self.path(module)
+        self.class_of(module, path or "the root")
+        self._seen[module] = path, cls, derived_of(module)
+        return self._seen[module]
+
     def _guard_entry(self, module: nn.Module, mapping: str, name: str, value: Any) -> None:
         if not self.is_fresh(module):
             self.guard("entry", module, mapping, name, value, self.paths[module])
 
-    def _flag(self, module: nn.Module, cls: type) -> bool:
-        if self.lookup(cls.__mro__, "training") is not MISSING:
+    def _flag(self, module: nn.Module) -> bool:
+        if self.lookup(user_class(module).__mro__, "training") is not MISSING:
             raise Stop("has a `training` flag of its own")
         if self.is_fresh(module):
             return module.training
+        self.path(module)
         self.may_have_changed(module)
         self.switches[module] = None
         return self.training
@@ -120,18 +131,19 @@ class ModuleAttributes(Evaluator):
         self._guard_entry(module, mapping, name, value)
         return value
 
-    def _path(self, module: nn.Module) -> str:
+    def path(self, module: nn.Module) -> str:
         """The name by which the graph refers to a module, guarded: it may have others."""
         if module not in self.paths:
             raise Stop(f"uses a module that is no registered part of it ({type(module).__name__})")
-        name = self.paths[module]
         if module not in self._placed:
-            self._placed[module] = None
             parent: Any = self.root
-            for part in filter(None, name.split(".")):
-                self._guard_entry(parent, "_modules", part, parent._modules[part])
-                parent = parent._modules[part]
-        return name
+            for part in filter(None, self.paths[module].split(".")):
+                child = parent._modules[part]
+                if child not in self._placed:
+                    self.guard("entry", parent, "_modules", part, child, self.paths[parent])
+                    self._placed[child] = None
+                parent = child
+        return self.paths[module]
 
     # -- tensors --------------------------------------------------------------------------------
 

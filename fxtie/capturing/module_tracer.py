@@ -88,6 +88,7 @@ class ModuleTracer(ModuleAttributes):
         self._calls: dict[str, int] = {}
         self._entered: list[str] = []  # paths of modules, in the order of their calls
         self._placed = {}
+        self._seen = {}
         self._by_id = {id(module): module for module in self.paths}
         self._reach = Reach()
         # Calls of code that is not looked into, by their numbers in `_reach`.
@@ -186,12 +187,12 @@ class ModuleTracer(ModuleAttributes):
     # -- modules --------------------------------------------------------------------------------
 
     def module_argument(self, module: nn.Module) -> fx.Node:
-        return self.create_node("get_attr", self._path(module))
+        return self.create_node("get_attr", self.path(module))
 
     def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self.is_fresh(module):
             return self.call(self.attribute(module, "forward"), args, kwargs)
-        name = self._path(module)
+        name = self.path(module)
         if module in self.opened and name not in self.kept:
             attempt = Attempt(self)
             try:
@@ -222,10 +223,11 @@ class ModuleTracer(ModuleAttributes):
         with self._inside(module):
             result = self.record("call_module", name, args, kwargs)
         self.escape(*args, *kwargs.values())
-        if _is_known(module):
-            if any(getattr(m, "inplace", False) for m in module.modules()):
+        modules = {*module.modules()}
+        if isinstance(module, torch.jit.ScriptModule) or all(map(_is_known, modules)):
+            if any(getattr(m, "inplace", False) for m in modules):
                 self._changed(result.node.all_input_nodes)
-            self.reads.forget({*module.modules()}, buffers_only=True)
+            self.reads.forget(modules, buffers_only=True)
             return result
         given = result.node.all_input_nodes
         is_read = any(map(self.reads.any_in, map(aliases, given)))
@@ -330,15 +332,32 @@ def has_global_hooks() -> bool:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a call runs nothing but torch's own layers, which change only themselves."""
-    return isinstance(module, torch.jit.ScriptModule) or all(
-        type(m).__module__.startswith(("torch.nn.", "einops."))
-        and not has_hooks(m)
-        and all(package_of(v) in _KNOWN for v in vars(m).values() if callable(v))
-        for m in module.modules()
+    """Whether a call of a module, but for its children, runs nothing but code of torch's layers.
+
+    Such code changes nothing but the module.
+    """
+    return (
+        _is_of_torch(user_class(module))
+        and not has_hooks(module)
+        and all(package_of(v) in _KNOWN for v in vars(module).values() if callable(v))
     )
 
 
+def _is_of_torch(cls: type) -> bool:
+    """Whether a class is a layer of torch's, or one that only adds to it."""
+    layers = [base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.", "einops."))]
+    return bool(layers) and all(
+        name.startswith(("__init", "__annotate"))
+        or type(value) in _DATA
+        # Torch's code calls no method that it does not know. A property may hide what it reads.
+        or (type(value) in _METHODS and name[0] != "_" and not hasattr(layers[0], name))
+        for base in {*cls.__mro__} - {*layers, object}
+        for name, value in vars(base).items()
+    )
+
+
+_DATA = ATOMS | {dict, list, tuple}
+_METHODS = (types.FunctionType, staticmethod, classmethod)
 _KNOWN = ("torch", "einops")
 
 

@@ -76,7 +76,7 @@ def copy_modules(modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
             if type(value) not in _ATOMS:  # most are
                 members[name] = rewired = rewire(value)
                 if rewired is value and name in _OWN:  # the copy's own, changed or not
-                    members[name] = copy.copy(value)
+                    members[name] = _copied(value)
     return copies
 
 
@@ -151,8 +151,7 @@ class _Rewiring:
         items = {key: self(item) for key, item in value.items()}
         if all(item is value[key] for key, item in items.items()):
             return value
-        is_plain = type(value) in _DICTS
-        new = self.done[id(value)] = value.copy() if is_plain else copy.copy(value)
+        new = self.done[id(value)] = _copied(value)
         for key, item in items.items():
             new[key] = item
         return new
@@ -211,6 +210,10 @@ class _Rewiring:
         ),
         State: lambda self, value: replace(value, derived=self(value.derived)),
     }
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in _DICTS else copy.copy(value)  # which takes its time
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -68,7 +68,7 @@ class Calls(Operations):
 
     def call_recorded(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """A node for a call of torch, or of a function that is declared to be one operation."""
-        if is_tensor_method_or_property(function):
+        if _is_method(function):
             return self.record("call_method", function.__name__, args, kwargs)
         result = self.record("call_function", function, args, kwargs)
         if is_opaque(function):
@@ -153,6 +153,10 @@ class Calls(Operations):
         if type(result) in CONTAINERS and name in ("copy", "split"):
             self.fresh(result)
         return self.taken(result, owner)
+
+
+# torch's own changes the filters of warnings at each call.
+_is_method = functools.cache(is_tensor_method_or_property)
 
 
 def _is_plain_dataclass(cls: Any) -> bool:

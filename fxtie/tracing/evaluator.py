@@ -47,8 +47,12 @@ class Evaluator(Calls):
             function = rewritten(function, self)
         if len(self.running) > 200:
             raise Stop("is nested too deeply")
-        caller = self.running[-1].package if self.running else ""
         scope: Any = function.__globals__
+        caller = ""
+        if self.running:
+            caller = self.running[-1].package
+            if scope.is_of_torch:
+                scope.caller = self.running[-1].caller
         self.running.append(scope)
         try:
             given = {name: self.taken(value) for name, value in kwargs.items()}

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import enum
 import gc
+import itertools
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
@@ -171,9 +172,12 @@ class Recorder:
     def _place(self) -> tuple[Scope, int] | None:
         """Where the user's code is. It stays there while one of torch's layers runs."""
         scope = self.running[-1]
-        place = scope.caller or user_place(walk_stack(sys._getframe()))
-        if scope.is_of_torch and place and not place[0].is_of_torch:
-            scope.caller = place
+        if scope.caller is not None:
+            return scope.caller
+        place = user_place(walk_stack(sys._getframe()))
+        if place and not place[0].is_of_torch:
+            for layer in itertools.takewhile(lambda s: s.is_of_torch, reversed(self.running)):
+                layer.caller = place
         return place
 
     def record(self, op: str, target: Any, args: Sequence[Any], kwargs: Any = None) -> Traced:

@@ -57,7 +57,7 @@ def user_place(frames: Iterable[tuple[FrameType, int]]) -> tuple[Scope, int] | N
     found = None
     for frame, line in frames:
         scope = frame.f_globals
-        if isinstance(scope, Scope):
+        if type(scope) is Scope:
             if not scope.is_of_torch:
                 return scope, line
             found = found or (scope, line)

@@ -214,6 +214,66 @@ def test_a_layer_of_torch_that_runs_code_of_the_users():
     assert [kept.name for kept in fxtie.report(fxtie.transform(make(), RULE)).kept] == [""]
 
 
+LOG = []
+
+
+class Counts:
+    """What a layer of torch's reads is computed."""
+
+    @property
+    def inplace(self):
+        LOG.append(1)
+        return False
+
+    @inplace.setter
+    def inplace(self, value):
+        pass
+
+
+class Describes:
+    size = 4
+
+    def describe(self):
+        LOG.append(1)
+
+    @staticmethod
+    def made_of(_):
+        LOG.append(1)
+
+
+LAYERS = {
+    "as it is": ((nn.ReLU,), {}, "graph"),
+    "made in another way": ((nn.ReLU,), {"__init__": lambda self: nn.ReLU.__init__(self)}, "graph"),
+    "with more": ((Describes, nn.ReLU), {}, "graph"),
+    "with more, afterwards": ((nn.ReLU, Describes), {}, "graph"),
+    "of computed attributes": ((Counts, nn.ReLU), {}, "kept"),
+    "of computed attributes, afterwards": ((nn.ReLU, Counts), {}, "kept"),
+    "of a forward of its own": (
+        (nn.ReLU,),
+        {"forward": lambda self, x: LOG.append(1) or x},
+        "kept",
+    ),
+    "of an attribute called by torch": (
+        (nn.ReLU,),
+        {"_slow_forward": lambda self, *args: LOG.append(1) or args[0]},
+        "kept",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_subclasses_of_a_layer_of_torchs(name):
+    """Only those that surely run torch's code alone are taken to change nothing."""
+    bases, members, expected = LAYERS[name]
+
+    def forward(self, x):
+        return self.layer(self.b(self.a(x))) * len(self.log)
+
+    made = type("Layer", bases, members)
+    tied = fxtie.transform(model(forward, layer=made, log=lambda: LOG)(), RULE)
+    assert [kept.name for kept in fxtie.report(tied).kept] == ([""] if expected == "kept" else [])
+
+
 # -- what it is handed ---------------------------------------------------------------------------
 
 
