@@ -25,11 +25,11 @@ from fxtie.capturing.module_attributes import ModuleAttributes
 from fxtie.capturing.reach import Reach
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
-from fxtie.planning.names import has_hooks, join
+from fxtie.planning.names import join
 from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place
-from fxtie.tracing.guards import ATOMS, MISSING, Guards
+from fxtie.tracing.guards import ATOMS, MISSING, Guards, has_hooks
 from fxtie.tracing.inference import aliases, is_tensor
 from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
@@ -208,8 +208,9 @@ class ModuleTracer(ModuleAttributes):
         cls = user_class(module)
         if has_hooks(module):
             raise Stop("has hooks")
-        if cls.__call__ is not nn.Module.__call__ or "_call_impl" in module.__dict__:
-            raise Stop("has a __call__ of its own")
+        for name in ("__call__", "_call_impl"):
+            if self.lookup(cls.__mro__, name) is not vars(nn.Module)[name]:
+                raise Stop(f"has a {name} of its own")
         forward = self.attribute(module, "forward")
         # Some modules choose one of their methods: `self.forward = self.forward_fused`.
         if getattr(forward, "__self__", None) is not module:

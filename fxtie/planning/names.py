@@ -19,19 +19,8 @@ from fxtie._torch import FakeTensorMode, is_dtensor
 from fxtie.errors import FxtieError, closest
 from fxtie.foreign import is_loading
 from fxtie.planning.spec import Spec
+from fxtie.tracing.guards import has_hooks
 from fxtie.tracing.user_class import derived_of
-
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs more than its forward."""
-    return any(getattr(module, name, None) for name in _HOOKS)
 
 
 def is_parametrized(module: nn.Module, attr: str | None = None) -> bool:

@@ -149,7 +149,7 @@ class Guards:
 
     def no_hooks(self, module: nn.Module, label: str) -> None:
         """A module whose forward stands in the graph has no hooks, which would not be called."""
-        self._check((id(module),), _has_hooks, (module,), False, f"whether {label} has hooks")
+        self._check((id(module),), has_hooks, (module,), False, f"whether {label} has hooks")
 
     def of_class(self, value: Any, cls: type, label: str) -> None:
         """An object is of this class, less what fxtie has made of it."""
@@ -302,8 +302,9 @@ class _Check:
             if self.value is MISSING:
                 return mapping, f"{key!r} not in {entries}"
             return mapping, f"{entries}[{key!r}] is {name(self.value)}"
-        if self.read is _has_hooks:
-            return "__dict__", f"not ({' or '.join(f'd[{hooks!r}]' for hooks in _HOOKS)})"
+        if self.read is has_hooks:
+            hooks = " or ".join(f"d[{name!r}]" for name in _HOOKS)
+            return "__dict__", f"not ({hooks} or '_call_impl' in d)"
         if self.read is user_class and user_class(self.about) is self.value:
             return "", f"type(v0) is {name(type(self.about))}"
         if self.read is items_of:
@@ -393,5 +394,7 @@ def _is_tensor_in(holder: Any, mapping: str, key: str) -> bool:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(module.__dict__[name] for name in _HOOKS)
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module runs more than its forward."""
+    members = module.__dict__
+    return "_call_impl" in members or any(members.get(name) for name in _HOOKS)

@@ -217,6 +217,11 @@ def test_a_layer_of_torch_that_runs_code_of_the_users():
 LOG = []
 
 
+def noting(layer, x):
+    LOG.append(1)
+    return x
+
+
 class Counts:
     """What a layer of torch's reads is computed."""
 
@@ -248,16 +253,8 @@ LAYERS = {
     "with more, afterwards": ((nn.ReLU, Describes), {}, "graph"),
     "of computed attributes": ((Counts, nn.ReLU), {}, "kept"),
     "of computed attributes, afterwards": ((nn.ReLU, Counts), {}, "kept"),
-    "of a forward of its own": (
-        (nn.ReLU,),
-        {"forward": lambda self, x: LOG.append(1) or x},
-        "kept",
-    ),
-    "of an attribute called by torch": (
-        (nn.ReLU,),
-        {"_slow_forward": lambda self, *args: LOG.append(1) or args[0]},
-        "kept",
-    ),
+    "of a forward of its own": ((nn.ReLU,), {"forward": noting}, "kept"),
+    "of a way to be called of its own": ((nn.ReLU,), {"_call_impl": noting}, "kept"),
 }
 
 

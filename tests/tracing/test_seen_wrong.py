@@ -320,6 +320,31 @@ def test_a_call_of_its_own():
     assert [kept.reason for kept in report.kept] == ["has a __call__ of its own"]
 
 
+class OwnCallInside(Two):
+    def _call_impl(self, x):
+        return super()._call_impl(x) * 2
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+class Straight(Two):
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def doubles_calls(net):
+    inner = net.inner
+    inner._call_impl = lambda x: inner.forward(x) * 2
+
+
+def test_a_way_to_be_called_of_its_own():
+    rule = fxtie.Rule("inner.b", "inner.a", weight=torch.square)
+    report = check(lambda: Outer(OwnCallInside()), "graph", rule=rule)
+    assert [kept.reason for kept in report.kept] == ["has a _call_impl of its own"]
+    check(lambda: Outer(Straight()), "graph", change=doubles_calls, rule=rule)
+
+
 @dataclasses.dataclass
 class Checked:
     y: torch.Tensor
