@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 
+import hypothesis
 import pytest
 import torch
 from outcomes import (  # noqa: F401 (hooks)
@@ -13,6 +14,8 @@ from outcomes import (  # noqa: F401 (hooks)
 )
 from vision import import_torchvision
 
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 torch.set_num_threads(1)  # the tests run side by side
 # Inductor's kernels for the CPU without vector instructions: there is less to compile.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
