@@ -1,7 +1,7 @@
 """The tables of docs/compat.md and docs/integrations.md.
 
-In: what runs of the compatibility tests found, one JSON file for each torch and Python. Out:
-Markdown, with a column for each torch version.
+In: outcomes of tests marked `compat`. Out: a JSON file of them in `results` beside the tests, one
+for each torch and Python, and Markdown of all such files, with a column for each torch version.
 """
 
 from __future__ import annotations
@@ -87,6 +87,23 @@ class Run:
         return self.versions["torch"].partition("+")[0]
 
 
+def write(path: Path, found: list[tuple[dict, tuple[str, str | None]]]) -> None:
+    """Keep what a run has found (see `outcomes.py`), and write the page. Cases make one row."""
+    packages: set[str] = set()
+    outcomes: Outcomes = {}
+    for properties, outcome in found:
+        if "compat" in properties:
+            (tool, what, *needed), parameters = properties["compat"]
+            packages.update(needed)
+            device = parameters.get("device", "cpu")
+            outcomes.setdefault((tool, what, device), set()).add(outcome)
+    page = PAGES[path.stem]
+    results = page.folder / "results"
+    Run.here(packages, outcomes).write(results)
+    runs = [Run.read(path) for path in sorted(results.glob("*.json"))]
+    path.write_text(markdown(runs, page), encoding="utf-8")
+
+
 def markdown(runs: Iterable[Run], page: Page) -> str:
     """The page: a row for each thing that was tried, a column for each torch version and device."""
     by_torch: dict[str, list[Run]] = {}
@@ -113,7 +130,7 @@ def markdown(runs: Iterable[Run], page: Page) -> str:
     untried = "" if any(device == "cuda" for _, device in columns) else " None had a CUDA device."
     return (
         f"# {page.title}\n\n"
-        f"Written by `pytest {page.tests} --compat-table docs/{_name(page)}.md`, not by hand, from "
+        f"Written by `pytest {page.tests} --table docs/{_name(page)}.md`, not by hand, from "
         f"the runs in `{page.tests}/results`.{untried}{page.about} "
         f"Numbers stand for the notes below.\n\n{_table(cells, header)}\n\n{told}## Versions\n\n"
         f"{_versions(by_torch)}\n"

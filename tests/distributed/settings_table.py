@@ -1,8 +1,7 @@
 """The tables of docs/distributed.md.
 
-In: tests marked `setting(...)`, by kind of tie, and rows that `record_property` noted for a table
-of `HEADERS`. Out: with `--distributed-table PATH`, these as Markdown, between the marks of that
-page.
+In: outcomes of tests marked `setting`, by kind of tie, and rows that tests noted for a table of
+`HEADERS`. Out: these as Markdown, between the marks of that page.
 """
 
 from __future__ import annotations
@@ -19,36 +18,26 @@ HEADERS = {
 }
 
 
-class Tables:
-    """Gathers the outcomes of a run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.settings: dict[str, dict[str, bool]] = {}
-        self.rows: dict[str, list[tuple]] = {name: [] for name in HEADERS}
-
-    def pytest_runtest_logreport(self, report):
-        properties = dict(report.user_properties)
-        if report.when == "call" and "setting" in properties:
-            setting, kind = properties["setting"]
-            outcomes = self.settings.setdefault(setting, {})
-            outcomes[kind] = outcomes.get(kind, True) and report.passed
-        if report.when == "call" and report.passed:
-            for name, rows in self.rows.items():
-                rows += properties.get(name, [])
-
-    def pytest_sessionfinish(self):
-        if not self.settings:
-            return
-        rows = [
-            [setting, *({True: "works", False: "FAILS"}.get(found.get(kind), "") for kind in KINDS)]
-            for setting, found in sorted(self.settings.items())
-        ]
-        page = self.path.read_text(encoding="utf-8")
-        page = _put(page, "settings", tabulate(rows, ["setting", *KINDS], "github"))
-        for name, table in self.rows.items():
-            page = _put(page, name, tabulate(table, HEADERS[name], "github", floatfmt=".4f"))
-        self.path.write_text(page, encoding="utf-8")
+def write(path: Path, found: list[tuple[dict, tuple[str, str | None]]]) -> None:
+    """Put what a run has found (see `outcomes.py`) into the page."""
+    settings: dict[str, dict[str, set[str]]] = {}
+    for properties, (word, _) in found:
+        (name,), parameters = properties.get("setting", ((None,), {}))
+        if kind := parameters.get("kind"):
+            words = settings.setdefault(name.format(**parameters), {})
+            words.setdefault(kind, set()).add(word)
+    cells = [
+        [setting, *(", ".join(sorted(words.get(kind, ()))) for kind in KINDS)]
+        for setting, words in sorted(settings.items())
+    ]
+    tables = {"settings": tabulate(cells, ["setting", *KINDS], "github")}
+    for name, headers in HEADERS.items():
+        rows = [row for properties, _ in found for row in properties.get(name, ())]
+        tables[name] = tabulate(rows, headers, "github", floatfmt=".4f")
+    page = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        page = _put(page, name, table)
+    path.write_text(page, encoding="utf-8")
 
 
 def _put(page: str, name: str, table: str) -> str:

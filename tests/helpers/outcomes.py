@@ -1,72 +1,62 @@
-"""Hooks of pytest that write what works to a page of the docs.
+"""Hooks of pytest that write what works to a page of the docs, given `--table docs/PAGE.md`.
 
-In: tests marked `compat(tool, what, *packages)`. Out: with `--compat-table docs/PAGE.md`, a file of
-what this run found, in the folder `results` beside the tests, and a Markdown table of all such
-files (`compat/table.py`).
+In: tests marked `compat` or `setting`, and what they note by `record_property`. Out: the tables of
+that page, by the function `write` of the module that knows it.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-from compat.table import PAGES, Run, markdown
+WRITERS = {
+    "compat": "compat.table",
+    "integrations": "compat.table",
+    "distributed": "settings_table",
+}
+"""Modules, by the name of a page."""
+
+MARKERS = {
+    "compat": "(tool, what, *packages): a row of docs/compat.md or docs/integrations.md, and the "
+    "packages besides torch whose versions matter for it",
+    "setting": "(name): a row of docs/distributed.md; {units} stands for a parameter of the test",
+}
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--compat-table",
-        metavar="PATH",
-        help="keep what works in the results beside the tests, and write all results to Markdown",
-    )
+    parser.addoption("--table", metavar="PATH", type=Path, help="write what works to this page")
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers",
-        "compat(tool, what, *packages): a row of a page in docs/, and the packages besides torch "
-        "whose versions matter for it",
-    )
-    path = config.getoption("--compat-table", default=None)
-    if path is not None and not hasattr(
-        config, "workerinput"
-    ):  # workers report to the main process
-        config.pluginmanager.register(_Table(Path(path)))
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", name + meaning)
+    path = config.getoption("--table", default=None)
+    if path is not None and not hasattr(config, "workerinput"):  # workers report to the main one
+        config.pluginmanager.register(_Outcomes(path))
 
 
 def pytest_collection_modifyitems(items):
-    """Reports carry the rows, so that they reach the main process wherever a test runs."""
+    """Reports carry marks and parameters, so that they reach the main process from any other."""
     for item in items:
-        marker = item.get_closest_marker("compat")
-        if marker is not None:
-            tool, what, *packages = marker.args
-            parameters = getattr(item, "callspec", None)
-            device = parameters.params.get("device", "cpu") if parameters else "cpu"
-            item.user_properties.append(("compat", (tool, what, device, packages)))
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        texts = {name: value for name, value in parameters.items() if isinstance(value, str)}
+        for marker in filter(None, map(item.get_closest_marker, MARKERS)):
+            item.user_properties.append((marker.name, (marker.args, texts)))
 
 
-class _Table:
-    """Gathers the outcomes of a run. Parametrised cases make one row."""
+class _Outcomes:
+    """Gathers what the reports of a run carry, each with its outcome."""
 
     def __init__(self, path):
-        self.path = path
-        self.packages = set()
-        self.outcomes = {}  # (tool, what, device) -> outcomes of tests
+        self.path, self.found = path, []
 
     def pytest_runtest_logreport(self, report):
-        row = dict(report.user_properties).get("compat")
-        if row is not None and (report.when == "call" or not report.passed):
-            *key, packages = row
-            self.packages.update(packages)
-            self.outcomes.setdefault(tuple(key), set()).add(_outcome(report))
+        if report.user_properties and (report.when == "call" or not report.passed):
+            self.found.append((dict(report.user_properties), _outcome(report)))
 
-    def pytest_sessionfinish(self, session):
-        if not self.outcomes:  # a run that only collects
-            return
-        page = PAGES[self.path.stem]
-        results = page.folder / "results"
-        Run.here(self.packages, self.outcomes).write(results)
-        runs = [Run.read(path) for path in sorted(results.glob("*.json"))]
-        self.path.write_text(markdown(runs, page), encoding="utf-8")
+    def pytest_sessionfinish(self):
+        if self.found:  # else a run that only collects
+            importlib.import_module(WRITERS[self.path.stem]).write(self.path, self.found)
 
 
 def _outcome(report):
