@@ -19,6 +19,7 @@ hypothesis.settings.load_profile("any machine")
 torch.set_num_threads(1)  # the tests run side by side
 # Inductor's kernels for the CPU without vector instructions: there is less to compile.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 # Full precision on a GPU too: the tests compare numbers of one device with those of another.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 if importlib.util.find_spec("torchvision"):  # the tests of GPUs run where it may be missing

@@ -88,3 +88,20 @@ CASES = {
     "kept root": (Kept, rules, (2, 3, 8, 8)),
     "resnet": (resnet, resnet_rules, (4, 3, 32, 32)),
 }
+
+
+class ConvNet(nn.Module):
+    """What torch.fx can trace and `fuse` can fold: two pairs of convolution and batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_1, self.bn_1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv_2, self.bn_2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv_3 = nn.Conv2d(8, 8, 3, padding=1)
+        for bn in (self.bn_1, self.bn_2):
+            bn.running_mean.uniform_(-1, 1)
+            bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.bn_1(self.conv_1(x)))
+        return self.conv_3(torch.tanh(self.bn_2(self.conv_2(x))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -11,7 +12,14 @@ import fxtie
 from fxtie.life.verifying.oracle import Comparison, compare, oracle_run, tensors
 from fxtie.life.verifying.results import Vacuous
 
-__all__ = ["Vacuous", "assert_tied_equals_oracle", "compare", "oracle_run", "tensors"]
+__all__ = [
+    "Vacuous",
+    "assert_tied_equals_oracle",
+    "compare",
+    "oracle_run",
+    "tensors",
+    "tied_and_compared",
+]
 
 
 def assert_tied_equals_oracle(
@@ -40,3 +48,15 @@ def assert_tied_equals_oracle(
         assert result.output_error < tolerance
         assert result.gradient_error < tolerance, f"gradients differ by {result.gradient_error:.2e}"
     return result
+
+
+def tied_and_compared(model: nn.Module, rules: Any, *args: Any) -> Any:
+    """The tied model, compared with the oracle in both modes."""
+    plan = fxtie.plan(model, rules)
+    tied, untraced = fxtie.transform(model, plan), fxtie.transform(model, plan, trace=False)
+    for one, train in itertools.product((tied, untraced), (False, True)):
+        if not plan.modules:
+            assert_tied_equals_oracle(model, one, plan.ties, args, train=train, untraced=False)
+        elif train:  # verify knows of free tensors, and goes through both modes
+            fxtie.verify(model, one, *args)
+    return tied

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -150,3 +152,13 @@ def assert_plain_form(plain: Any, tied: Any, inputs: dict[str, torch.Tensor]) ->
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert_same_outputs(plain, tied, inputs)
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same names and values, bit for bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def names_in(folder: str | Path) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}

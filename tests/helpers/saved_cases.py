@@ -11,7 +11,7 @@ from torch import nn
 
 import fxtie
 from fxtie.errors import FileError
-from fxtie.life.saving import save
+from fxtie.life.saving import load, save
 from fxtie.transforms import (
     ChannelScale,
     LowRank,
@@ -257,3 +257,14 @@ def buffered_linears(value):
 
 def buffer_case(value):
     return fxtie.transform(buffered_linears(value), fxtie.Rule("1", "0"))
+
+
+def assert_refused(path, model, match="can't be loaded"):
+    """Loading raises FileError and changes nothing."""
+    before = snapshot(model)
+    members = [list(module.__dict__) for module in model.modules()]
+    with pytest.raises(FileError, match=match) as caught:
+        load(path, model)
+    assert str(path) in str(caught.value)
+    assert_same_state(model.state_dict(), before)
+    assert [list(module.__dict__) for module in model.modules()] == members

@@ -1,11 +1,7 @@
 """Each kind of model of `pretrained.py`, and each set of rules for it."""
 
-import os
-
 import pytest
 from pretrained import KINDS, tie
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 
 
 @pytest.fixture(params=KINDS)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fxtie.errors import FileError
 from fxtie.life import container
-from fxtie.life.container import STORABLE, read, replacing, write
+from fxtie.life.container import STORABLE, read, write
 
 TENSORS = {"a": torch.tensor([[1.0, -0.0]]), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
 RECORD = {"rules": {"rule": [{"target": "é", "k": 0.5}]}}
@@ -171,15 +171,6 @@ def test_a_failing_write_leaves_nothing(step, error, path, monkeypatch):
         write(path, TENSORS, RECORD)
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == [path.name]
-
-
-def test_replacing_keeps_the_old_file_until_the_end(path):
-    path.write_bytes(b"old")
-    with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(b"new")
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
 
 
 def die(*args, **kwargs):

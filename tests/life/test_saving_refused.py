@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from saved_cases import (
-    Gain,
     Shared,
+    assert_refused,
     assert_same_state,
     buffer_case,
     buffered_linears,
     linears,
-    snapshot,
     tied_case,
 )
 from torch import nn
 
-import fxtie
 from fxtie.errors import FileError
-from fxtie.life import container
 from fxtie.life.saving import load, save
-from fxtie.transforms.registry import register
-
-
-def assert_refused(path, model, match="can't be loaded"):
-    """Loading raises FileError and changes nothing."""
-    before = snapshot(model)
-    members = [list(module.__dict__) for module in model.modules()]
-    with pytest.raises(FileError, match=match) as caught:
-        load(path, model)
-    assert str(path) in str(caught.value)
-    assert_same_state(model.state_dict(), before)
-    assert [list(module.__dict__) for module in model.modules()] == members
 
 
 def test_damaged_files(path):
@@ -112,96 +94,6 @@ def test_model_that_can_not_take_the_values(path):
 def test_not_a_model(path):
     with pytest.raises(FileError, match="not dict"):
         load(path, {})
-
-
-def test_for_target_that_never_ends(path):
-    @register("tests.files.Restless")
-    class Restless(Gain):
-        def for_target(self, target):
-            return Restless()
-
-    tied = fxtie.transform(linears(), fxtie.Rule("1", "0", weight=Restless(), bias=None))
-    save(tied, path)
-    assert_refused(path, linears(), "something new for a target")
-
-
-def rewrite(path, record):
-    """The file with another record, and the sum that goes with it."""
-    _, tensors = container.read(path)
-    container.write(path, tensors, record)
-
-
-def test_unknown_transform(path):
-    _, tied = tied_case("plain")
-    save(tied, path)
-    record, _ = container.read(path)
-    record["rules"]["rule"][0]["transform"] = "sqare"
-    rewrite(path, record)
-    assert_refused(path, linears(), r"rule\[0\].transform: .* Closest names: 'square'")
-
-
-JSON = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-3, 50),
-        st.floats(allow_nan=False, allow_infinity=False),
-        st.sampled_from(["0.weight", "bank", "square", "LowRank", "ties.bank.templates.0", ""]),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["transform", "rank", "shared", "bank", "n", "shape", "source"]),
-            inner,
-            max_size=3,
-        ),
-    ),
-    max_leaves=5,
-)
-
-
-def places(value):
-    """Every place in nested JSON, as the container and the key."""
-    if isinstance(value, dict | list):
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            yield value, key
-            yield from places(value[key])
-
-
-@pytest.fixture(scope="module")
-def forgeries(tmp_path_factory):
-    path, made = tmp_path_factory.mktemp("forgeries") / "tied.safetensors", {}
-    for name in ("two banks", "learnable, shared", "learnable, shared in part", "aliases"):
-        build, tied = tied_case(name)
-        save(tied, path)
-        made[name] = build, tied, *container.read(path)
-    return path, made
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_forged_records(data, forgeries):
-    """A record changed at random, with the right sum: refused, or right by its own lights."""
-    path, made = forgeries
-    build, tied, record, tensors = made[data.draw(st.sampled_from(sorted(made)))]
-    record = copy.deepcopy(record)
-    container_of, key = data.draw(st.sampled_from(list(places(record))))
-    if data.draw(st.booleans()):
-        container_of[key] = data.draw(JSON)
-    else:
-        del container_of[key]
-    # The version and the name of the class are for people.
-    record = {"version": 1, **record} if isinstance(record, dict) else record
-    container.write(path, tensors, record)
-    model = build()
-    before = snapshot(model)
-    try:
-        again = load(path, model)
-    except FileError:
-        assert_same_state(model.state_dict(), before)
-    else:
-        values = again.state_dict()
-        assert all(torch.equal(values[n], v) for n, v in tied.state_dict().items() if n in values)
 
 
 def test_nothing_is_unpickled_or_imported(path, monkeypatch):

@@ -218,24 +218,6 @@ def test_by_size_where_there_are_no_values():
 # -- what it shows --------------------------------------------------------------------------------
 
 
-def test_unrelated_weights_are_called_so():
-    model = Blocks(4)
-    assert "unrelated" in str(suggest(model, "repeat"))
-    assert suggest(model, "repeat")[0].closeness.is_unrelated
-    model.load_state_dict(fxtie.untied_state_dict(fxtie.transform(model, suggest(model, "repeat"))))
-    assert "unrelated" not in str(suggest(model, "repeat"))
-
-
-def test_notebooks_show_a_table():
-    page = suggest(Blocks(4), "adjacent")._repr_html_()
-    assert page.startswith('<table><thead><tr><th align="left">layers</th><th align="right">n</th>')
-    assert '<td align="left">blocks.{0 // 2 * 2}</td>' in page
-    assert page.count("<tr>") == 2 and len(page) < 900
-    odd = suggest(nn.ModuleDict({"<b>": Blocks(3)}), "repeat")
-    assert "<b>" not in odd._repr_html_() and "&lt;b&gt;" in odd._repr_html_()
-    assert suggest(nn.Linear(2, 2))._repr_html_().startswith("<p>no two layers")
-
-
 def test_rules_go_into_files(tmp_path):
     model = Blocks(5)
     fxtie.dump_rules(suggest(model, "cycle 2"), tmp_path / "rules.toml")

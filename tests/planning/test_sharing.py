@@ -1,36 +1,21 @@
 """Rules that reach every sharing scheme: whole modules, arithmetic, several sources and targets."""
 
-import itertools
-import re
-
 import pytest
 import torch
+from attention import X6, Attention, split
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_tied_equals_oracle
+from oracle import tied_and_compared as check
 from torch import nn
 
 import fxtie
 from fxtie import Bank, Rule, Tensors, Tie, transforms
-from fxtie.rules.patterns import Match
 
 T = transforms
 
 
 def tied_names(plan):
     return {tie.target: tie.sources for tie in plan.ties}
-
-
-def check(model, rules, *args):
-    """The tied model, compared with the oracle in both modes."""
-    plan = fxtie.plan(model, rules)
-    tied, untraced = fxtie.transform(model, plan), fxtie.transform(model, plan, trace=False)
-    for one, train in itertools.product((tied, untraced), (False, True)):
-        if not plan.modules:
-            assert_tied_equals_oracle(model, one, plan.ties, args, train=train, untraced=False)
-        elif train:  # verify knows of free tensors, and goes through both modes
-            fxtie.verify(model, one, *args)
-    return tied
 
 
 class Block(nn.Module):
@@ -60,24 +45,7 @@ class Stack(nn.Module):
         return x
 
 
-class Attention(nn.Module):
-    """Three projections that a layer may have stored as one."""
-
-    def __init__(self, width=6, bias=False):
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(width, width, bias=bias) for _ in range(3))
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(3 * width, width)
-
-    def forward(self, x):
-        scores = torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1)
-        return scores @ self.v(x) + self.out(self.qkv(x))
-
-
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
-X6 = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
-
-
 # -- a module means all of it ---------------------------------------------------------------------
 
 
@@ -149,19 +117,6 @@ def test_what_is_excluded_inside():
     assert targets and not [name for name in targets if "mlp" in name or "layers.2" in name]
 
 
-def test_structures_that_do_not_fit_stand_side_by_side():
-    model = nn.ModuleDict(
-        {"a": nn.Sequential(nn.Linear(3, 4)), "b": nn.Sequential(nn.Linear(3, 4))}
-    )
-    model["b"].append(nn.Linear(4, 2))
-    with pytest.raises(fxtie.PlanError) as told:
-        fxtie.plan(model, Rule("b", "a"))
-    (fault,) = told.value.faults
-    assert re.search(r"(?m)^ +'b' +'a'$", fault)
-    assert re.search(r"(?m)^ +0.weight +4x3 +4x3$", fault)
-    assert re.search(r"(?m)^ +1.weight +2x4 +-$", fault)
-
-
 @given(
     st.recursive(st.just(None), lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=6)
 )
@@ -211,29 +166,6 @@ def test_named_groups():
     assert tied_names(plan)["layer2.weight"] == ("layer5.weight",)
 
 
-EXPRESSIONS = st.recursive(
-    st.integers(0, 9).map(str) | st.just("n"),
-    lambda inner: st.tuples(inner, st.sampled_from(["+", "-", "*", "//", "%"]), inner).map(
-        lambda parts: f"({parts[0]} {parts[1]} {parts[2]})"
-    ),
-    max_leaves=6,
-)
-
-
-@given(EXPRESSIONS, st.integers(0, 50))
-def test_arithmetic_is_that_of_python(expression, n):
-    expression = f"n + {expression}"  # a number that came first would be a wildcard's
-    template = f"a.{{{expression}}}.b"
-    match = Match((str(n),), {"n": str(n)})
-    try:
-        expected = eval(expression, {"n": n})
-    except ZeroDivisionError:
-        with pytest.raises(ValueError, match="divides by zero"):
-            match.fill(template)
-    else:
-        assert match.fill(template) == f"a.{expected}.b"
-
-
 # -- several sources ------------------------------------------------------------------------------
 
 
@@ -273,136 +205,7 @@ def test_tensors_that_a_rule_does_not_name_stay_where_same_can_not_be():
     assert "give bias= a function" in plan.stored["2.bias"]
 
 
-# -- free tensors ---------------------------------------------------------------------------------
-
-
-def test_tensors_of_different_shapes():
-    model = nn.Sequential(*(nn.Linear(6, 4) for _ in range(3)))
-    given = torch.randn(4, 2)
-    tensors = Tensors(A=(2, 6), B=given, frozen=("B",))
-    low_rank = Rule("*", ("{0}", tensors), weight=lambda own, A, B: own + B @ A)
-    tied = fxtie.transform(model, low_rank)
-    assert torch.equal(tied[1].weight, model[1].weight + given @ tensors.A)
-    assert [n for n, _ in tied.named_buffers()] == ["ties.tensors.B"]
-    assert "ties.tensors.A" in dict(tied.named_parameters())
-    given.zero_()
-    assert tensors.B.any()
-
-
-def test_one_of_them_and_one_of_a_bank():
-    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2)))
-    tensors, bank = Tensors(A=(4, 4), B=(4,)), Bank(3, (4, 4))
-    rules = [Tie("0.weight", (bank[1], tensors["A"]), torch.add), Tie("0.bias", tensors["B"])]
-    tied = check(model, rules, torch.randn(3, 4))
-    assert torch.equal(tied[0].weight, bank.templates[1] + tensors.A)
-    assert torch.equal(tied[0].bias, tensors.B)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: Tensors(), "one tensor or more"),
-        (
-            lambda: Tensors(A=3),
-            "'A' is given by its shape, such as (2, 8), or as a tensor, not as 3",
-        ),
-        (lambda: Tensors(A=(2, 0.5)), "'A' is given by its shape"),
-        (lambda: Tensors(A=torch.ones(2, dtype=torch.int64)), "'A' can't be a tensor of fxtie"),
-        (lambda: Tensors(forward=(2,)), "'forward' can't be a tensor of fxtie.Tensors"),
-        (lambda: Tensors(A=(2,), frozen=("B",)), "There is no tensor 'B' to freeze."),
-        (lambda: Tensors(A=(2,))["a"], "There is no tensor 'a' here."),
-        (lambda: Bank(2, (2,))[2], "has the templates 0 to 1, not 2"),
-        (lambda: fxtie.each(3), "fxtie.each takes a function"),
-        (lambda: Tie((), "a"), "is a tensor's name, or several, not ()"),
-        (lambda: Tie(("a", "a"), "b"), "the same target twice"),
-        (lambda: Tie("a", 3), "a fxtie.Bank, fxtie.Tensors or a tensor of these, not int: 3"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(make, words):
-    with pytest.raises(fxtie.RuleError) as told:
-        make()
-    assert words in str(told.value)
-
-
 # -- one transform, several targets ---------------------------------------------------------------
-
-
-class Counting:
-    """A transform that counts the calls with real tensors, and which a graph can't hold."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, w):
-        self.calls += type(w) in (torch.Tensor, nn.Parameter)
-        return w.chunk(3)
-
-
-def split(w):
-    return w.chunk(3)
-
-
-class Hyper(nn.Module):
-    """A network that makes the weights of others."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(6, 12)
-
-    def forward(self, w):
-        return tuple(
-            self.net(w.reshape(3, 6, 6)[i]).reshape(2, 36)[:1].reshape(6, 6) for i in range(3)
-        )
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: split, Counting, Hyper], ids=["graph", "opaque", "module"]
-)
-def test_several_targets(make):
-    model = Attention()
-    names = ("q.weight", "k.weight", "v.weight")
-    tied = check(model, Tie(names, "qkv.weight", make()), X6)
-    assert set(tied.state_dict()) >= {"qkv.weight", "out.weight"}
-    assert not set(names) & set(tied.state_dict())
-
-
-class KeptAttention(Attention):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > -1e9 else x
-
-
-@pytest.mark.parametrize("cls", [Attention, KeptAttention], ids=["graph", "kept"])
-@pytest.mark.parametrize("grad", [True, False])
-def test_it_runs_once_in_a_call(cls, grad):
-    counting = Counting()
-    model = cls()
-    names = ("q.weight", "k.weight", "v.weight")
-    tied = fxtie.transform(model, Tie(names, "qkv.weight", counting))
-    assert bool(fxtie.report(tied).kept) is (cls is KeptAttention)
-    before = counting.calls
-    with torch.set_grad_enabled(grad):
-        tied(X6)
-    assert counting.calls - before == 1
-
-
-def test_its_ops_stand_in_the_graph_once():
-    tied = fxtie.transform(
-        Attention(), Tie(("q.weight", "k.weight"), "qkv.weight", lambda w: w.chunk(3)[:2])
-    )
-    assert sum("chunk" in str(node.target) for node in tied.graph.nodes) == 1
-
-
-@pytest.mark.parametrize("cls", [Attention, KeptAttention], ids=["graph", "kept"])
-def test_one_random_draw_for_all_targets(cls):
-    model = cls()
-    names = ("q.weight", "k.weight")
-    draw = Tie(names, "v.weight", lambda w: (z := w * torch.rand(()), z))
-    other = Tie(("qkv.weight", "out.weight"), (), lambda: (torch.rand(18, 6), torch.rand(6, 18)))
-    tied = fxtie.transform(model, [draw, other])
-    with fxtie.derive_once(tied):
-        assert torch.equal(tied.q.weight, tied.k.weight)
-    if cls is Attention:
-        assert sum(node.target is torch.rand for node in tied.graph.nodes) == 3
 
 
 def test_rules_with_several_targets():
@@ -428,35 +231,6 @@ def rule_targets(rule):
     return tuple(map(str, rule.targets))
 
 
-@pytest.mark.parametrize(
-    ("transform", "words"),
-    [
-        (torch.neg, "returns Tensor, not a tuple"),
-        (lambda w: w.chunk(3)[:2], "returns 2 tensors"),
-        (lambda w: w.chunk(2), "gives shape (9, 6)"),
-        (lambda w: (w[:6], w[:6], 3), "returns int, not a tensor"),
-        (lambda w: w.clamp_(0).chunk(3), "changes its source in place"),
-    ],
-)
-def test_faults_of_several_targets(transform, words):
-    with pytest.raises(fxtie.PlanError) as told:
-        fxtie.plan(Attention(), Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", transform))
-    assert words in str(told.value)
-
-
-def test_several_targets_of_a_transform_that_branches_on_values():
-    def signed(w):
-        return w.chunk(3) if w.sum() > 0 else (-w).chunk(3)
-
-    model = Attention()
-    tie = Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", signed)
-    for sign in (1, -1):
-        with torch.no_grad():
-            model.qkv.weight.copy_(sign * model.qkv.weight.abs())
-        tied = check(model, tie, X6)
-        assert torch.equal(tied.k.weight, model.qkv.weight.abs()[6:12])
-
-
 def test_a_rule_that_aligns_nothing_is_told_once():
     rule = Rule(("0.*", "1.*"), "2", weight=lambda w: (w, w))
     model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(2)), nn.Linear(2, 2))
@@ -471,62 +245,6 @@ def test_targets_that_do_not_match_the_same():
     model["b"].q = nn.Linear(6, 6)
     with pytest.raises(fxtie.PlanError, match=r"'\*\.q' matches 'b\.q', and '\*\.k' nothing"):
         fxtie.plan(model, Rule(("*.q", "*.k"), "{0}", weight=lambda w: w.chunk(2)))
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("once", [False, True])
-def test_gradients_of_several_targets(recompute, once):
-    model = Attention()
-    tie = Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", lambda w: (w * 2).tanh().chunk(3))
-    reference = fxtie.transform(model, tie, trace=False)
-    tied = fxtie.transform(model, tie, recompute=recompute)
-    reference(X6).square().sum().backward()
-    expected = {name: p.grad for name, p in reference.named_parameters()}
-    model.zero_grad()
-    with fxtie.derive_once(tied) if once else torch.enable_grad():
-        tied(X6).square().sum().backward()
-    for name, parameter in tied.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name])
-
-
-def test_copies_saves_and_materializes(tmp_path):
-    import copy
-    import pickle
-
-    pytest.importorskip("safetensors")
-    model = Attention()
-    names = ("q.weight", "k.weight", "v.weight")
-    tensors = Tensors(A=(18, 6), scale=torch.full((), 2.0), frozen="scale")
-    tie = Tie(names, ("qkv.weight", tensors), chunks)
-    tied = fxtie.transform(model, tie)
-    expected = tied(X6)
-    for other in (copy.deepcopy(tied), pickle.loads(pickle.dumps(tied)), fxtie.materialize(tied)):
-        assert torch.equal(other(X6), expected)
-    fxtie.save(tied, tmp_path / "tied.safetensors")
-    loaded = fxtie.load(tmp_path / "tied.safetensors", Attention())
-    assert torch.equal(loaded(X6), expected)
-    assert sorted(loaded.state_dict()) == sorted(tied.state_dict())
-
-
-@fxtie.register("tests.sharing.chunks")
-def chunks(w, A, scale):
-    return (w + scale * A).chunk(3)
-
-
-def test_exported_programs():
-    model = Attention()
-    tie = Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", split)
-    tied = fxtie.transform(model, tie)
-    program = fxtie.transform(torch.export.export(model, (X6,)), tie)
-    torch.testing.assert_close(program.module()(X6), tied(X6))
-    assert "q.weight" not in program.state_dict
-
-
-def test_compiled():
-    tie = Tie(("q.weight", "k.weight", "v.weight"), "qkv.weight", split)
-    tied = fxtie.transform(Attention(), tie)
-    compiled = torch.compile(tied, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(X6), tied(X6))
 
 
 # -- a transform for each match -------------------------------------------------------------------

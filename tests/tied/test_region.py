@@ -1,13 +1,12 @@
 """Captured forwards: modes, copies, pickles, and changes that a graph follows or does not."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tied_forms import FORMS, Frozen, TwoConvs
+from tied_forms import FORMS
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -16,37 +15,6 @@ from two_linears import RULE, Two, model_with
 
 import fxtie
 from fxtie import Rule
-
-
-def test_one_graph_where_both_modes_agree():
-    tied = fxtie.transform(TwoConvs(), Rule("conv_2", "conv_1"))
-    assert tied.train().graph is tied.eval().graph
-    tied = fxtie.transform(Frozen(), Rule("norms.1", "norms.0"))
-    assert tied.train().graph is not tied.eval().graph
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("train", [False, True])
-def test_copies_and_pickles(form, train):
-    net, rules, shape = FORMS[form]()
-    tied = fxtie.transform(net, rules).train(train)
-    x = torch.randn(shape)
-    file = io.BytesIO()
-    torch.save(tied, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    for other in (copy.deepcopy(tied), loaded, copy.deepcopy(loaded)):
-        torch.manual_seed(0)
-        expected = copy.deepcopy(tied)(x)
-        torch.manual_seed(0)
-        assert torch.equal(other(x), expected)
-        assert list(other.state_dict()) == list(tied.state_dict())
-        with torch.no_grad():
-            for p in other.parameters():
-                p.mul_(2)  # independent of the first
-        torch.manual_seed(0)
-        assert not torch.equal(other(x), expected)
-        assert isinstance(other, type(net)) and fxtie.report(other).ties > 0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -72,24 +40,6 @@ def test_compiles(form):
     tied = fxtie.transform(net, rules, compile={"backend": "aot_eager"}).eval()
     x = torch.randn(shape)
     torch.testing.assert_close(tied(x), tied._orig_mod(x))
-
-
-class Pooled(Two):
-    def forward(self, x):
-        return F.max_pool1d(self.b(self.a(x)), 2)
-
-
-def test_pickling_a_graph_with_functions_that_another_made():
-    """`F.max_pool1d` has no name under which pickle finds it by itself."""
-    tied = fxtie.transform(Pooled(), Rule("b", "a", weight=torch.square))
-    assert not fxtie.report(tied).kept
-    file = io.BytesIO()
-    torch.save(tied, file)
-    file.seek(0)
-    again = torch.load(file, weights_only=False)
-    x = torch.randn(3, 4)
-    assert torch.equal(again(x), tied(x))
-    assert not fxtie.report(again).missed, "the graph is used"
 
 
 def test_data_parallel_is_refused():
@@ -199,30 +149,6 @@ def test_changes_that_a_graph_follows():
     a = tied.two.a
     torch.testing.assert_close(tied(x), F.linear(a(x), a.weight.square(), a.bias))
     assert not fxtie.report(tied).kept
-
-
-@pytest.mark.parametrize("default", [{}, {"x": None}])
-def test_a_single_argument_is_checked(default):
-    """Code tells None, True and strings apart by `is`, which a trace of a tensor cannot see."""
-
-    def with_default(self, x=None):
-        if x is None:
-            x = torch.ones(2, 4)
-        return self.b(self.a(x))
-
-    def without(self, x):
-        if x is None:
-            x = torch.ones(2, 4)
-        return self.b(self.a(torch.zeros(2, 4) if x is True else x))
-
-    model = model_with(with_default if default else without)
-    tied = fxtie.transform(model, RULE)
-    # `x is True` is no question that a graph of a tensor can answer.
-    assert isinstance(tied, torch.fx.GraphModule) == bool(default)
-    plain = fxtie.materialize(tied)
-    for x in (None, torch.randn(2, 4), *(() if default else (True,))):
-        assert torch.equal(tied(x), plain(x))
-    assert not torch.equal(tied(None), tied(torch.zeros(2, 4)))
 
 
 def test_a_model_that_has_changed_can_be_tied_again():

@@ -2,27 +2,14 @@
 
 import ast
 import collections
-import functools
-import itertools
-import math
-import operator
 
 import einops  # noqa: F401  # programs may import only what is imported
 import pytest
 import torch
-from forwards import RULES, Program
-from torch import nn
+from gate_rows import root_is_kept, title
 
-import fxtie
-from fxtie.tracing import callables, calls, gate, operators
+from fxtie.tracing import gate
 from fxtie.tracing.rewriting import Rewriter
-
-
-def root_is_kept(*statements):
-    """The reasons why the root of a program is no graph; none if it is."""
-    tied = fxtie.transform(Program([*statements, "x = self.b(x)"]).make(), RULES)
-    return [kept.reason for kept in fxtie.report(tied).kept if not kept.name]
-
 
 STATEMENTS = {
     ast.AnnAssign: "y: int = 2; x = x * y",
@@ -68,70 +55,6 @@ EXPRESSIONS = {
     ast.UnaryOp: "x = -x",
 }
 
-IN_PLACE = {"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "imod", "ifloordiv"}
-INTEGERS = {"and_", "or_", "xor", "lshift", "rshift", "iand", "ior", "ixor", "ilshift", "irshift"}
-
-
-def statement_for(function):
-    """A statement that calls a builtin."""
-    if function in CALLABLES:
-        return CALLABLES[function]
-    name = function.__name__
-    if name in ("matmul", "imatmul"):
-        return f"x = operator.{name}(x.clone(), self.a.weight)"
-    if name in INTEGERS:
-        return f"x = x * operator.{name}(3, 1)"
-    if function in operators.COMPARISONS.values():
-        return f"x = x * (2 if operator.{name}(self.scale, 2) else 3)"
-    return f"x = operator.{name}(x.clone(), 2)"
-
-
-CALLABLES = {
-    isinstance: "x = x if isinstance(x, (int, torch.Tensor)) else x[0]",
-    super: "x = x * 2 if callable(super(Model, self).forward) else x",
-    getattr: "x = getattr(self, 'a')(x)",
-    hasattr: "x = x * 2 if hasattr(self, 'extra') else x",
-    len: "x = x * len(self.layers)",
-    bool: "x = x * 2 if bool(self.scale) else x",
-    callable: "x = x * 2 if callable(self.a) else x",
-    type: "x = x * 2 if type(self.a) is nn.Linear else x",
-    sum: "x = sum([x, x])",
-    any: "x = x * 2 if any(n > 2 for n in self.table) else x",
-    all: "x = x * 2 if all(n > 2 for n in self.table) else x",
-    iter: "for layer in iter(self.layers): x = layer(x)",
-    zip: "for layer, n in zip(self.layers, (1, 2)): x = layer(x) * n",
-    enumerate: "for n, layer in enumerate(self.layers): x = layer(x) * n",
-    reversed: "for n in reversed(self.table): x = x * n",
-    map: "x = sum(map(self.a, (x, x)))",
-    functools.reduce: "x = functools.reduce(torch.add, [x, x])",
-    itertools.chain: "for n in itertools.chain((1, 2), (3,)): x = x * n",
-    itertools.product: "for n, m in itertools.product((1, 2), (3,)): x = x * n * m",
-    itertools.repeat: "for n in itertools.repeat(2, 3): x = x * n",
-    nn.Module.children: "for layer in self.layers.children(): x = layer(x)",
-    list: "x = sum(list((x, x)))",
-    tuple: "x = sum(tuple([x, x]))",
-    set: "x = x * len(set(self.table))",
-    frozenset: "x = x * len(frozenset(self.table))",
-    torch.Size: "x = x.reshape(torch.Size([4, 3])).reshape(3, 4)",
-    dict: "x = sum(dict(a=x, b=x).values())",
-    collections.OrderedDict: "x = sum(collections.OrderedDict(a=x, b=x).values())",
-    slice: "x = x[:, slice(0, 4)]",
-    range: "for n in range(3): x = x + n",
-    abs: "x = x + abs(x)",
-    pow: "x = pow(x, 2)",
-    int: "x = x * int(self.scale)",
-    float: "x = x * float(self.scale)",
-    str: "x = x * 2 if str(self.scale) == '2' else x",
-    min: "x = x * min(self.table)",
-    max: "x = x * max(3, self.scale)",
-    round: "x = x * round(2.6)",
-    divmod: "x = x * divmod(7, 2)[0]",
-    sorted: "x = x * sorted(self.table)[0]",
-    repr: "x = x * 2 if repr(self.scale) == '2' else x",
-    issubclass: "x = x * 2 if issubclass(nn.Linear, nn.Module) else x",
-    torch.device: "x = x + torch.ones(4, device=torch.device('cpu'))",
-    operator.index: "x = x * operator.index(self.scale)",
-}
 
 METHODS = {
     (tuple, "index"): "x = x * (1, 2).index(2)",
@@ -198,21 +121,6 @@ FACTORIES = {
     torch.iinfo: "x = x + torch.iinfo(torch.int8).max",
 }
 
-QUESTIONS = {
-    torch.is_grad_enabled: "x = x * 2 if torch.is_grad_enabled() else x",
-    torch.is_inference_mode_enabled: "x = x * 2 if torch.is_inference_mode_enabled() else x",
-    torch.get_default_dtype: "x = x + torch.ones(4, dtype=torch.get_default_dtype())",
-    torch.is_autocast_enabled: "x = x * 2 if torch.is_autocast_enabled('cpu') else x",
-    torch.get_autocast_dtype: "x = x * 2 if torch.get_autocast_dtype('cpu') == 5 else x",
-    torch._C._is_tracing: "x = x * 2 if torch.jit.is_tracing() else x",
-    torch._C._get_cudnn_enabled: "x = x * 2 if torch._C._get_cudnn_enabled() else x",
-}
-
-
-def title(row):
-    owner, name = row if isinstance(row, tuple) else (None, getattr(row, "__name__", str(row)))
-    return f"{owner.__name__}.{name}" if owner else name
-
 
 def constructs(base):
     """The statements, or expressions, that the rewriter knows."""
@@ -236,14 +144,6 @@ def test_expressions(monkeypatch, row):
     assert "has an expression" in root_is_kept(EXPRESSIONS[row])[0]
 
 
-@pytest.mark.parametrize("row", callables.CALLABLES, ids=title)
-def test_builtins(monkeypatch, row):
-    statement = f"import operator, itertools\n{statement_for(row)}"
-    assert not root_is_kept(statement)
-    monkeypatch.delitem(callables.CALLABLES, row)
-    assert root_is_kept(statement)
-
-
 ROWS = [(kind, name) for kind, names in gate.METHODS.items() for name in sorted(names)]
 
 
@@ -260,74 +160,3 @@ def test_factories(monkeypatch, row):
     assert not root_is_kept(FACTORIES[row])
     monkeypatch.setattr(gate, "FACTORIES", gate.FACTORIES - {row})
     assert root_is_kept(FACTORIES[row])
-
-
-@pytest.mark.parametrize("row", sorted(gate.QUESTIONS, key=title), ids=title)
-def test_questions(monkeypatch, row):
-    assert not root_is_kept(QUESTIONS[row])
-    monkeypatch.setattr(calls, "QUESTIONS", gate.QUESTIONS - {row})
-    assert root_is_kept(QUESTIONS[row])
-
-
-def takes_a_number(function):
-    try:
-        function(0 if function is math.atanh else 1)
-    except TypeError:  # several arguments, or a list: one rule with the others
-        return False
-    return True
-
-
-@pytest.mark.parametrize("row", sorted(filter(takes_a_number, gate.MATH), key=title), ids=title)
-def test_math(monkeypatch, row):
-    number = 0 if row is math.atanh else 1
-    statement = f"x = x * len(str(math.{row.__name__}({number})))"
-    assert not root_is_kept(statement)
-    monkeypatch.setattr(calls, "MATH", gate.MATH - {row})
-    assert root_is_kept(statement)
-
-
-BINARY = (
-    {
-        kind: f"x = x.clone() {symbol} 2"
-        for kind, symbol in {
-            ast.Add: "+",
-            ast.Div: "/",
-            ast.FloorDiv: "//",
-            ast.Mod: "%",
-            ast.Mult: "*",
-            ast.Pow: "**",
-            ast.Sub: "-",
-        }.items()
-    }
-    | {
-        kind: f"x = x * (self.scale {symbol} 3)"
-        for kind, symbol in {
-            ast.BitAnd: "&",
-            ast.BitOr: "|",
-            ast.BitXor: "^",
-            ast.LShift: "<<",
-            ast.RShift: ">>",
-        }.items()
-    }
-    | {ast.MatMult: "x = x @ self.a.weight"}
-)
-
-
-@pytest.mark.parametrize("row", operators.BINARY, ids=title)
-def test_operators(row):
-    assert not root_is_kept(BINARY[row])
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "x = torch.ops.aten.mul(x, 2)",
-        "x = torch.ops.aten.mul.Tensor(x, x)",
-        "x = einops.rearrange(x, 'b (h d) -> b h d', h=2).flatten(1)",
-        "x = einops.reduce(x, 'b c -> b', 'mean')[:, None] + einops.repeat(x, 'b c -> (b 1) c')",
-        "p, s = einops.pack([x, x], 'b *'); x, y = einops.unpack(p, s, 'b *')",
-        "x = einops.einsum(x, self.a.weight, 'b i, j i -> b j')",
-    ],
-)
-def test_operations_of_libraries(statement):
-    assert not root_is_kept(f"import einops\n{statement}")

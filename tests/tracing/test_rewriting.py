@@ -1,12 +1,8 @@
 """Rewritten functions do what Python does, or stop."""
 
 import pytest
-from elsewhere import Two
-from test_source_code import defined
 
-import fxtie
 from fxtie.tracing.evaluator import Evaluator
-from fxtie.tracing.stops import Stop
 
 FACTOR = 3
 
@@ -93,56 +89,3 @@ DERIVED = Derived()
 def test_results_are_those_of_python(function):
     for n in (3, 4):
         assert Evaluator().run(function, (n,), {}) == function(n)
-
-
-STOPS = {
-    "reads a name that only an untaken branch binds": "if n > 9:\n  with n as y: pass\nreturn y",
-    "a global that is declared in an untaken branch": "if n > 9:\n  global y\ny = 2\nreturn y",
-    "a generator that never yields": "def g():\n  return 1\n  yield\nreturn [*g()]",
-    "a name of a class that is private": "return __y",
-    "an unbound name": "del n\nreturn n",
-    "too many values": "a, b = 1, 2, 3",
-    "an argument twice": "return (lambda a: a)(n, **{'a': n})",
-    "a check that fails": "if (m := n) == 3: raise ValueError(m)",
-    "super outside of a method": "return super().f",
-    "an attribute of a function that it makes": "return (lambda: n).__name__",
-}
-
-
-@pytest.mark.parametrize("name", STOPS)
-def test_what_is_not_sure_stops(name):
-    body = STOPS[name].replace("\n", "\n  ")
-    function = defined(f"y = 1\n__y = 1\ndef f(n):\n  {body}\n")
-    with pytest.raises(Stop) as caught:
-        Evaluator().run(function, (3,), {})
-    assert caught.value.file == function.__code__.co_filename and caught.value.line >= 4
-
-
-@pytest.mark.parametrize("body", ["yield n", "await n"])
-def test_generators_stop(body):
-    function = defined(f"{'async ' if 'await' in body else ''}def f(n):\n  {body}\n")
-    with pytest.raises(Stop, match="runs the generator f"):
-        Evaluator().run(function, (3,), {})
-
-
-def test_what_is_not_reached_does_not_matter():
-    function = defined(
-        "def f(n):\n  if n > 9:\n    with n: pass\n    n.x = yield_(lambda: 0)\n  return n"
-    )
-    assert Evaluator().run(function, (3,), {}) == 3
-
-
-class Lines(Two):
-    def forward(self, x):
-        x = self.a(
-            self.b(x)
-        )  # fmt: skip
-        return x
-
-
-def test_nodes_note_their_line():
-    tied = fxtie.transform(Lines(), fxtie.Rule("b.weight", "a.weight"))
-    traces = [node.meta.get("stack_trace", "") for node in tied.graph.nodes]
-    first = Lines.forward.__code__.co_firstlineno
-    assert any(f"line {first + 2}, in forward" in trace for trace in traces)
-    assert Evaluator().running == []

@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxtie.transforms import (
-    ChannelScale,
-    LowRank,
-    Mix,
-    chain,
-    crop,
-    neg,
-    scale,
-    square,
-    tile,
-)
+from fxtie.transforms import ChannelScale, LowRank, Mix, chain, crop, neg, scale, square, tile
 
 
 def test_chain_gives_the_target_to_those_that_adapt() -> None:

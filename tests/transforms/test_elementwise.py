@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxtie.transforms import (
-    same,
-    stop_gradient,
-)
+from fxtie.transforms import same, stop_gradient
 
 
 def test_stop_gradient() -> None:

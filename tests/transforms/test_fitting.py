@@ -11,14 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transform_cases import MODES, fits, np_pad, np_tile, pairs
 
-from fxtie.transforms import (
-    chain,
-    crop,
-    pad,
-    resize,
-    scale,
-    tile,
-)
+from fxtie.transforms import chain, crop, pad, resize, scale, tile
 
 # --- Values and gradients ---------------------------------------------------------------------
 

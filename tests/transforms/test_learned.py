@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transform_cases import ShapeTracer, fits, pairs, root_of
 
-from fxtie.transforms import (
-    ChannelScale,
-    LowRank,
-    Mix,
-    chain,
-    neg,
-    tile,
-)
+import fxtie
+from fxtie import Rule
+from fxtie import transforms as T
+from fxtie.transforms import ChannelScale, LowRank, Mix, chain, neg, tile
 
 
 @settings(deadline=None)
@@ -156,3 +153,121 @@ def test_learned_transforms_are_traceable(learned: tuple[nn.Module, list[Tensor]
         name for name, _ in root.named_parameters()
     }
     assert torch.equal(traced(*sources), module(*sources))
+
+
+def layers(kind: str, count: int) -> nn.Sequential:
+    make: Any = {
+        "Linear": lambda: nn.Linear(64, 96),
+        "Conv2d": lambda: nn.Conv2d(24, 48, 3),
+        "ConvTranspose2d": lambda: nn.ConvTranspose2d(24, 48, 3),
+    }[kind]
+    return nn.Sequential(*(make() for _ in range(count)))
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("Linear", 0), ("Conv2d", 0), ("ConvTranspose2d", 1)])
+def test_weight_norm_is_that_of_torch_and_starts_at_the_weight(kind: str, dim: int) -> None:
+    torch.manual_seed(0)
+    net = layers(kind, 1).double()
+    before = net[0].weight.detach().clone()
+    tied = fxtie.transform(net, Rule("0", "0", T.weight_norm(dim), None))
+    torch.testing.assert_close(tied[0].weight, before)
+    oracle = nn.utils.parametrizations.weight_norm(layers(kind, 1).double()[0], dim=dim)
+    g = torch.randn(before.shape[dim], dtype=torch.float64)
+    with torch.no_grad():
+        oracle.parametrizations.weight.original0.view(-1).copy_(g)
+        oracle.parametrizations.weight.original1.copy_(before)
+        next(tied.ties.parameters()).copy_(g)
+    torch.testing.assert_close(tied[0].weight, oracle.weight)
+    out = torch.randn_like(before)
+    (tied[0].weight * out).sum().backward()
+    (oracle.weight * out).sum().backward()
+    torch.testing.assert_close(
+        next(tied.ties.parameters()).grad, oracle.parametrizations.weight.original0.grad.flatten()
+    )
+    stored = next(p for name, p in tied.named_parameters() if name.startswith("0.") and p.dim() > 1)
+    torch.testing.assert_close(stored.grad, oracle.parametrizations.weight.original1.grad)
+
+
+def test_weight_norm_of_another_layer_keeps_the_old_magnitudes() -> None:
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(6, 4))
+    norms = net[1].weight.detach().norm(dim=1)
+    tied = fxtie.transform(net, Rule("1", "0", T.weight_norm(), None))
+    torch.testing.assert_close(tied[1].weight.norm(dim=1), norms)
+    source = net[0].weight.detach()
+    torch.testing.assert_close(
+        tied[1].weight / norms[:, None], source / source.norm(dim=1)[:, None]
+    )
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("Linear", 0), ("Conv2d", 0), ("ConvTranspose2d", 1)])
+def test_weight_norm_without_a_value_starts_at_the_norm_of_a_new_layer(kind: str, dim: int) -> None:
+    weight = layers(kind, 1)[0].weight
+    fitted = T.weight_norm(dim).for_target(weight)
+    others = [i for i in range(weight.dim()) if i != dim]
+    usual = weight.square().sum(others).mean().sqrt().item()
+    assert fitted.g.unique().numel() == 1
+    assert fitted.g[0].item() == pytest.approx(usual, rel=0.05)
+
+
+def test_on_meta_there_is_no_value() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied = fxtie.transform(net, Rule("1", "0", T.weight_norm(), None))
+    assert tied[1].weight.is_meta
+    with FakeTensorMode():
+        target = torch.empty(4, 4)
+    assert T.weight_norm().for_target(target).g[0].item() == pytest.approx(3**-0.5)
+
+
+def away(module: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    return module
+
+
+def test_alpha_scales_the_update_as_in_lora() -> None:
+    source = torch.randn(6, 5, dtype=torch.float64)
+    plain, scaled, same = (away(T.LowRank(2, alpha).for_target(source)) for alpha in (None, 8, 2))
+    torch.testing.assert_close(scaled(source) - source, 4 * (plain(source) - source))
+    assert torch.equal(same(source), plain(source))
+
+
+def test_dropout_is_lora_s_with_one_mask_for_the_batch() -> None:
+    """`x W + scale * B A dropout(x)`, computed the way LoRA does, with the mask that was drawn."""
+    linear, x = nn.Linear(7, 5, bias=False).double(), torch.randn(9, 7, dtype=torch.float64)
+    low = away(T.LowRank(3, alpha=6, dropout=0.4).for_target(linear.weight))
+    torch.manual_seed(5)
+    mask = nn.functional.dropout(torch.ones(1, 7, dtype=torch.float64), 0.4)
+    lora = linear(x) + 2 * (x * mask) @ low.A.T @ low.B.T
+    torch.manual_seed(5)
+    torch.testing.assert_close(x @ low(linear.weight).T, lora)
+    low.eval()
+    torch.testing.assert_close(x @ low(linear.weight).T, linear(x) + 2 * x @ low.A.T @ low.B.T)
+
+
+def test_dropout_drops_whole_input_channels_and_keeps_the_mean() -> None:
+    source = torch.zeros(4, 50, 3, 3, dtype=torch.float64)
+    low = away(T.LowRank(2, dropout=0.3).for_target(source))
+    update = low.eval()(source)
+    low.train()
+    drawn = torch.stack([low(source) for _ in range(400)])
+    ratio = drawn / update
+    assert set(ratio.unique().round(decimals=6).tolist()) == {0.0, round(1 / 0.7, 6)}
+    assert (ratio == ratio[:, :1, :, :1, :1]).all() or torch.allclose(
+        ratio, ratio[:, :1, :, :1, :1].expand_as(ratio)
+    )
+    torch.testing.assert_close(drawn.mean(0), update, rtol=0.25, atol=0)
+
+
+def test_dropout_in_a_tied_model_follows_its_mode() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied = fxtie.transform(net, Rule("1", "0", T.LowRank(2, dropout=0.5), None))
+    away(tied.ties)
+    x = torch.randn(3, 8)
+    tied.eval()
+    assert torch.equal(tied(x), tied(x))
+    tied.train()
+    assert not torch.equal(tied(x), tied(x))
+    fxtie.verify(net, tied, x)

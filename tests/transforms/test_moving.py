@@ -7,13 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxtie.transforms import (
-    chain,
-    flip,
-    rot90,
-    slice,
-    transpose,
-)
+from fxtie.transforms import chain, flip, rot90, slice, transpose
 
 # --- Values and gradients ---------------------------------------------------------------------
 

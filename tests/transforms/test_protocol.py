@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from transform_cases import CASES, Case, ShapeTracer, expected, root_of
 
+import fxtie
+from fxtie import Rule
+from fxtie import transforms as T
 from fxtie.transforms import (  # noqa: F401 (a test evaluates text)
     ChannelScale,
     FitsTarget,
@@ -39,7 +42,7 @@ from fxtie.transforms import (  # noqa: F401 (a test evaluates text)
     tile,
     transpose,
 )
-from fxtie.transforms.protocol import formula, transform_name
+from fxtie.transforms.protocol import fitted_to, formula, transform_name
 
 # --- Values and gradients ---------------------------------------------------------------------
 
@@ -201,3 +204,45 @@ def test_a_name_is_one_line():
     assert transform_name(module) == "Sequential(…)"
     assert formula("square", ("a.weight",)) == "square(a.weight)"
     assert formula("same", ("a.weight",)) == "a.weight"
+
+
+class Curious:
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+
+class Everything(Curious):
+    def for_target(self, target: Tensor, **told: Any) -> Any:
+        self.told.append(told)
+        return lambda *sources: sources[0]
+
+
+class Name(Curious):
+    def for_target(self, target: Tensor, *, name: str = "") -> Any:
+        self.told.append({"name": name})
+        return lambda *sources: sources[0]
+
+
+class Nothing(Curious):
+    def for_target(self, target: Tensor) -> Any:
+        self.told.append({})
+        return lambda *sources: sources[0]
+
+
+def test_for_target_is_told_what_it_asks_for() -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    asks: list[Any] = [Everything(), Name(), Nothing()]
+    for one in asks:
+        one.__class__.__call__ = lambda self, *sources: sources[0]
+        fxtie.plan(net, Rule("2", ("0", "1"), one, None))
+    everything, name, nothing = (one.told[0] for one in asks)
+    assert everything.keys() == {"name", "sources", "value"}
+    assert (everything["name"], everything["sources"]) == ("2.weight", 2)
+    assert torch.equal(everything["value"], net[2].weight)
+    assert not everything["value"].requires_grad
+    assert name == {"name": "2.weight"} and nothing == {}
+
+
+def test_fitted_to_leaves_others_alone() -> None:
+    for transform in (torch.square, T.same, T.scale(2), lambda w: w):
+        assert fitted_to(transform, torch.empty(2), name="x", sources=1) is transform

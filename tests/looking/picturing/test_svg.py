@@ -1,11 +1,10 @@
 """The SVG itself."""
 
-import re
 import xml.etree.ElementTree as ET
 
-import pytest
 import torch
 from decoder import Decoder
+from drawn_ties import SVG, drawn, linears, texts, with_class
 from torch import nn
 
 import fxtie
@@ -16,24 +15,6 @@ from fxtie.looking.picturing.scene import scene_of
 from fxtie.looking.picturing.svg import row_items, tie_svg
 from fxtie.planning.layers import layers_of
 from fxtie.planning.plan import Plan
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawn(model, *rules):
-    return ET.fromstring(fxtie.picture(fxtie.plan(model, rules))._repr_svg_())
-
-
-def linears(n):
-    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(n)))
-
-
-def with_class(root, name):
-    return [e for e in root.iter() if name in e.get("class", "").split()]
-
-
-def texts(root):
-    return ["".join(e.itertext()) for e in root.iter(f"{SVG}text")]
 
 
 def test_it_says_what_matters():
@@ -75,39 +56,6 @@ def test_what_is_derived_is_hollow():
     root = drawn(linears(3), Rule("1", "0", T.LowRank(1), bias=None))
     kinds = [[e.get("class") for e in g.iter(f"{SVG}rect")] for g in with_class(root, "layer")]
     assert kinds == [["stored"], ["derived t0", "stored", "t0 learned"], ["stored"]]
-
-
-def test_colours_are_told_apart_or_told_of():
-    functions = [torch.sin, torch.cos, torch.tan, torch.abs, torch.neg, torch.exp, torch.tanh]
-    more = [torch.square, torch.sigmoid]
-    rules = [Rule(str(i), "0", f, bias=None) for i, f in enumerate([*functions, *more], 1)]
-    root = drawn(linears(10), *rules)
-    names = [e.get("class").split()[1] for e in with_class(root, "tie")]
-    assert sorted(names) == [*("others",) * 2, *(f"t{i}" for i in range(7))]
-    assert {f.__name__ for f in functions} | {"2 others"} <= set(texts(root))
-
-
-def test_parts_of_one_transform_share_a_colour():
-    both = fxtie.Tie(("1.weight", "2.weight"), "0.weight", lambda w: (w, -w))
-    root = drawn(linears(3), both)
-    assert {e.get("class") for e in with_class(root, "tie")} == {"tie t0"}
-    assert "<lambda>(…) ×2" in texts(root)
-
-
-def test_transforms_that_differ_in_arguments_share_a_colour():
-    root = drawn(linears(3), Rule("1", "0", T.scale(2), None), Rule("2", "0", T.scale(3), None))
-    assert "scale(…) ×2" in texts(root)
-    assert {e.get("class") for e in with_class(root, "tie")} == {"tie t0"}
-
-
-@pytest.mark.parametrize("theme", ["light", "dark", "auto"])
-def test_themes(theme, tmp_path):
-    fxtie.picture(fxtie.plan(linears(2), Rule("1", "0"))).svg(tmp_path / "a.svg", theme=theme)
-    (style,) = ET.parse(tmp_path / "a.svg").getroot().iter(f"{SVG}style")
-    grounds = re.findall(r"\.ground \{ fill: (#\w+);", style.text)
-    assert grounds == {"light": ["#ffffff"], "dark": ["#11151c"]}.get(theme, ["#ffffff", "#11151c"])
-    assert ("prefers-color-scheme: dark" in style.text) == (theme == "auto")
-    assert "$" not in style.text, "a colour that has no value"
 
 
 def test_few_columns_are_never_folded_and_very_many_always():

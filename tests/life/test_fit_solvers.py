@@ -128,16 +128,6 @@ def test_a_step_that_is_not_exact_changes_nothing():
     assert torch.equal(problem.value_of(net[0].weight), before)
 
 
-def test_ties_that_have_nothing_in_common_are_solved_apart(monkeypatch):
-    iterated = []
-    monkeypatch.setattr(
-        "fxtie.life.fit.minimise", lambda problem, rest, steps: iterated.extend(rest)
-    )
-    net = layers(4)
-    fxtie.fit(net, [Rule("1", "0"), Rule("3", "2", torch.square, None)])
-    assert [tie.target for one in iterated for tie in one.ties] == ["3.weight"]
-
-
 # -- low rank -------------------------------------------------------------------------------------
 
 
@@ -287,76 +277,6 @@ def test_a_basis_that_inputs_weigh(no_iterations):
 
 
 # -- what it tells --------------------------------------------------------------------------------
-
-
-def test_the_output_before_and_after():
-    net = nn.Sequential(*layers(3), nn.Dropout(0.5))
-    with torch.no_grad():
-        net[2].weight.copy_(net[0].weight + 0.01 * torch.randn(6, 6))
-    net[1].eval()
-    x = torch.randn(7, 6)
-    trained = [p.detach().clone() for p in net.parameters()]
-    found = fxtie.fit(net, Rule("2", "0"), inputs=[x[:3], [x[3:]]])
-    assert net.training and not net[1].training
-    before = [trained[i].double() for i in (0, 1, 2, 3, 0, 1)]
-    mean = [(trained[i] + trained[i + 4]).double() / 2 for i in (0, 1)]
-    after = [*mean, *(t.double() for t in trained[2:4]), *mean]
-
-    def output(p):
-        y = x.double()
-        for w, b in zip(p[::2], p[1::2], strict=True):
-            y = nn.functional.linear(y, w, b)
-        return y
-
-    expected = output([t.double() for t in trained])
-    for value, told in ((before, found.output_before), (after, found.output_after)):
-        change = (output(value) - expected).norm() / expected.norm()
-        assert told == pytest.approx(change.item(), rel=1e-3)
-    assert found.output_after < found.output_before
-
-
-def test_inputs_by_name_and_none_at_all():
-    net = Blocks(3)
-    found = fxtie.fit(net, fxtie.suggest(net, "repeat"), inputs=[{"x": torch.randn(2, 8)}])
-    assert found.output_after > 0
-    assert fxtie.fit(Blocks(2), Rule("blocks.1", "blocks.0")).output_after is None
-    for inputs, told in (
-        ([], "holds no batch"),
-        (torch.randn(2, 8), r"not one Tensor: write inputs=\[batch\]"),
-        (3, "not one int"),
-    ):
-        with pytest.raises(fxtie.FxtieError, match=told):
-            fxtie.fit(net, Rule("blocks.1", "blocks.0"), inputs=inputs)
-
-
-def test_outputs_without_numbers():
-    class Counts(Blocks):
-        def forward(self, x):
-            return super().forward(x).argmax(1)
-
-    with pytest.raises(fxtie.FxtieError, match="returns no floating-point tensor"):
-        fxtie.fit(Counts(2), Rule("blocks.1", "blocks.0"), inputs=[torch.randn(2, 8)])
-
-
-def test_the_verdict():
-    net = layers(3)
-    with torch.no_grad():
-        net[1].weight.copy_(net[0].weight)
-        net[2].weight.copy_(-net[0].weight)
-    found = fxtie.fit(net, Rule("*", "0", bias=None))
-    assert str(found).endswith(
-        "2 of 2 targets lose more than half of their norm: 1.weight, 2.weight."
-    )
-    net[1].weight.data.copy_(net[0].weight)
-    found = fxtie.fit(net, Rule("*", "0", bias=None), how="lower")
-    assert str(found).endswith(
-        "1 of 2 targets lose more than half of their norm: 2.weight. No other does."
-    )
-    found = fxtie.fit(net, Rule("1", "0", bias=None), inputs=[torch.randn(2, 6)])
-    assert str(found).splitlines()[-2:] == [
-        "No target loses more than half of its norm.",
-        "The model's output changes by 0.00%; without the fit by 0.00%.",
-    ]
 
 
 def test_the_ready_made_basis():

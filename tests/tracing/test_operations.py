@@ -227,3 +227,67 @@ def test_a_field_that_a_descriptor_sets():
         return OwnField(self.b(self.a(x)))
 
     check(model(forward), "kept")
+
+
+NAN = float("nan")
+
+
+def looks_for_a_value(self, x):
+    return self.b(self.a(x)) * (2 if self.value in self.values else 3)
+
+
+def another_nan(model):
+    model.value = float("nan")
+
+
+def another_zero(model):
+    model.value = complex(-0.0, 0)
+
+
+def reads_the_text(self, x):
+    return self.b(self.a(x)) * len(str(self.value))
+
+
+@pytest.mark.parametrize(
+    ("forward", "value", "change"),
+    [(looks_for_a_value, NAN, another_nan), (reads_the_text, 0j, another_zero)],
+)
+def test_values_that_are_equal_and_not_alike(forward, value, change):
+    check(model(forward, value=value, values=(value,)), "graph", change=change)
+
+
+def appends_to_the_longest(self, x):
+    longest = max(self.tables)
+    longest.append(3)
+    return self.b(self.a(x)) * len(longest)
+
+
+def changes_what_it_iterates(self, x):
+    numbers = [1, 2]
+    backwards = reversed(numbers)
+    numbers[0] = 5
+    return self.b(self.a(x)) * sum(backwards)
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"), [(appends_to_the_longest, "kept"), (changes_what_it_iterates, "graph")]
+)
+def test_whose_a_list_is(forward, expected):
+    check(model(forward, tables=lambda: [[1], [2]]), expected)
+
+
+CONTENTS = {
+    "a key of a dict": ("(2 if 'n' in self.held else 3)", dict, lambda held: held.update(n=1)),
+    "an element of a set": ("(2 if 1 in self.held else 3)", set, lambda held: held.add(1)),
+    "a slice of a list": ("sum(self.held[:2])", lambda: [1, 2, 3], lambda held: held.reverse()),
+    "the length of a list": ("len(self.held)", lambda: [1], lambda held: held.append(1)),
+    "the truth of a list": ("(2 if self.held else 3)", list, lambda held: held.append(1)),
+    "the greatest of a list": ("max(self.held)", lambda: [1, 2], lambda held: held.append(3)),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_what_a_container_holds(name):
+    expression, held, change = CONTENTS[name]
+    function = defined(f"def f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
+    check(model(function, held=held), "graph", change=lambda model: change(model.held))
