@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from oracle import Vacuous, oracle_run
+from oracle import Vacuous, gradient_errors, oracle_run
 from torch import nn
 from torch.func import functional_call
 
 import fxtie
-from fxtie.life.verifying.oracle import _gradient_errors, backward, seed
+from fxtie.life.verifying.oracle import backward, seed
 from fxtie.life.verifying.values import relative_error
 
 
@@ -65,7 +65,7 @@ def assert_equals_oracle(
         raise Vacuous(f"outputs don't vary, or vary wildly: {expected.std()}")
     error = relative_error(found, expected)
     assert error < min(tolerance, 1e-5), f"outputs differ by {error:.1e}"
-    errors = _gradient_errors(model, case.tied, ties)
+    errors = gradient_errors(model, case.tied, ties)
     far = {name: f"{error:.1e}" for name, error in errors.items() if not error < tolerance}
     assert not far, far
 

@@ -9,8 +9,6 @@ attributes.
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import random
 import sys
 import types
@@ -20,9 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.life.verifying.results import Vacuous, VerificationError
 from fxtie.life.verifying.values import norm_of, relative_error, same_bits, tensors_in, wide
-from fxtie.transforms.parts import Part, module_of
+from fxtie.transforms.parts import Part
 
 _NONE: Mapping[str, nn.Module] = types.MappingProxyType({})
 
@@ -141,61 +138,6 @@ def backward(outputs: list[torch.Tensor]) -> None:
         torch.autograd.backward(torch.stack([loss.to(losses[0].device) for loss in losses]).sum())
 
 
-@dataclasses.dataclass
-class Comparison:
-    """How far a tied model is from the oracle.
-
-    Attributes:
-        output_error: the largest relative error of an output or buffer, by norm.
-        gradient_error: the same of the gradient of a stored tensor.
-        output_norm: root mean square of all outputs.
-        exact: whether outputs and buffers are equal.
-    """
-
-    output_error: float
-    gradient_error: float
-    output_norm: float
-    exact: bool
-
-
-def compare(
-    model: nn.Module,
-    tied: nn.Module,
-    ties: Any,
-    args: Any,
-    kwargs: Any = None,
-    *,
-    train: bool | None,
-) -> Comparison:
-    """Run both sides once, on copies, and measure. `train=None` leaves the flags as they are."""
-    model, ties = copy.deepcopy((model, tuple(ties)))  # learnable transforms go along
-    tied, args_, kwargs_ = copy.deepcopy((tied, args, kwargs or {}))
-    if train is not None:
-        for module in (model, tied, *_learned(ties)):
-            module.train(train)
-
-    def then(output: Any) -> None:
-        seed()
-        backward(list(tensors(output)))
-
-    seed()
-    found = tied(*args, **(kwargs or {}))
-    then(found)
-    seed()
-    expected = oracle_run(model, ties, args_, kwargs_, then)
-    _require(type(found) is type(expected), f"{type(found)} is returned, not {type(expected)}")
-    outputs, references = list(tensors(found)), list(tensors(expected))
-    _require(len(outputs) == len(references) > 0, f"{len(outputs)} tensors are returned")
-    buffers = dict(model.named_buffers())
-    kept = [(buffer, buffers[n]) for n, buffer in tied.named_buffers() if n in buffers]
-    errors = [relative_error(*p) for p in (*zip(outputs, references, strict=True), *kept)]
-    gradient_error = max(_gradient_errors(model, tied, ties).values(), default=0.0)
-    norm, reason = scale(references)
-    if reason:
-        raise Vacuous(reason)
-    return Comparison(max(errors), gradient_error, norm, not any(errors))
-
-
 def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
     """The root mean square of outputs, and why equality with them would prove nothing, if so."""
     parts = [wide(output) for output in outputs]
@@ -211,33 +153,6 @@ def scale(outputs: list[torch.Tensor]) -> tuple[float, str]:
             f"which set the statistics of batch norms"
         )
     return norm, ""
-
-
-def _learned(ties: Any) -> list[nn.Module]:
-    """Learnable transforms, once each, in the order in which a tied model registers them."""
-    return list({id(m): m for tie in ties if (m := module_of(tie.transform)) is not None}.values())
-
-
-def _gradient_errors(model: nn.Module, tied: nn.Module, ties: Any) -> dict[str, float]:
-    """Relative error of each gradient. Every stored tensor must be there on both sides."""
-    expected = dict(model.named_parameters(remove_duplicate=False))
-    found = dict(tied.named_parameters(remove_duplicate=False))
-    gone = dropped(model, ties)
-    missing = {name for name in expected if slot(model, name) not in gone} - set(found)
-    _require(not missing, f"stored tensors are missing: {', '.join(sorted(missing))}")
-    references = [p for module in _learned(ties) for p in module.parameters()]
-    own = [name for name in found if name.startswith("ties.")]
-    if references and len(own) == len(references):
-        expected |= dict(zip(own, references, strict=True))
-    shared, errors = [name for name in found if name in expected], {}
-    for name in shared:
-        fault, error = gradient_error(found[name], expected[name])
-        _require(not fault, f"{fault} of {name}")
-        if error is not None:
-            errors[name] = error
-    if not any(norm_of(gradient_of(expected[name])) for name in shared):
-        raise Vacuous("all gradients vanish")
-    return errors
 
 
 def gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -261,8 +176,3 @@ def gradient_error(
         return "", None
     equal = a.dtype == b.dtype and same_bits(a, b)  # also NaN
     return "", 0.0 if equal else relative_error(a, b)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise VerificationError(f"The tied model differs from the oracle: {message}.")
