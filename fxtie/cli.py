@@ -1,10 +1,6 @@
-"""The command line: `fxtie plan|diff|report|suggest MODEL ...`.
+"""The command line: `fxtie plan|diff|report|suggest MODEL ...`, or `python -m fxtie`.
 
-In: arguments. Out: text or JSON on standard output, files where asked for, an exit code. Called as
-`fxtie` and as `python -m fxtie`.
-
-Models are built on the meta device, so that any size is quick. `suggest --values` alone needs
-values.
+Models are built on the meta device, so that any size is quick. `suggest --values` needs values.
 """
 
 from __future__ import annotations

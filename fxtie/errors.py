@@ -1,7 +1,4 @@
-"""The exceptions and warnings of fxtie, and how a list of faults is worded.
-
-In: faults as sentences. Out: one exception that carries them all.
-"""
+"""The exceptions and warnings of fxtie, and how a list of faults is worded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Classes of other libraries that fxtie treats in a way of their own.
 
-In: declarations, by the dotted name of a class, so that it need not be imported (`integrations/`).
-Out: those that hold for a class, or for a module.
+`integrations/` declares them by their dotted names, so that nothing here imports these libraries.
 """
 
 from __future__ import annotations

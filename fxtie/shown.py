@@ -1,6 +1,5 @@
-"""Text for `print`, tables and pages for a browser or a notebook.
+"""How plans, reports, diffs and their like are shown: as text, tables and pages.
 
-In: a plan, a report, a diff and their like. Out: their text, HTML and page, by the functions below.
 The files of `looking/` register how each class is shown; no other folder has to know.
 """
 

@@ -1,7 +1,6 @@
-"""Checkpoints of torch.distributed.checkpoint that know the plan of the model that they are of.
+"""Checkpoints of torch.distributed.checkpoint that know the plan of their model.
 
-In: a tied model, and a checkpoint that is written or loaded. Out: a note in the checkpoint's own
-metadata; or what differs between its plan and the model's.
+The plan is a note in the checkpoint's own metadata; loading tells what differs from the model's.
 """
 
 from __future__ import annotations

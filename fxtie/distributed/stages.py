@@ -1,7 +1,6 @@
 """Ties that cross the stages of a pipeline.
 
-In: the stages of a tied model that this process runs, each without the layers of the others. Out:
-the same, with copies of the sources that other processes have.
+Stages of a tied model, each without the layers of the others, get copies of the sources they lack.
 """
 
 from __future__ import annotations

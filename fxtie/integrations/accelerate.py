@@ -1,7 +1,4 @@
-"""Tied models that accelerate has spread over devices, or keeps in memory or on a disk.
-
-In: a module with a hook of accelerate. Out: the context in which its tensors are there.
-"""
+"""Tensors that accelerate keeps on other devices, in memory or on a disk."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Tied models with adapters of PEFT, and tied adapters.
+"""Tied models with adapters of PEFT, and tied adapters. PEFT is not imported.
 
-In: a tied model whose class is PEFT's, or layers with adapters in one. Out: adapters that the plain
-class loads, and no adapters in tensors that others are derived from.
-
-PEFT is not imported.
+Adapters are saved so that the plain class loads them, and not merged where others read the layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Tied models of transformers, saved and loaded as that library does it.
-
-In: a tied model whose class inherits from `PreTrainedModel`. Out: checkpoints that the plain class
-loads without fxtie, and tied models made of these.
+"""Tied models of transformers: checkpoints that the plain class loads, and the way back.
 
 transformers is imported by the functions that need it, not by this file.
 """

@@ -1,10 +1,7 @@
-"""Read and write files of tied models, and refuse damaged ones.
+"""One safetensors file <-> tensors by name, and a record of JSON's own types.
 
-In: tensors by name, and a record of JSON's own types. Out: one safetensors file; or the other way
-round.
-
-The record is a text in the file's metadata. safetensors itself refuses a file that is cut off, or
-whose header doesn't fit its length; a CRC-32 over the record and all tensors finds other damage.
+The record is a text in the file's metadata. safetensors itself refuses a file that is cut off; a
+CRC-32 over the record and all tensors finds other damage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Use rules once, or turn derived tensors back into stored ones.
-
-In: a model and rules, or a tied model. Out: plain models and state_dicts.
-"""
+"""Use rules once, or turn derived tensors back into stored ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`derive_once`: every derived tensor computed once for many calls.
-
-In: a tied model. Out: a block in which its derived attributes are values instead of computations.
+"""`derive_once`: a block in which every derived tensor is computed once for many calls.
 
 At entry each derived tensor is computed and cut off as a leaf, which all calls in the block read.
 Gradients gather on the leaves and go back through the transforms once, at exit.

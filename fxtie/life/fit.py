@@ -1,7 +1,6 @@
-"""`fit`: the values of the sources that bring the derived tensors closest to a trained model.
+"""`fit`: the values of sources and learnable transforms that come closest to a trained model.
 
-In: a trained model and rules. Out: new values of its sources and of learnable transforms, and how
-far each target is then: how a trained model gets tied without starting over.
+This is how a trained model gets tied without starting over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a fit does to the model's outputs, and what its layers are given.
+"""What a fit does to a model's outputs, and the second moments of what its layers are given.
 
-In: a model and batches of inputs. Out: the relative change of its output, and the second moments of
-the inputs of linear layers. Both in eval mode and without gradients.
+Both in eval mode and without gradients.
 """
 
 from __future__ import annotations

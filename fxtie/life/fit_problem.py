@@ -1,7 +1,6 @@
-"""`fit` as a problem of numbers: variables, what is derived from them, and how far that is off.
+"""`fit` as a problem of numbers: variables in double precision, and how far off ties are.
 
-In: a trained model and a plan. Out: variables in double precision, the loss and the error of each
-target, and components: ties that have variables in common, each to be solved by itself.
+Its components are ties that have variables in common, each to be solved by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How the variables of a `fit` get their values: closed forms where there are any, else L-BFGS.
-
-In: a `Problem` and its components. Out: nothing; the variables have new values.
-"""
+"""Give the variables of a `Problem` their values: closed forms where there are any, else L-BFGS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Values of derived tensors in a block of `derive_once`, and checks that they are not stale.
+"""Values of derived tensors in a block of `derive_once`, as leaves that calls read.
 
-In: a derived tensor, computed at entry. Out: the leaf that calls read; an error if a source or its
-gradient is changed before the block ends.
+They raise if a source or its gradient is changed before the block ends.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
-"""Checkpoints of the plain model made of a tied one, and what such a checkpoint can't hold.
-
-In: a tied model. Out: the tensors of the plain model, derived ones computed; and beside the file
-that some other tool writes of them:
+"""Checkpoints of the plain model made of a tied one, and the files beside them that tie it again.
 
 * `fxtie.json`: the ties (`record.py`);
 * `fxtie.safetensors`, if there are any: the *hidden* tensors, which the plain model has no names
   for. These are the free ones and those of learnable transforms (below `ties`), and the stored
   values of tensors that are derived from themselves.
-
-In the other direction: the plain model and the folder make the tied one again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Ties as a record in files: plain data, from which the same plan is made again.
-
-In: the plan of a tied model; or a record and the untied model. Out: the record, of JSON's own
-types; or the plan.
+"""The plan of a tied model <-> a record of JSON's own types.
 
 * `rules`: the plan's ties, as rule files have them (`rules/reader.py`, `rules/writer.py`);
 * `modules`: the names of the banks and learnable transforms below `ties`, in their order;

@@ -1,10 +1,7 @@
-"""Tied models as files: data in, data out, no code.
+"""A tied model <-> one safetensors file: data in, data out, no code.
 
-In: a tied model and a path; or a path and the untied model. Out: one safetensors file; or the tied
-model again.
-
-`container.py` reads, writes and checks the file. It holds the stored tensors, each once, under
-their state_dict names, and the ties as its record (`record.py`).
+The file (`container.py`) holds the stored tensors, each once, under their state_dict names, and the
+ties as its record (`record.py`).
 """
 
 from __future__ import annotations

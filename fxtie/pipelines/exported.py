@@ -1,12 +1,8 @@
-"""Rules + ExportedProgram -> ExportedProgram: the second front end.
-
-In: a program of `torch.export`, and rules. Out: a program with ops where the targets were lifted
-inputs.
+"""Rules + ExportedProgram -> an ExportedProgram with ops where the targets were lifted inputs.
 
 There is no second planner and no second lowering. The program's tensors, under their names, make a
 model without layers, whose forward returns the targets. It is tied as any model is and exported:
-that gives the transforms as ATen ops, with what they read and the parameters that they bring, all
-by name. This small program is then spliced into the large one.
+that gives the transforms as ATen ops. This small program is then spliced into the large one.
 """
 
 from __future__ import annotations

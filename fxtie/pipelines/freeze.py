@@ -1,7 +1,4 @@
-"""A tied model for inference only: derived tensors as constants.
-
-In: a tied model, or an exported program. Out: the same without transforms.
-"""
+"""A tied model, or an exported program -> the same with derived tensors as constants."""
 
 from __future__ import annotations
 

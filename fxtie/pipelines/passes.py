@@ -1,7 +1,4 @@
-"""Tying as a pass of a pass manager.
-
-In: rules, and a module that some other pass made. Out: `PassResult`.
-"""
+"""Tying as a pass of a pass manager."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Editing a program of `torch.export`: graph, lifted inputs, signature and tensors together.
 
-In: an `ExportedProgram`. Out: another, whose tensors that stay are the same objects; the first is
-not changed.
-
 This file alone uses what is not public in programs: the `val` of a node's meta, its fake mode, and
 the constructor of `ExportedProgram`, which runs the verifier.
 """

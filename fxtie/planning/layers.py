@@ -1,7 +1,4 @@
-"""A model's layers as plain data: what a picture of it says of each.
-
-In: a model. Out: a `Layer` for each module that owns parameters.
-"""
+"""A model's layers as plain data: what a picture of it says of each."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Transforms -> small graphs, checked on fake tensors.
+"""Transforms -> `Lowered` ones: small graphs that run without the user's function.
 
-In: a transform (any callable on tensors) and the shapes it gets. Out: a `Lowered` transform, which
-runs without the user's function, can be copied into a larger graph and can be pickled. A transform
-that can't be traced stays a call of the user's function.
+They can be copied into a larger graph, and pickled. A transform that can't be traced stays a call
+of the user's function.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Names of a model's modules and tensors, and where each of these is.
+"""Names of a model's modules and tensors, and where each of these is (`Slot`).
 
-In: a model. Out: for a dotted name the module that owns the tensor (`Slot`). Owners are compared by
-identity, since one module may have several names and one Parameter several owners.
+Owners are compared by identity, since one module may have several names and one Parameter several
+owners.
 """
 
 from __future__ import annotations

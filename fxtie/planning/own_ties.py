@@ -1,7 +1,6 @@
-"""Tensors that are the same in a model as it is, such as a head and the embeddings.
+"""What is the same in a model as it is, such as a head and the embeddings, as ties.
 
-In: a model. Out: what its own library keeps the same, and Parameters that several modules hold, as
-ties; and for the rules that were resolved so far the ties of their targets.
+Its library keeps such tensors the same, or several modules hold one Parameter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Rules + model -> `Plan`: which tensors, from which, in which order; every fault at once.
 
-In: a model and rules. Out: a `Plan`, which holds names, shapes and transforms but no tensor of the
-model. Nothing of the model's forward runs.
+A plan holds no tensor of the model. Nothing of the model's forward runs.
 """
 
 from __future__ import annotations

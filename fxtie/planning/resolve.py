@@ -1,8 +1,4 @@
-"""Rules + names -> ties: what the patterns match, and what is wrong with it.
-
-In: rules and a model. Out: ties by target, with the slots of the targets; faults as sentences; what
-stays stored inside of the modules that matched.
-"""
+"""Rules + names -> ties: what the patterns match, what stays stored, and every fault."""
 
 from __future__ import annotations
 

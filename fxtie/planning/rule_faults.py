@@ -1,7 +1,4 @@
-"""Faults of rules that take more than a sentence: two structures side by side, two rules at odds.
-
-In: names, or two rules. Out: text.
-"""
+"""Faults of rules that take more than a sentence: structures side by side, rules at odds."""
 
 from __future__ import annotations
 

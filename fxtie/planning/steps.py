@@ -1,7 +1,4 @@
-"""Resolved ties -> steps: their order, and their transforms tried out on tensors without data.
-
-In: ties with the slots of their targets. Out: `Step`s, each after those that it reads; faults.
-"""
+"""Resolved ties -> `Step`s: their order, and transforms tried out on tensors without data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`Bank` and `Tensors`: free tensors that rules can name as their source, where no layer is.
-
-In: shapes or values. Out: an `nn.Module` that the tied model registers under `ties`.
-"""
+"""`Bank` and `Tensors`: free tensors as sources, which the tied model registers under `ties`."""
 
 from __future__ import annotations
 

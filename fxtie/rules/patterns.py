@@ -1,8 +1,4 @@
-"""Name patterns, and the names that they make of what was matched.
-
-In: strings as typed by the user. Out: for a name what its wildcards matched; for a template such as
-`"layers.{0 // 2}"` the name with that filled in.
-"""
+"""Name patterns, and the names that templates such as `"layers.{0 // 2}"` make of a match."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Plain data -> rules: what rule files and the files of tied models have in common.
-
-In: a dict of JSON's own types, whose form `files.py` describes. Out: rules, and the banks and
-shared transforms that have a name in it.
+"""Plain data, whose form `files.py` describes -> rules, and the modules that have a name in it.
 
 Names are looked up, and what was registered under them (`registry.py`) is called; nothing else is.
 All faults come at once, each with its *path*: the keys and numbers that lead to it in the data.

@@ -1,8 +1,4 @@
-"""What a user writes: `Rule` and `Tie`.
-
-In: names, patterns and callables as typed by the user. Out: immutable objects that planning expands
-over a model. Nothing here looks at a model.
-"""
+"""What a user writes: `Rule` and `Tie`. Nothing here looks at a model."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Rules -> plain data: the reverse of `reader.py`.
+"""Rules -> plain data of JSON's own types: the reverse of `reader.py`.
 
-In: rules. Out: a dict of JSON's own types.
-
-The data gives names to banks, and to learnable transforms that are used twice. What it can't
-represent is refused here, not on reading.
+What it can't represent is refused here, not on reading.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Derived tensors computed once in a call of a forward that was kept.
-
-In: reads of derived tensors, by a forward that has no graph and by the regions inside of it. Out:
-their values, computed at the first read and remembered until the call is over.
+"""Derived tensors remembered in a call of a forward that was kept, until it is over.
 
 A graph derives each tensor once. A forward without one reads where it likes: a value is taken again
 only where computing it again would give the same, and differentiates the same.

@@ -1,8 +1,5 @@
 """Under autocast, a derived tensor is cast once, not once for each op that uses it.
 
-In: the graph of a region. Out: the same, with `cast_once` between a derived tensor and those of its
-uses that autocast runs in low precision, if these are several.
-
 Autocast has a cache of casts, but for Parameters only: a derived tensor is none. As with a
 Parameter, the gradients of the uses then add up in the low precision.
 """

@@ -1,11 +1,7 @@
-"""A model copied along the paths to some of its modules.
+"""A model copied along the paths to some of its modules; all else is shared with the original.
 
-In: a model and the modules to be changed. Out: a new root in which these modules, and every module
-that leads to one of them, are fresh objects; all other modules and all tensors are shared with the
-original, which is not touched.
-
-"Leads to" means by registration or by any plain attribute: a list of blocks, a bound method, a
-back-reference. All of these then refer to the copies.
+These modules, and every module that leads to one of them, are fresh objects. "Leads to" means by
+registration or by any plain attribute: a list of blocks, a bound method, a back-reference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A derived tensor: how it is computed, and from which tensors of a model.
-
-In: names of tensors, and a transform. Out: its value, computed at each read.
-"""
+"""A derived tensor: how it is computed, and from which tensors of a model."""
 
 from __future__ import annotations
 

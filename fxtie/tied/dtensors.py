@@ -1,7 +1,4 @@
-"""DTensors: tensors that several processes hold together.
-
-In: such a tensor. Out: what this process holds of it; or the other way round.
-"""
+"""DTensors <-> the parts of them that this process holds."""
 
 from __future__ import annotations
 

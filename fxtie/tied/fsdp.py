@@ -1,7 +1,4 @@
-"""Stored tensors that FSDP2 shards.
-
-In: a stored tensor, by its owner, and the module that reads it. Out: the tensor to read, and its
-values, gathered.
+"""Stored tensors that FSDP2 shards: what a module reads, and its values, gathered.
 
 FSDP2 gathers the tensors of a unit for the unit's own forward. A module outside of the unit gathers
 them by itself: it reads the sharded Parameter, and autograd reduces the gradient. It never reads

@@ -1,7 +1,6 @@
 """Modules that were copied by the pass: of a class that is made of the user's.
 
-In: copies along the paths to the targets (`copy_paths.py`). Out: objects whose class is a subclass
-of the user's, made here. `tied_module.py` and `region.py` build on it.
+`tied_module.py` and `region.py` build on it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Derived tensors of modules that tensor parallelism distributes.
+"""How derived tensors of modules that tensor parallelism distributes are placed on the mesh.
 
-In: `torch.distributed.tensor.distribute_module`, by which `parallelize_module` replaces the
-parameters of a module by DTensors. Out: how each derived tensor is placed on the mesh.
-
-A derived tensor can't be replaced. While torch distributes its module, a stand-in without data is
-among the parameters, and what replaces it says how the derived values are placed.
+`parallelize_module` replaces parameters by DTensors; derived tensors can't be replaced. While torch
+distributes its module, a stand-in without data is among the parameters, and what replaces it tells.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Derived tensors that are computed again in the backward pass instead of being stored for it.
 
-In: the graph of a region. Out: the same, with a `Remember` after each derived tensor, and a forward
-that runs `recomputing`. Where that forward runs as written, what it reads is `noted` instead.
-
 Autograd stores what an op needs in its backward: of a convolution its weight, and so every derived
 weight lives until then. In the forward of a region, hooks replace those by how they were computed
 (https://docs.pytorch.org/docs/stable/autograd.html#torch.autograd.graph.saved_tensors_hooks).

@@ -1,11 +1,7 @@
 """Captured forwards: a tied module that is a `torch.fx.GraphModule` as well.
 
-In: a path copy and the graphs of its forward. Out: a module of the user's class whose forward is
-generated from a graph in which the derivations stand inline.
-
 Calls that the graph was not captured for (another mix of training flags, an optional argument that
-is given) run the class's own forward on the copy, which reads derived attributes
-(`tied_module.py`).
+is given) run the class's own forward on the copy, which reads derived attributes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Derivations from tensors that several processes hold together.
-
-In: a transform, the stored tensors that it is computed from, as FSDP2 or tensor parallelism left
-them, and the module that reads the result. Out: the result.
-"""
+"""Derivations from tensors that several processes hold together."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What fxtie knows of a module in a tied model: one object, under one key of its `__dict__`.
-
-In: what `capturing` and `life` note. Out: what derived attributes and regions look up at each call.
-"""
+"""What fxtie knows of a module in a tied model: one object, under one key of its `__dict__`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The tied model at run time: derived tensors as attributes.
 
-In: copies of the modules on the way to a target (`copy_paths.py`). Out: modules of the user's own
-class which read derived tensors where the original reads stored ones.
-
 Reading the attribute of a dropped tensor computes it. A model made of such modules is right,
 whatever its forwards do, with no graph at all; `region.py` adds the graphs.
 """

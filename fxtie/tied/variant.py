@@ -1,8 +1,4 @@
-"""One captured forward, and the calls that it is for.
-
-In: a graph, and what the trace took for granted. Out: the generated code; whether it holds for a
-call.
-"""
+"""One captured forward: its graph, its code, and the calls that it holds for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Ready-made transforms: named, composable callables on tensors.
 
-In: source tensors. Out: the derived tensor.
-
 Every transform is written as a call, with the arguments of torch's function of that name:
 `T.square()`, `T.rot90(1, (2, 3))`, `T.LowRank(4)`.
 

@@ -1,7 +1,4 @@
-"""Checks of what users pass to constructors.
-
-In: any value. Out: the value as the type that was asked for, or a ValueError that says where.
-"""
+"""Checks of what users pass to constructors: the value as the type asked for, or a ValueError."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`chain`: one transform after the other.
-
-In: transforms. Out: one. Offered to users in `fxtie.transforms`.
-"""
+"""`chain`: one transform after the other."""
 
 from __future__ import annotations
 

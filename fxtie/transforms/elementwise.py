@@ -1,6 +1,4 @@
-"""Transforms that keep every element in its place.
-
-In: a source of any shape. Out: a tensor of that shape. Offered to users in `fxtie.transforms`.
+"""Transforms that keep every element in its place, and the shape.
 
 Those without arguments are functions that return themselves when called without a source.
 """

@@ -1,8 +1,4 @@
-"""Weights as Kronecker products: `kronecker`.
-
-In: two factors as sources, or none, and the factors are learned. Out: their product. Offered to
-users in `fxtie.transforms`.
-"""
+"""Weights as Kronecker products: `kronecker`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Transforms that bring a source to the shape of their target.
-
-In: a source, and at planning the target. Out: a tensor of the target's shape. Offered to users in
-`fxtie.transforms`.
-"""
+"""Transforms that bring a source to the shape of their target."""
 
 from __future__ import annotations
 

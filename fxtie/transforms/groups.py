@@ -1,8 +1,4 @@
-"""Filter banks of group equivariant networks: `orbit`.
-
-In: a base filter. Out: its copies under all elements of a group. Offered to users in
-`fxtie.transforms`.
-"""
+"""Filter banks of group equivariant networks: `orbit`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Learnable transforms: modules whose parameters are trained with the tied model.
 
-In: source tensors. Out: the derived tensor. Their parameters depend on the target, so each target
-gets a module of its own through `for_target` (see `transforms.FitsTarget`). Offered to users as
-part of `fxtie.transforms`.
+Their parameters depend on the target, so each target gets a module of its own by `for_target`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""Merged models: weights between those of other models, and coefficients that are learned.
+"""Weights between those of other models, for merged models.
 
-In: source tensors of one shape. Out: the derived tensor. Offered to users in `fxtie.transforms`.
-
-The coefficient is a number that is fixed, or with `learn` a parameter: one per layer or one for
-all.
+The coefficient is a fixed number or, with `learn`, a parameter: one per layer or one for all.
 """
 
 from __future__ import annotations

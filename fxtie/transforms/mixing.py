@@ -1,8 +1,4 @@
-"""Learned combinations of several sources: `Mix` and `basis`.
-
-In: source tensors, such as the templates of a `fxtie.Bank`. Out: the derived tensor. Offered to
-users in `fxtie.transforms`.
-"""
+"""Learned combinations of several sources, such as a `fxtie.Bank`: `Mix` and `basis`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Transforms that move, repeat or select elements, and those of several sources.
-
-In: sources. Out: a tensor whose shape follows from theirs. Offered to users in `fxtie.transforms`.
-"""
+"""Transforms that move, repeat or select elements, and those of several sources."""
 
 from __future__ import annotations
 

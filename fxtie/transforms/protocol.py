@@ -1,8 +1,4 @@
-"""What a transform is, and what the ready-made ones have in common.
-
-In: what users pass as a transform. Out: the protocols a transform may implement, the check that it
-is one, and a base class.
-"""
+"""What a transform is, and what the ready-made ones have in common."""
 
 from __future__ import annotations
 

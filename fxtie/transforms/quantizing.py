@@ -1,7 +1,4 @@
-"""Transforms that round: weights as a quantised layer would have them, trained straight through.
-
-In: a source of any shape. Out: a tensor of that shape and dtype. Offered to users in
-`fxtie.transforms`.
+"""Transforms that round: weights as a quantised layer would have them.
 
 Rounding has no useful gradient. The straight-through estimator (Bengio et al., arXiv:1308.3432)
 takes the identity's: the source gets the gradient of the rounded tensor as it is.

@@ -1,7 +1,7 @@
-"""Transforms by name, so that rule files are data and not code.
+"""Transforms <-> their JSON description (a *spec*), so that rule files are data and not code.
 
-In: a transform, or its JSON description (a *spec*). Out: the other of the two. Reading a spec looks
-names up in a table and calls what was entered there: nothing is imported, evaluated or unpickled.
+Reading a spec looks names up in a table and calls what was entered there: nothing is imported,
+evaluated or unpickled.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""The oracle: an untied model, its derived tensors swapped in by `torch.func.functional_call`.
+"""The oracle: an untied model, its derived tensors swapped in by `functional_call` of torch.
 
-It takes the ties of a plan: their order, names, and transforms as bound to their targets. It calls
-these in plain Python: the user's functions or, where a plan has lost them, the lowered graphs that
-the pass made of them. It shares no code that copies modules, traces or runs forwards, or derives
-attributes.
+It takes the ties of a plan (their order, names, and transforms as bound to their targets) and calls
+these in plain Python. It shares no code that copies modules, runs forwards or derives attributes.
 """
 
 from __future__ import annotations
