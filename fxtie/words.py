@@ -1,7 +1,4 @@
-"""Numbers and names as people write them.
-
-In: counts, bytes, lists of names. Out: short text.
-"""
+"""Counts, bytes and lists of names as people write them."""
 
 from __future__ import annotations
 
@@ -48,6 +45,12 @@ def role(name: str) -> str:
     """
     parents, dot, own = name.rpartition(".")
     return re.sub(r"\d+", "#", parents) + dot + re.sub(r"(?<![^_])\d+$", "#", own)
+
+
+def split_index(name: str) -> tuple[str, str]:
+    """`layer12` -> `("layer", "12")`; the index is empty if there is none."""
+    word = name.rstrip("0123456789")
+    return word, name.removeprefix(word)
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -1,11 +1,7 @@
-"""Which layers of a model could share weights, found by names, types and shapes.
+"""Which layers of a model could be derived alike, found by names, types and shapes, not values.
 
-In: a model. Out: `Candidate`s: layers that could be derived alike, each from a layer named with it.
-Nothing here reads a value.
-
-There are four ways in which layers go together, and one function for each. All of them rest on
-the *role* of a layer: its name without the indices. `blocks.0.fc` and `blocks.1.fc` have one
-role, `blocks.*.fc`. Layers of one role, type and shape are a *class*.
+All four ways rest on the *role* of a layer: its name without the indices. `blocks.0.fc` and
+`blocks.1.fc` have one role, `blocks.*.fc`. Layers of one role, type and shape are a *class*.
 """
 
 from __future__ import annotations
@@ -21,10 +17,12 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from fxtie import transforms as T
+from fxtie.looking.grouping import grouped
 from fxtie.planning.names import Names, Slot
 from fxtie.planning.own_ties import known_ties
 from fxtie.tracing.user_class import user_class
 from fxtie.words import role as without_numbers
+from fxtie.words import split_index
 
 _MOST_COPIES = 8  # of a source in a target: more of them leave too little to learn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,17 +31,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A module with matrices or kernels of its own.
-
-    Attributes:
-        name: its dotted name.
-        module: itself.
-        tensors: all parameters of its own, by attribute.
-    """
+    """A module with matrices or kernels of its own."""
 
     name: str
     module: nn.Module
-    tensors: dict[str, nn.Parameter]
+    tensors: dict[str, nn.Parameter]  # all parameters of its own, by attribute
 
     @functools.cached_property
     def form(self) -> object:
@@ -82,20 +74,14 @@ Link: TypeAlias = tuple[Layer, Layer]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Layers that could be derived alike.
+    """Layers that could be derived alike."""
 
-    Attributes:
-        kind: "repeated", "alike", "transposed", "tiled" or a scheme, see `suggestions.Suggestion`.
-        links: each target, with its source. All targets have one role.
-        transforms: by attribute of the targets; attributes that are not in it stay their own.
-        is_whole: whether they are blocks with all that is in them.
-        spelled: of blocks the pattern of the targets and that of their sources, if there is one.
-    """
-
-    kind: str
-    links: tuple[Link, ...]
+    kind: str  # as of a `Suggestion`
+    links: tuple[Link, ...]  # each target, with its source. All targets have one role
+    # By attribute of the targets; attributes that are not in it stay their own
     transforms: dict[str, T.Transform]
-    is_whole: bool = False
+    is_whole: bool = False  # whether they are blocks with all that is in them
+    # Of blocks the pattern of the targets and that of their sources, if there is one.
     spelled: tuple[str, str] | None = None
 
     @property
@@ -115,8 +101,7 @@ def split_name(name: str) -> list[tuple[str, str]]:
     [('features', ''), ('', '26')]
     """
     *parents, leaf = name.split(".")
-    found = [re.fullmatch(r"(.*?)(\d*)", part) for part in parents]
-    parts = [(match[1], match[2]) for match in found if match]
+    parts = [split_index(part) for part in parents]
     counts = leaf.isdecimal() and not any(index for _, index in parts)
     return [*parts, ("", leaf) if counts else (leaf, "")]
 
@@ -124,11 +109,8 @@ def split_name(name: str) -> list[tuple[str, str]]:
 def find_candidates(names: Names) -> list[Candidate]:
     """All candidates of a model. One tensor may be a target of several."""
     layers = list(find_layers(names))
-    classes: dict[object, list[Layer]] = {}
-    for layer in layers:
-        classes.setdefault((layer.role, layer.form), []).append(layer)
-    ways = (_repeated(classes.values()), _alike(layers), leading_back(layers), _tiled(classes))
-    return list(itertools.chain.from_iterable(ways))
+    classes = list(grouped(layers, lambda layer: (layer.role, layer.form)).values())
+    return [*_repeated(classes), *_alike(layers), *leading_back(layers), *_tiled(classes)]
 
 
 def find_layers(names: Names) -> Iterator[Layer]:
@@ -205,11 +187,12 @@ def _are_numbered(source: Layer, target: Layer) -> bool:
 
 def _mirrors(source: Layer, target: Layer) -> bool:
     """Whether names or types tell that the target leads back from where the source led."""
-    kinds = {_CONVS: 0, _TRANSPOSED: 0, (nn.Embedding,): 0, (nn.Linear,): 0}
-    for kind in kinds:
-        kinds[kind] = sum(isinstance(layer.module, kind) for layer in (source, target))
-    is_adjoint = kinds[_CONVS] == kinds[_TRANSPOSED] == 1
-    is_head = kinds[(nn.Embedding,)] == kinds[(nn.Linear,)] == 1
+
+    def are(kind: Any, other: Any) -> bool:
+        pairs = ((source.module, target.module), (target.module, source.module))
+        return any(isinstance(a, kind) and isinstance(b, other) for a, b in pairs)
+
+    is_adjoint, is_head = are(_CONVS, _TRANSPOSED), are(nn.Embedding, nn.Linear)
     is_decoder = (source.coder, target.coder) == ("enc", "dec")
     if source.block or target.block:
         return is_decoder and (is_adjoint or source.leaf == target.leaf)
@@ -236,15 +219,16 @@ def _pairs(
             free.setdefault(flow, []).append(layer)
 
 
-def _tiled(classes: dict[Any, list[Layer]]) -> Iterator[Candidate]:
+def _tiled(classes: Iterable[Sequence[Layer]]) -> Iterator[Candidate]:
     """The first of each class, as copies of that of a smaller class with such a name."""
-    families: dict[object, list[Layer]] = {}
-    for first, *_ in classes.values():
-        if "weight" in first.tensors and first.tensors["weight"].dim() > 1:
-            stem = re.sub(r"\d+", "#", first.name)
-            families.setdefault((stem, user_class(first.module)), []).append(first)
+
+    def family_of(layer: Layer) -> tuple[str, type]:
+        return re.sub(r"\d+", "#", layer.name), user_class(layer.module)
+
+    firsts = [first for first, *_ in classes]
+    wide = [f for f in firsts if "weight" in f.tensors and f.tensors["weight"].dim() > 1]
     links = []
-    for family in families.values():
+    for family in grouped(wide, family_of).values():
         for target in family:
             sources = [
                 source
@@ -280,27 +264,17 @@ def _by_roles(
     key: Callable[[Layer], object] = lambda layer: (layer.role, layer.form),
 ) -> Iterator[tuple[Link, ...]]:
     """Links put together whose targets, and whose sources, are of one kind."""
-    groups: dict[object, list[Link]] = {}
-    for target, source in links:
-        groups.setdefault((key(target), key(source)), []).append((target, source))
-    yield from map(tuple, groups.values())
+    yield from map(tuple, grouped(links, lambda link: (key(link[0]), key(link[1]))).values())
 
 
 @dataclass(frozen=True)
 class _Flow:
-    """What a layer maps to what, and how its weight is laid out.
+    """What a layer maps to what, and how its weight is laid out."""
 
-    Attributes:
-        family: layers that can mirror each other: dense ones, or convolutions of one kernel.
-        groups: of a convolution.
-        ends: numbers of values that go in and come out.
-        out_first: whether dimension 0 of the weight counts what comes out.
-    """
-
-    family: object
-    groups: int
-    ends: tuple[int, int]
-    out_first: bool
+    family: object  # layers that can mirror each other: dense ones, or convolutions of one kernel
+    groups: int  # of a convolution
+    ends: tuple[int, int]  # numbers of values that go in and come out
+    out_first: bool  # whether dimension 0 of the weight counts what comes out
 
     @classmethod
     def of(cls, layer: Layer) -> _Flow | None:

@@ -1,8 +1,4 @@
-"""Two graphs -> what changed, layer by layer.
-
-In: two modules with graphs, or a plain module and its tied form. Out: `GraphDiff`, plain data
-without graphs or tensors.
-"""
+"""Two modules with graphs, or a plain module and its tied form -> what changed, as plain data."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from fxtie.capturing.capture import untied_graphs
 from fxtie.capturing.report import Report
 from fxtie.errors import FxtieError
 from fxtie.looking.layers import LayerDiff, RegionDiff
-from fxtie.looking.matching import Matching, match_graphs
-from fxtie.looking.nodes import NodeInfo, module_text, node_info
+from fxtie.looking.matching import match_graphs
+from fxtie.looking.nodes import node_info
 from fxtie.looking.picture import TiePicture, picture
 from fxtie.looking.shapes import node_values
 from fxtie.shown import Paged
@@ -152,13 +148,14 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
             values |= node_values(module, graphs, args, kwargs, fits)
     regions = []
     for name, old, new in pairs:
-        sides = (old, _within(before, name)), (new, _within(after, name))
-        regions.append(_region(name, *sides, values))
+        owners = before.get_submodule(name), after.get_submodule(name)
+        regions.append(_region(name, (old, new), owners, values))
     report = state_of(after).report if pairs else None
+    stored, left = list(before.parameters()), list(after.parameters())
     return GraphDiff(
         tuple(regions),
-        (_parameters(before), _parameters(after)),
-        (_bytes(before), _bytes(after)),
+        (sum(p.numel() for p in stored), sum(p.numel() for p in left)),
+        (sum(p.nbytes for p in stored), sum(p.nbytes for p in left)),
         tuple((_code(old), _code(new)) for _, old, new in pairs),
         _unseen(report) if isinstance(report, Report) else (),
         picture(after) if isinstance(report, Report) else None,
@@ -166,8 +163,6 @@ def diff(before: nn.Module, after: nn.Module, *args: Any, **kwargs: Any) -> Grap
 
 
 # -- which graphs ---------------------------------------------------------------------------------
-
-Side = tuple[fx.Graph, "nn.Module | None"]
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
@@ -232,55 +227,23 @@ def _unseen(report: Report) -> tuple[str, ...]:
 
 
 def _region(
-    name: str, before: Side, after: Side, values: Mapping[fx.Node, Any] | None = None
+    name: str,
+    graphs: tuple[fx.Graph, fx.Graph],
+    owners: tuple[nn.Module, nn.Module],
+    values: Mapping[fx.Node, Any],
 ) -> RegionDiff:
-    (old, old_owner), (new, new_owner) = before, after
-    matching = match_graphs(old, new, name)
+    matching = match_graphs(*graphs, name)
+    old, new = (
+        {n: node_info(n, owner, matching.layers[n], values.get(n)) for n in graph.nodes}
+        for graph, owner in zip(graphs, owners, strict=True)
+    )
     changed = frozenset(
         b.name
         for a, b in matching.pairs.items()
-        if not matching.same_arguments(a, b) or not _same_module(a, old_owner, b, new_owner)
+        if not matching.same_arguments(a, b) or old[a].module != new[b].module
     )
     matched = {a.name: b.name for a, b in matching.pairs.items()}
-    return RegionDiff(
-        name,
-        _infos(old, old_owner, matching, values or {}),
-        _infos(new, new_owner, matching, values or {}),
-        matched,
-        changed,
-    )
-
-
-def _infos(
-    graph: fx.Graph,
-    owner: nn.Module | None,
-    matching: Matching,
-    values: Mapping[fx.Node, Any],
-) -> tuple[NodeInfo, ...]:
-    return tuple(
-        node_info(node, owner, matching.layers[node], values.get(node)) for node in graph.nodes
-    )
-
-
-def _same_module(a: fx.Node, before: Any, b: fx.Node, after: Any) -> bool:
-    if a.op != "call_module" or before is None or after is None:
-        return True
-    return module_text(before, str(a.target)) == module_text(after, str(b.target))
-
-
-def _within(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def _parameters(module: nn.Module | None) -> int:
-    return sum(p.numel() for p in module.parameters()) if module is not None else 0
-
-
-def _bytes(module: nn.Module | None) -> int:
-    return sum(p.nbytes for p in module.parameters()) if module is not None else 0
+    return RegionDiff(name, tuple(old.values()), tuple(new.values()), matched, changed)
 
 
 def _code(graph: fx.Graph) -> str:

@@ -1,7 +1,4 @@
-"""A diff -> what its page says: layer by layer, before and after side by side.
-
-In: a `GraphDiff`. Out: a `Page`.
-"""
+"""A `GraphDiff` -> its `Page`: layer by layer, before and after side by side."""
 
 from __future__ import annotations
 

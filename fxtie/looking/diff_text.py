@@ -1,7 +1,4 @@
-"""Diffs as text for a terminal.
-
-In: a `GraphDiff`. Out: aligned tables, coloured on a terminal.
-"""
+"""A `GraphDiff` -> aligned tables, coloured on a terminal."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Two matched graphs of one module -> what changed in each of its layers, as lines.
-
-In: the nodes of both graphs as `NodeInfo`s, and which of them match. Out: `RegionDiff`, with a
-`LayerDiff` of `Line`s per layer.
-"""
+"""The nodes of two matched graphs -> what changed in each layer, as lines."""
 
 from __future__ import annotations
 
@@ -53,20 +49,14 @@ class LayerDiff:
 
 @dataclass(frozen=True)
 class RegionDiff:
-    """Two graphs of one module, node by node.
+    """Two graphs of one module, node by node."""
 
-    Attributes:
-        name: the module's dotted name, empty for the root.
-        before: the nodes of the graph before, in order.
-        after: the nodes of the graph after.
-        matched: names of nodes before -> names of the same nodes after.
-        changed: names of matched nodes (after) whose arguments or modules differ.
-    """
-
-    name: str
-    before: tuple[NodeInfo, ...]
-    after: tuple[NodeInfo, ...]
+    name: str  # the module's dotted name, empty for the root
+    before: tuple[NodeInfo, ...]  # the nodes of the graph before, in order
+    after: tuple[NodeInfo, ...]  # the nodes of the graph after
+    # Names of nodes before -> names of the same nodes after
     matched: dict[str, str] = field(repr=False)
+    # Names of matched nodes (after) whose arguments or modules differ.
     changed: frozenset[str] = frozenset()
 
     @functools.cached_property

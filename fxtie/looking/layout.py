@@ -1,6 +1,4 @@
-"""Boxes and what feeds what -> their coordinates.
-
-In: a `Flow`. Out: a `Drawing`, with every coordinate.
+"""A `Flow` of boxes -> a `Drawing`, with every coordinate.
 
 The way of Sugiyama, Tagawa and Toda, "Methods for Visual Understanding of Hierarchical System
 Structures" (IEEE Transactions on Systems, Man, and Cybernetics 11, 1981): boxes get ranks, so that
@@ -28,21 +26,14 @@ _SWEEPS = 4  # over all ranks, down and up
 
 @dataclass(frozen=True)
 class Box:
-    """One box.
+    """One box."""
 
-    Attributes:
-        key: what arrows call it, unique in its flow.
-        lines: its text, of any length; what doesn't fit is cut in the middle.
-        kind: how it is drawn: `removed`, `added`, `changed`, `derived`, `stub`, or nothing special.
-        tip: text shown while the pointer is over it.
-        href: the id that a click leads to.
-    """
-
-    key: str
-    lines: tuple[str, ...]
+    key: str  # what arrows call it, unique in its flow
+    lines: tuple[str, ...]  # its text, of any length; what doesn't fit is cut in the middle
+    # How it is drawn: `removed`, `added`, `changed`, `derived`, `stub`, or nothing special.
     kind: str = ""
-    tip: str = ""
-    href: str = ""
+    tip: str = ""  # text shown while the pointer is over it
+    href: str = ""  # the id that a click leads to
 
     @property
     def size(self) -> tuple[float, float]:
@@ -57,30 +48,19 @@ class Box:
 
 @dataclass(frozen=True)
 class Flow:
-    """What is to be drawn, downwards.
+    """What is to be drawn, downwards."""
 
-    Attributes:
-        boxes: in the order of the forward, which the layout keeps to where it can.
-        arrows: the keys of two boxes each, in no circle.
-    """
-
-    boxes: tuple[Box, ...]
-    arrows: tuple[tuple[str, str], ...] = ()
+    boxes: tuple[Box, ...]  # in the order of the forward, which the layout keeps to where it can
+    arrows: tuple[tuple[str, str], ...] = ()  # the keys of two boxes each, in no circle
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A flow with coordinates, in pixels from the top left.
+    """A flow with coordinates, in pixels from the top left."""
 
-    Attributes:
-        size: width and height.
-        boxes: each with the coordinates of its centre.
-        paths: SVG paths of the arrows, in parts.
-    """
-
-    size: tuple[float, float]
-    boxes: Sequence[tuple[Box, float, float]]
-    paths: Sequence[str]
+    size: tuple[float, float]  # width and height
+    boxes: Sequence[tuple[Box, float, float]]  # each with the coordinates of its centre
+    paths: Sequence[str]  # SVG paths of the arrows, in parts
 
 
 @dataclass(eq=False)

@@ -1,16 +1,14 @@
 """Match the nodes of two graphs by where they come from, not by their position.
 
-In: two `torch.fx.Graph`s. Out: `Matching`: the pairs of nodes, and the layer of each node.
-
-Three steps. Every node is put into a layer. Within a layer, nodes that do the same are matched in
-order. What is left in the same place on both sides (`call_module conv_2` here, `F.conv2d` there)
-*stands in* for each other: their readers haven't changed.
+Every node is put into a layer. Within a layer, nodes that do the same are matched in order. What is
+left in the same place on both sides (`call_module conv_2` here, `F.conv2d` there) *stands in* for
+each other: their readers haven't changed.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,16 +24,12 @@ Gap = tuple[Nodes, Nodes]
 
 @dataclass
 class Matching:
-    """How two graphs correspond.
+    """How two graphs correspond."""
 
-    Attributes:
-        layers: the dotted name of the layer that each node of both belongs to.
-        pairs: nodes before -> the same nodes after.
-        stand_ins: nodes before -> nodes after that took their place.
-    """
-
-    layers: dict[fx.Node, str] = field(default_factory=dict)
+    layers: dict[fx.Node, str] = field(default_factory=dict)  # of both, their dotted names
+    # Nodes before -> the same nodes after
     pairs: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    # Nodes before -> nodes after that took their place
     stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def same_arguments(self, before: fx.Node, after: fx.Node) -> bool:
@@ -48,13 +42,7 @@ class Matching:
 
 
 def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matching:
-    """Match the nodes of two graphs.
-
-    Args:
-        before: the graph whose nodes are matched.
-        after: the graph in which their counterparts are looked for.
-        region: the dotted name of the module that both are of.
-    """
+    """Match the nodes of two graphs of a module, whose dotted name is `region`."""
     matching = Matching()
     # Provenance is of use only if both graphs have it.
     by_stack = all(any(map(_stack, graph.nodes)) for graph in (before, after))
@@ -63,8 +51,7 @@ def match_graphs(before: fx.Graph, after: fx.Graph, region: str = "") -> Matchin
             matching.layers[node] = layer_of(node, region, by_stack)
     old, new = (grouped(g.nodes, matching.layers.__getitem__) for g in (before, after))
     for layer in old:
-        gaps = list(_align(old[layer], new.get(layer, []), matching))
-        for gap in gaps:
+        for gap in list(_align(old[layer], new.get(layer, []), matching)):
             matching.stand_ins.update(_stand_ins(*gap))
     _adopt(before, after, matching, region)
     return matching
@@ -151,20 +138,8 @@ def _stand_ins(old: Nodes, new: Nodes) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _adopt(before: fx.Graph, after: fx.Graph, matching: Matching, region: str) -> None:
     """Nodes without provenance that stand where one layer's nodes were go to that layer."""
-    removed: dict[fx.Node | None, Nodes] = {}  # by the matched node ahead of them
-    ahead: fx.Node | None = None
-    for node in before.nodes:
-        if node in matching.pairs:
-            ahead = matching.pairs[node]
-        else:
-            removed.setdefault(ahead, []).append(node)
-    matched, ahead = set(matching.pairs.values()), None
-    added: dict[fx.Node | None, Nodes] = {}
-    for node in after.nodes:
-        if node in matched:
-            ahead = node
-        else:
-            added.setdefault(ahead, []).append(node)
+    removed = _unmatched(before, matching.pairs)
+    added = _unmatched(after, {node: node for node in matching.pairs.values()})
     for place, nodes in added.items():
         gone = removed.get(place, [])
         layers = {matching.layers[node] for node in gone}
@@ -173,6 +148,18 @@ def _adopt(before: fx.Graph, after: fx.Graph, matching: Matching, region: str) -
             layer = layers.pop()
             matching.layers.update(dict.fromkeys(homeless, layer))
             matching.stand_ins.update(_stand_ins(gone, nodes))
+
+
+def _unmatched(graph: fx.Graph, matched: Mapping[fx.Node, fx.Node]) -> dict[fx.Node | None, Nodes]:
+    """The nodes of a graph that are not matched, by what the one ahead of them is matched with."""
+    found: dict[fx.Node | None, Nodes] = {}
+    ahead: fx.Node | None = None
+    for node in graph.nodes:
+        if node in matched:
+            ahead = matched[node]
+        else:
+            found.setdefault(ahead, []).append(node)
+    return found
 
 
 # -- text -----------------------------------------------------------------------------------------

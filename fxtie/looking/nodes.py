@@ -1,7 +1,4 @@
-"""A node of a graph as plain data: what a table or a picture says of it.
-
-In: a `torch.fx.Node` and the module that its graph is of. Out: `NodeInfo`.
-"""
+"""A node of a graph as plain data: what a table or a picture says of it."""
 
 from __future__ import annotations
 
@@ -18,55 +15,36 @@ from fxtie.looking.matching import arguments_text
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What there is to say of a node.
-
-    Attributes:
-        op: opcode.
-        name: its name, unique in its graph.
-        target: what it calls or reads, as one would write it.
-        args: its arguments, as text.
-        layer: the dotted name of the layer that it belongs to.
-        inputs: names of the nodes that it reads.
-        tie: the target tensor that it derives, if it is part of a tie.
-        shape: shape of its value, where known; empty otherwise.
-        dtype: dtype of its value, where known.
-        module: the module that it calls, as `print` shows it.
-        parameters: number of parameters of the module that it calls, or tensor that it reads.
-        source: the user's line that it comes from, and the file.
-    """
+    """What there is to say of a node."""
 
     op: str
-    name: str
-    target: str
+    name: str  # unique in its graph
+    target: str  # what it calls or reads, as one would write it
     args: str
-    layer: str
-    inputs: tuple[str, ...] = ()
-    tie: str = ""
-    shape: str = ""
-    dtype: str = ""
-    module: str = ""
-    parameters: int = 0
-    source: str = ""
+    layer: str  # the dotted name of the layer that it belongs to
+    inputs: tuple[str, ...] = ()  # names of the nodes that it reads
+    tie: str = ""  # the target tensor that it derives, if it is part of a tie
+    shape: str = ""  # shape of its value, where known; empty otherwise
+    dtype: str = ""  # dtype of its value, where known
+    module: str = ""  # the module that it calls, as `print` shows it without what is inside
+    parameters: int = 0  # number of parameters of the module that it calls, or tensor that it reads
+    source: str = ""  # the user's line that it comes from, and the file
 
 
-def node_info(node: fx.Node, owner: nn.Module | None, layer: str, value: Any = None) -> NodeInfo:
-    """Describe a node.
+def node_info(node: fx.Node, owner: nn.Module, layer: str, value: Any = None) -> NodeInfo:
+    """Describe a node of a graph of `owner`, in a layer that `matching.layer_of` tells.
 
-    Args:
-        node: of a graph.
-        layer: the layer that it comes from (`matching.layer_of`).
-        owner: the module that its graph is of, if it is at hand.
-        value: what it gives, or a fake tensor like that; otherwise its `meta` may tell.
+    `value` is what it gives, or a fake tensor like that; otherwise its `meta` may tell.
     """
     args = [arguments_text(arg, str) for arg in node.args]
     args += [f"{key}={arguments_text(value, str)}" for key, value in node.kwargs.items()]
     if value is None:
         value = node.meta.get("val", node.meta.get("tensor_meta"))
     module, parameters = "", 0
-    if owner is not None and node.op in ("call_module", "get_attr"):
+    if node.op in ("call_module", "get_attr"):
         found = _resolve(owner, str(node.target))
         if isinstance(found, nn.Module):
-            module = module_text(owner, str(node.target))
+            module = f"{type(found).__name__}({found.extra_repr()})"
             parameters = sum(p.numel() for p in found.parameters())
         elif isinstance(found, torch.Tensor):
             value = found
@@ -101,14 +79,6 @@ def target_text(node: fx.Node) -> str:
             return f"{short}.{name}"
     module = getattr(target, "__module__", None) or ""
     return f"operator.{name}" if module == "_operator" else name
-
-
-def module_text(owner: nn.Module, path: str) -> str:
-    """A submodule's class and its settings, without what is inside it."""
-    module = _resolve(owner, path)
-    if not isinstance(module, nn.Module):
-        return ""
-    return f"{type(module).__name__}({module.extra_repr()})"
 
 
 def source_line(node: fx.Node) -> str:

@@ -1,10 +1,7 @@
-"""What a page says -> one HTML file.
+"""A `Page` -> one HTML file, with its style, script and pictures inside, which needs no network.
 
-In: a `Page`. Out: HTML with its style, its script and its pictures inside, which needs no network.
-
-Text comes from the model: the template escapes it (`page.html`, by jinja2's autoescape), and so do
-`tables.py` and `picturing/svg.py`, whose HTML it takes as it is.
-The page's content security policy allows its own script, by its hash, and no request.
+Text comes from the model: the template escapes it (`page.html`), and so do `tables.py` and
+`picturing/svg.py`. A content security policy allows the page's own script and no request.
 """
 
 from __future__ import annotations
@@ -33,48 +30,29 @@ _HEIGHT, _HEAD = 640, 110  # pixels of a notebook: at most, and of what is aroun
 
 @dataclass(frozen=True)
 class Section:
-    """A foldable part of a page.
+    """A foldable part of a page."""
 
-    Attributes:
-        title: what stands in its head.
-        note: text after the title, in small print.
-        flows: side by side, each with a caption; none where there is nothing on that side.
-        table: below them.
-        code: text that is shown as it is, below that. Lines marked `+` and `-` are coloured.
-        id: its id in the page, for links.
-        is_open: whether it is unfolded at first.
-        is_quiet: whether it is of less interest than others.
-    """
-
-    title: str
-    note: str = ""
+    title: str  # what stands in its head
+    note: str = ""  # text after the title, in small print
+    # Side by side, each with a caption; none where there is nothing on that side.
     flows: Sequence[tuple[str, Flow | None]] = ()
-    table: Table | None = None
-    code: str = ""
-    id: str = ""
-    is_open: bool = True
-    is_quiet: bool = False
+    table: Table | None = None  # below them
+    code: str = ""  # text that is shown as it is, below that. Lines marked `+` and `-` are coloured
+    id: str = ""  # its id in the page, for links
+    is_open: bool = True  # whether it is unfolded at first
+    is_quiet: bool = False  # whether it is of less interest than others
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says.
+    """What a page says."""
 
-    Attributes:
-        title: its name.
-        summary: the one line that matters.
-        facts: names and values.
-        scene: what the tie picture above the sections shows.
-        sections: in order.
-        legend: the kinds of boxes, and what they mean.
-    """
-
-    title: str
-    summary: str
-    facts: Sequence[tuple[str, str]] = ()
-    scene: Scene | None = None
-    sections: Sequence[Section] = ()
-    legend: Sequence[tuple[str, str]] = ()
+    title: str  # its name
+    summary: str  # the one line that matters
+    facts: Sequence[tuple[str, str]] = ()  # names and values
+    scene: Scene | None = None  # what the tie picture above the sections shows
+    sections: Sequence[Section] = ()  # in order
+    legend: Sequence[tuple[str, str]] = ()  # the kinds of boxes, and what they mean
 
     def html(self) -> str:
         """The page as one HTML document."""

@@ -1,7 +1,4 @@
-"""The tie picture: a model's layers in a row, and arcs from the sources of ties to their targets.
-
-In: a plan, a report or a tied model. Out: a `TiePicture`, which writes SVG, PNG and pages.
-"""
+"""The tie picture: a model's layers in a row, and arcs from sources to targets of ties."""
 
 from __future__ import annotations
 

@@ -1,28 +1,28 @@
-"""Schemes of sharing by name -> candidates for a model.
+"""Schemes of sharing by name -> which blocks or layers of a model are derived from which.
 
-In: a model and `"repeat"`, `"adjacent"`, `"cycle 3"`, `"embeddings"` or `"autoencoder"`. Out: which
-blocks, or layers, are derived from which; an error that says what the model has if there are none.
-
-The first three are about *stacks*: blocks of one parent which differ in their number only.
+"repeat", "adjacent" and "cycle 3" are about *stacks*: blocks of one parent which differ in their
+number only. The others are "embeddings" and "autoencoder".
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import FxtieError, closest
 from fxtie.looking.candidates import Candidate, Layer, Link, find_layers, leading_back
+from fxtie.looking.grouping import grouped
 from fxtie.looking.spelling import Speller
 from fxtie.planning.names import Names, Slot, join
 from fxtie.tracing.user_class import user_class
 from fxtie.transforms import same
-from fxtie.words import list_names
+from fxtie.words import list_names, split_index
 
 _NAMES = ("repeat", "adjacent", "cycle", "embeddings", "autoencoder")
 _MOST_TOLD = 6
@@ -52,7 +52,7 @@ def scheme_candidates(names: Names, speller: Speller, scheme: str) -> list[Candi
             f"The scheme {scheme!r} looks for more than {length} repeated blocks. The longest row "
             f"of them is {list_names(longest.names)}: {len(longest.blocks)}."
         )
-    return list(_stacked(found, speller, scheme, _SOURCES[name](length)))
+    return list(_stacked(found, speller, name, length))
 
 
 def _parsed(scheme: str) -> tuple[str, int]:
@@ -74,19 +74,12 @@ def _parsed(scheme: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks that differ in their number only.
+    """Blocks that differ in their number only."""
 
-    Attributes:
-        parent: the name of the module that holds them.
-        word: what stands before the number in their names; mostly nothing.
-        numbers: theirs, ascending.
-        blocks: as layers with all of their tensors, by relative name.
-    """
-
-    parent: str
-    word: str
-    numbers: tuple[int, ...]
-    blocks: tuple[Layer, ...]
+    parent: str  # the name of the module that holds them
+    word: str  # what stands before the number in their names; mostly nothing
+    numbers: tuple[int, ...]  # theirs, ascending
+    blocks: tuple[Layer, ...]  # as layers with all of their tensors, by relative name
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +96,7 @@ def find_stacks(names: Names) -> list[Stack]:
     """The outermost stacks of a model."""
     first_name = {module: name for name, module in reversed(names.modules.items())}
     holders = _holders(names.model)
-    families: dict[object, list[tuple[int, str, str, Layer]]] = {}
+    families: dict[tuple[Any, ...], list[tuple[int, Layer]]] = {}
     for name, module in names.modules.items():
         parent, _, leaf = name.rpartition(".")
         numbered = re.fullmatch(r"([^\d*{}]*)(0|[1-9]\d{0,8})", leaf)
@@ -112,13 +105,12 @@ def find_stacks(names: Names) -> list[Stack]:
         form = tuple((n, p.shape, p.dtype, p.device) for n, p in _parameters(module))
         layer = Layer(name, module, _own(module, holders))
         key = (parent, numbered[1], user_class(module), form)
-        families.setdefault(key, []).append((int(numbered[2]), parent, numbered[1], layer))
+        families.setdefault(key, []).append((int(numbered[2]), layer))
     stacks = []
-    for family in families.values():
+    for (parent, word, *_), family in families.items():
         if len(family) > 1:
-            family.sort(key=lambda member: member[0])
-            numbers, parents, words, blocks = zip(*family, strict=True)
-            stacks.append(Stack(parents[0], words[0], numbers, blocks))
+            numbers, blocks = zip(*sorted(family, key=lambda member: member[0]), strict=True)
+            stacks.append(Stack(parent, word, numbers, blocks))
     inside = tuple(f"{name}." for stack in stacks for name in stack.names)
     return [stack for stack in stacks if not f"{stack.parent}.".startswith(inside)]
 
@@ -154,82 +146,56 @@ def _own(module: nn.Module, holders: Counter[int]) -> dict[str, nn.Parameter]:
     return {n: p for n, p in module.named_parameters() if inside[id(p)] == holders[id(p)]}
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """Which block each is derived from.
-
-    Attributes:
-        position: of the source, for a position in the stack.
-        template: the same as a rule says it, for the first number, the step and a wildcard; None if
-            it can't.
-    """
-
-    position: Callable[[int], int]
-    template: Callable[[int, int, int], str | None]
+def _source_of(scheme: str, length: int, position: int) -> int:
+    """The position of the block that a block is derived from."""
+    return {"repeat": 0, "adjacent": position // 2 * 2, "cycle": position % length}[scheme]
 
 
-def _repeat(_: int) -> _Sources:
-    return _Sources(lambda i: 0, lambda first, step, wildcard: str(first))
-
-
-def _adjacent(_: int) -> _Sources:
-    def template(first: int, step: int, wildcard: int) -> str | None:
-        pair = 2 * step
-        return _filled(f"// {pair} * {pair}", first, first % pair if step else 0, step, wildcard)
-
-    return _Sources(lambda i: i // 2 * 2, template)
-
-
-def _cycle(length: int) -> _Sources:
-    def template(first: int, step: int, wildcard: int) -> str | None:
-        return _filled(f"% {length * step}", first, first, step, wildcard)
-
-    return _Sources(lambda i: i % length, template)
-
-
-def _filled(formula: str, first: int, offset: int, step: int, wildcard: int) -> str | None:
-    """Braces that calculate with a wildcard, counted from `first` unless the offset is 0."""
+def _template(scheme: str, length: int, stack: Stack, wildcard: int) -> str | None:
+    """The number of the source as a rule calculates it from the target's; None if it can't."""
+    first, step = stack.numbers[0], stack.step
+    if scheme == "repeat":
+        return str(first)
     if not step:
         return None
-    if not offset:
-        return f"{{{wildcard} {formula}}}"
-    return f"{{({wildcard} - {first}) {formula} + {first}}}"
-
-
-_SOURCES: dict[str, Callable[[int], _Sources]] = {
-    "repeat": _repeat,
-    "adjacent": _adjacent,
-    "cycle": _cycle,
-}
+    if scheme == "adjacent":
+        period = 2 * step
+        formula, counts_from_first = f"// {period} * {period}", first % period != 0
+    else:
+        formula, counts_from_first = f"% {length * step}", first != 0
+    if counts_from_first:
+        return f"{{({wildcard} - {first}) {formula} + {first}}}"
+    return f"{{{wildcard} {formula}}}"
 
 
 def _stacked(
-    stacks: Sequence[Stack], speller: Speller, scheme: str, sources: _Sources
+    stacks: Sequence[Stack], speller: Speller, scheme: str, length: int
 ) -> Iterator[Candidate]:
     """One candidate for all stacks that one rule can say, else one for each."""
-    alike: dict[object, list[Stack]] = {}
-    for stack in stacks:
-        words = tuple(word for word, _ in map(_split, stack.parent.split(".")))
-        alike.setdefault((words, stack.word, stack.numbers[0], stack.step), []).append(stack)
-    for group in alike.values():
-        together = _candidate(group, speller, scheme, sources)
+
+    def form(stack: Stack) -> object:
+        words = tuple(word for word, _ in map(split_index, stack.parent.split(".")))
+        return words, stack.word, stack.numbers[0], stack.step
+
+    for group in grouped(stacks, form).values():
+        together = _candidate(group, speller, scheme, length)
         if len(group) == 1 or together.spelled is not None:
             yield together
         else:
-            yield from (_candidate([stack], speller, scheme, sources) for stack in group)
+            yield from (_candidate([stack], speller, scheme, length) for stack in group)
 
 
-def _candidate(
-    stacks: Sequence[Stack], speller: Speller, scheme: str, sources: _Sources
-) -> Candidate:
+def _candidate(stacks: Sequence[Stack], speller: Speller, scheme: str, length: int) -> Candidate:
     links: list[Link] = []
     for stack in stacks:
-        at = [sources.position(i) for i in range(len(stack.blocks))]
+        at = [_source_of(scheme, length, i) for i in range(len(stack.blocks))]
         links += [(stack.blocks[i], stack.blocks[j]) for i, j in enumerate(at) if i != j]
     transforms = dict.fromkeys(links[0][0].tensors, same)
     candidate = Candidate(scheme, tuple(links), transforms, is_whole=True)
     target, source, n = [], [], 0
-    for column in zip(*(map(_split, stack.parent.split(".")) for stack in stacks), strict=True):
+    for column in zip(
+        *(map(split_index, stack.parent.split(".")) for stack in stacks), strict=True
+    ):
         if len(set(column)) == 1:
             target.append("".join(column[0]))
             source.append(target[-1])
@@ -237,7 +203,7 @@ def _candidate(
             target.append(f"{column[0][0]}*")
             source.append(f"{column[0][0]}{{{n}}}")
             n += 1
-    template = sources.template(stacks[0].numbers[0], stacks[0].step, n)
+    template = _template(scheme, length, stacks[0], n)
     if template is None:
         return candidate
     word = stacks[0].word
@@ -245,13 +211,6 @@ def _candidate(
     named = [(a.name, b.name) for a, b in links]
     is_right = speller.rule(*spelled, named, most_excluded=len(named)) is not None
     return replace(candidate, spelled=spelled if is_right else None)
-
-
-def _split(part: str) -> tuple[str, str]:
-    """`layer1` -> `("layer", "1")`."""
-    found = re.fullmatch(r"(.*?)(\d*)", part)
-    assert found is not None
-    return found[1], found[2]
 
 
 # -- single layers --------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""Graphs + example inputs -> what each node's value looks like, without computing anything.
-
-In: a module, graphs of it or of modules in it, arguments of its forward. Out: a fake tensor (or
-what else a node gives) per node.
+"""Graphs and example inputs -> what each node's value looks like, without computing anything.
 
 A copy of the module, made of fake tensors, is called once. Where the call gets to a module of which
 there is a graph, that graph is run on the arguments that arrived there.

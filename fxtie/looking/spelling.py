@@ -1,8 +1,4 @@
-"""Layers by name -> the rule that one would write for them.
-
-In: names of targets, each with its source. Out: a `Rule` with patterns if one says it, else a rule
-for each.
-"""
+"""Names of targets, each with its source -> the rule that one would write for them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""A model without rules -> rules that it could have.
+"""A model -> `Suggestions`: rules that it could have, and what each saves.
 
-In: a model, and maybe the name of a scheme or a number of parameters to get down to. Out:
-`Suggestions`: which layers could be derived from others, what each saves, how alike the weights are
-now, and the rules that say so. `candidates.py` finds layers, `schemes.py` whole blocks,
-`spelling.py` writes the rules.
+`candidates.py` finds layers, `schemes.py` whole blocks, `spelling.py` writes the rules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What `suggest` returns: groups of ties that a model could have, and their table.
-
-In: groups that `suggest` has found. Out: their rules for `transform`, rows of text, HTML, JSON.
-"""
+"""What `suggest` returns: groups of ties that a model could have, and their table."""
 
 from __future__ import annotations
 

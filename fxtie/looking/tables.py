@@ -1,7 +1,4 @@
-"""Rows of text -> a table for a terminal, or in HTML.
-
-In: headers and cells. Out: text by tabulate, imported when it is needed, or a `<table>`.
-"""
+"""Rows of text -> a table for a terminal, by tabulate, or in HTML."""
 
 from __future__ import annotations
 
@@ -19,17 +16,12 @@ _BETWEEN = 2  # columns of blanks
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below headers.
+    """Rows of text below headers."""
 
-    Attributes:
-        headers: one for each column.
-        rows: cells. One cell alone has its row for itself, as a heading of those below.
-        numbers: the headers of columns that are aligned to the right.
-    """
-
-    headers: Sequence[str]
+    headers: Sequence[str]  # one for each column
+    # Cells. One cell alone has its row for itself, as a heading of those below.
     rows: Sequence[Sequence[str]]
-    numbers: Sequence[str] = ()
+    numbers: Sequence[str] = ()  # the headers of columns that are aligned to the right
 
     def __str__(self) -> str:
         """As text. On a terminal, wide columns are broken into lines so that the table fits."""

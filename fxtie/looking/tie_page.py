@@ -1,17 +1,14 @@
-"""Plans, reports, tied models and pictures of them -> what their pages say.
-
-In: a `Plan`, a `Report`, a `TiePicture` or a tied model. Out: a `Page`, the tie picture first.
-"""
+"""Plans, reports, tied models and pictures of them -> their `Page`s, the picture first."""
 
 from __future__ import annotations
 
 from fxtie.capturing.report import Report
 from fxtie.looking.page import Page, Section
 from fxtie.looking.picture import TiePicture, picture
-from fxtie.looking.plan_text import ties_table
 from fxtie.looking.tables import Table
+from fxtie.looking.texts import ties_table
 from fxtie.planning.plan import Plan
-from fxtie.shown import page, parts
+from fxtie.shown import page
 from fxtie.tied.tied_module import TiedModule
 from fxtie.words import count, human_bytes
 
@@ -42,12 +39,6 @@ def picture_page(shown: TiePicture) -> Page:
 def tied_page(tied: TiedModule) -> Page:
     """The picture of a tied model."""
     return picture_page(picture(tied))
-
-
-@parts.register
-def picture_parts(shown: TiePicture) -> list[str]:
-    """What `print` shows of a picture: its totals."""
-    return [shown.summary()]
 
 
 def _ties(plan: Plan) -> Section:

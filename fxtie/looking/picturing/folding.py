@@ -1,6 +1,4 @@
-"""Layers and ties -> columns of a picture, in which what repeats stands once.
-
-In: a `Scene`. Out: a row of `Column`s, and `Block`s of them.
+"""A `Scene` -> a row of `Column`s and `Block`s, in which what repeats stands once.
 
 Blocks are submodules that are numbered (`layers.3`). Those that follow one another and are alike,
 in their layers and in how these are tied, fold into one, with a count. Two sources are alike if
@@ -19,25 +17,19 @@ from typing import TypeAlias
 from fxtie.looking.picturing.scene import DrawnTie, Scene
 from fxtie.planning.layers import Layer
 from fxtie.planning.names import join
+from fxtie.words import split_index
 
 _LONGEST_UNIT = 16  # blocks
 
 
 @dataclass
 class Column:
-    """One layer, or several that are alike.
-
-    Attributes:
-        layers: them.
-        ties: those of the first one.
-        all_ties: those of all.
-        title: the first one's name inside of its block.
-    """
+    """One layer, or several that are alike."""
 
     layers: list[Layer]
-    ties: list[DrawnTie]
-    all_ties: list[DrawnTie]
-    title: str
+    ties: list[DrawnTie]  # those of the first one
+    all_ties: list[DrawnTie]  # those of all
+    title: str  # the first one's name inside of its block
 
     def columns(self) -> Iterator[Column]:
         """Itself."""
@@ -46,17 +38,11 @@ class Column:
 
 @dataclass
 class Block:
-    """Columns with a name of their own.
+    """Columns with a name of their own."""
 
-    Attributes:
-        names: of the blocks that it stands for.
-        times: how often the columns repeat.
-        items: columns, and blocks inside.
-    """
-
-    names: list[str]
-    times: int
-    items: list[Item] = field(default_factory=list)
+    names: list[str]  # of the blocks that it stands for
+    times: int  # how often the columns repeat
+    items: list[Item] = field(default_factory=list)  # columns, and blocks inside
 
     def columns(self) -> Iterator[Column]:
         """All inside."""
@@ -135,7 +121,7 @@ class _Folding:
 
     def _one(self, nodes: list[_Node], names: list[str], block: str) -> list[Item]:
         """Nodes that are alike, as a block if they are numbered and have several columns."""
-        if _numbered(names[0]):
+        if names[0][-1].isdigit():
             items = self.inside(nodes, names[0])
             if sum(1 for item in items for _ in item.columns()) > 1:
                 return [Block(names, 1, items)]
@@ -160,7 +146,8 @@ class _Folding:
 
     def _alike(self, a: _Node, b: _Node) -> bool:
         """Whether two blocks have the same layers, tied in the same way."""
-        if _unnumbered(a.name) != _unnumbered(b.name) or not _numbered(a.name):
+        (word, index), (other, _) = split_index(a.name), split_index(b.name)
+        if word != other or not index:
             return False
         ours, theirs = list(a.layers()), list(b.layers())
         return len(ours) == len(theirs) and all(
@@ -183,23 +170,10 @@ class _Folding:
         )
 
 
-def _numbered(name: str) -> bool:
-    return name[-1:].isdigit()
-
-
-def _unnumbered(name: str) -> str:
-    return name.rstrip("0123456789")
-
-
-def _number(name: str) -> int:
-    return int(name[len(_unnumbered(name)) :])
-
-
 def _shifted(source: str, a: str, b: str) -> str:
     """A source of block `a`, as far from block `b`."""
-    siblings = _unnumbered(a)
-    match = re.match(r"(\d+)(?=\.)", source.removeprefix(siblings))
-    if not source.startswith(siblings) or match is None:
+    (siblings, at), (_, to) = split_index(a), split_index(b)
+    match = re.match(rf"{re.escape(siblings)}(\d+)(?=\.)", source)
+    if match is None:
         return source
-    rest = source.removeprefix(siblings)[match.end() :]
-    return f"{siblings}{int(match[1]) + _number(b) - _number(a)}{rest}"
+    return f"{siblings}{int(match[1]) + int(to) - int(at)}{source[match.end() :]}"

@@ -1,8 +1,4 @@
-"""Which colour stands for which transforms.
-
-In: a `Scene`. Out: its `Legend`: a class of the style sheet for each kind of transform, and what
-the classes mean.
-"""
+"""A `Scene` -> which class of the style sheet each kind of transform has, and what these mean."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Layers in the order in which a forward calls them.
+"""Layers in the order in which a forward calls them, as far as graphs tell.
 
-In: a model's layers, and its graphs. Out: the layers, sorted.
-
-A graph tells of the modules that it opens. Blocks that differ in their number only are sorted
-alike, since of some there may be a graph and of others none; what no graph tells of stays behind.
+Blocks that differ in their number only are sorted alike, since of some there may be a graph and of
+others none; what no graph tells of stays behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The colours and fonts of the tie picture.
-
-Out: a style sheet for SVG of its own, in light, dark or both, or for the SVG inside of a page.
-"""
+"""The colours and fonts of the tie picture, for SVG of its own or in a page."""
 
 from __future__ import annotations
 

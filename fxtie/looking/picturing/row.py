@@ -1,8 +1,7 @@
-"""Columns and blocks -> where they stand, and the arcs over them.
+"""Columns and blocks -> a `Row`: where they stand, in pixels, and the arcs over them.
 
-In: the items of a row (`folding.py`). Out: a `Row`, with every coordinate in pixels. The squares of
-the layers hang from one line, at height 0; arcs rise above it. The area of a square is the number
-of the layer's parameters.
+The squares of the layers hang from one line, at height 0. The area of a square is the number of the
+layer's parameters.
 """
 
 from __future__ import annotations
@@ -29,22 +28,14 @@ _ROUNDS = 40  # of halving: the scale is then exact
 
 @dataclass
 class Square:
-    """A layer on the line.
+    """A layer on the line."""
 
-    Attributes:
-        column: what it shows.
-        stored: the share of its parameters that the layer still stores.
-        learned: the share that transforms bring.
-        x: its left edge.
-        side: its width and height.
-        is_label_across: whether its label stands below it as it is read; otherwise it is turned.
-    """
-
-    column: Column
-    stored: float
-    learned: float
-    x: float = 0.0
-    side: float = 0.0
+    column: Column  # what it shows
+    stored: float  # the share of its parameters that the layer still stores
+    learned: float  # the share that transforms bring
+    x: float = 0.0  # its left edge
+    side: float = 0.0  # its width and height
+    # Whether its label stands below it as it is read; otherwise it is turned.
     is_label_across: bool = False
 
     @property
@@ -64,18 +55,12 @@ class Square:
 
 @dataclass
 class Bracket:
-    """What stands below the columns of a block.
+    """What stands below the columns of a block."""
 
-    Attributes:
-        block: the block.
-        left, right: where it begins and ends.
-        depth: the number of brackets that it is inside of.
-    """
-
-    block: Block
-    left: float
+    block: Block  # the block
+    left: float  # where it begins and ends
     right: float
-    depth: int
+    depth: int  # the number of brackets that it is inside of
 
     @property
     def label(self) -> str:
@@ -93,23 +78,15 @@ class Bracket:
 
 @dataclass
 class Arc:
-    """Ties from one column to another, or to itself, by one transform.
+    """Ties from one column to another, or to itself, by one transform."""
 
-    Attributes:
-        tail, head: the numbers of the columns.
-        kind: the transform, without its arguments.
-        ties: all that it stands for.
-        start, end: where it begins and ends.
-        height: of its top.
-    """
-
-    tail: int
+    tail: int  # the numbers of the columns
     head: int
-    kind: str
-    ties: list[DrawnTie] = field(default_factory=list)
-    start: float = 0.0
+    kind: str  # the transform, without its arguments
+    ties: list[DrawnTie] = field(default_factory=list)  # all that it stands for
+    start: float = 0.0  # where it begins and ends
     end: float = 0.0
-    height: float = 0.0
+    height: float = 0.0  # of its top
 
     @property
     def saved(self) -> int:

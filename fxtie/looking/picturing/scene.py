@@ -1,7 +1,4 @@
-"""What the tie picture shows, as plain data.
-
-In: a `Plan`. Out: a `Scene`: the layers, free tensors among them, and the ties between them.
-"""
+"""A `Plan` -> what the tie picture shows, as plain data."""
 
 from __future__ import annotations
 
@@ -25,25 +22,15 @@ SHARED = "shared in the model"
 
 @dataclass(frozen=True)
 class DrawnTie:
-    """One derived tensor.
+    """One derived tensor."""
 
-    Attributes:
-        target: its name.
-        sources: the names of what it is derived from.
-        transform: as tables show it; `SHARED` for a Parameter that the model itself has twice.
-        shape: its shape.
-        stored: whether it keeps a stored value, which is one of its sources.
-        learned: the number of parameters that its transform brings.
-        saved: the number of parameters that the tied model has less of by it.
-    """
-
-    target: str
-    sources: tuple[str, ...]
-    transform: str
-    shape: tuple[int, ...]
-    stored: bool = False
-    learned: int = 0
-    saved: int = 0
+    target: str  # its name
+    sources: tuple[str, ...]  # the names of what it is derived from
+    transform: str  # as tables show it; `SHARED` for a Parameter that the model itself has twice
+    shape: tuple[int, ...]  # its shape
+    stored: bool = False  # whether it keeps a stored value, which is one of its sources
+    learned: int = 0  # the number of parameters that its transform brings
+    saved: int = 0  # the number of parameters that the tied model has less of by it
 
     @property
     def owner(self) -> str:
@@ -68,20 +55,13 @@ class DrawnTie:
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to draw.
+    """What there is to draw."""
 
-    Attributes:
-        layers: those of the model; free tensors stand ahead of them.
-        ties: by the layer of their target.
-        parameters: number of parameters before and after.
-        summary: the totals, as one line.
-        order: of the layers: "as defined" in the model's code, or "as called" by its graphs.
-    """
-
-    layers: tuple[Layer, ...]
-    ties: dict[str, list[DrawnTie]]
-    parameters: tuple[int, int]
-    summary: str
+    layers: tuple[Layer, ...]  # those of the model; free tensors stand ahead of them
+    ties: dict[str, list[DrawnTie]]  # by the layer of their target
+    parameters: tuple[int, int]  # number of parameters before and after
+    summary: str  # the totals, as one line
+    # Of the layers: "as defined" in the model's code, or "as called" by its graphs.
     order: str = "as defined"
 
 

@@ -1,7 +1,4 @@
-"""The tie picture as SVG.
-
-In: a `Scene`. Out: SVG text that needs no script and no network.
-"""
+"""A `Scene` -> SVG that needs no script and no network."""
 
 from __future__ import annotations
 

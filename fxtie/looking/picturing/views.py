@@ -1,6 +1,6 @@
-"""The picture with its blocks folded, and as clicks unfold them one by one.
+"""A `Scene` -> SVGs: its blocks folded, and unfolded one by one as clicks lead.
 
-In: a `Scene`. Out: SVGs. What can be clicked in one has the number of the one that it leads to.
+What can be clicked in one has the number of the one that it leads to.
 """
 
 from __future__ import annotations

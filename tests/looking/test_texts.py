@@ -1,13 +1,27 @@
-"""Suggestions as a table."""
+"""Plans and suggestions as text."""
 
 import torch
 from blocks import Blocks
+from chain_net import chain_net
 from torch import nn
 
+import fxtie
+from fxtie import Rule, transforms
 from fxtie.looking.suggest import suggest
 
 
-def test_table():
+def test_a_plan_is_a_table_with_a_total():
+    text = str(fxtie.plan(chain_net(2), Rule("1", "0", transforms.scale(0.5))))
+    assert text.splitlines() == [
+        "target    sources    transform    shape      saved",
+        "--------  ---------  -----------  -------  -------",
+        "1.weight  0.weight   scale(0.5)   6x6           36",
+        "1.bias    0.bias     same         6              6",
+        "2 ties, parameters 84 -> 42 (50.0%)",
+    ]
+
+
+def test_suggestions_are_a_table_by_block():
     model = Blocks()
     with torch.no_grad():
         for i, block in enumerate(model.blocks):
@@ -31,7 +45,7 @@ def test_table():
     assert lines[-1] == "2 rules together: parameters 1.7k -> 600 (35.2%)"
 
 
-def test_long_tables_are_cut():
+def test_long_tables_of_suggestions_are_cut():
     model = nn.ModuleDict(
         {i * "a": nn.Sequential(*(nn.Linear(i, i) for _ in "ab")) for i in range(9, 60)}
     )
