@@ -13,16 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is declared of a class.
+    """What is declared of a class."""
 
-    Attributes:
-        methods: a class whose methods a tied model has before those of its own class, which they
-            call by `super()`.
-        own_ties: for a module, tensors that its library keeps the same: each with the one that it
-            is the same as.
-    """
-
+    # What a tied model has before the methods of its own class, which these call by `super()`.
     methods: type
+    # For a module, tensors that its library keeps the same, each with the one that it follows.
     own_ties: Callable[[Any], Mapping[str, str]] = lambda module: {}
 
 
@@ -53,9 +48,7 @@ _offloading: dict[str, Loading] = {}
 def declare_offloading(attribute: str, loading: Loading) -> None:
     """Declare how to load tensors that a library keeps elsewhere until a module is called.
 
-    Args:
-        attribute: what such a module has.
-        loading: of a module the context in which its tensors are there. Those that were read stay.
+    Such a module has the attribute; `loading` gives the context in which its tensors are there.
     """
     _offloading[attribute] = loading
 

@@ -128,18 +128,12 @@ def _by_index(names: Sequence[str]) -> Sequence[str]:
 
 
 class _Progression(NamedTuple):
-    """Names that count up in one of their indices by equal steps.
-
-    Attributes:
-        length: how many they are.
-        before, after: the text around the index.
-        start, step: of the index.
-    """
+    """Names that count up in one of their indices by equal steps."""
 
     length: int = 1
-    before: str = ""
+    before: str = ""  # the text around the index
     after: str = ""
-    start: int = 0
+    start: int = 0  # of the index
     step: int = 0
 
 

@@ -88,16 +88,12 @@ def share_across_stages(
 
 
 class _Known(NamedTuple):
-    """What others are told of a parameter.
-
-    Attributes:
-        is_shared: whether several stages of one process have it.
-    """
+    """What others are told of a parameter."""
 
     shape: torch.Size
     dtype: torch.dtype
     requires_grad: bool
-    is_shared: bool
+    is_shared: bool  # whether several stages of one process have it
 
     @classmethod
     def of(cls, parameters: list[nn.Parameter]) -> _Known:
@@ -108,9 +104,8 @@ class _Known(NamedTuple):
 def _ranks(everyone: Sequence[tuple[dict[str, str], dict[str, _Known]]]) -> dict[str, list[int]]:
     """The processes that have each parameter that is shared, the owner first.
 
-    Args:
-        everyone: of each process, the sources that it reads and lacks, with what is derived from
-            them, and the parameters that it has.
+    `everyone` is, of each process, the sources that it reads and lacks, with what is derived from
+    them, and the parameters that it has.
     """
     has: dict[str, list[int]] = {}
     for rank, (_, known) in enumerate(everyone):
@@ -168,26 +163,17 @@ class SharedSources:
 
 
 class _Copies:
-    """A source that several stages have, each its own.
-
-    Args:
-        parameters: those of this process.
-        ranks: of the processes that have one, in their group: the owner's first.
-        group: the processes of the pipeline.
-        groups: those that were made of some of them, by rank.
-
-    Attributes:
-        again: those that are counted elsewhere.
-    """
+    """A source that several stages have, each its own."""
 
     def __init__(
         self,
-        parameters: list[nn.Parameter],
-        ranks: list[int],
-        group: distributed.ProcessGroup | None,
-        groups: dict[tuple[int, ...], distributed.ProcessGroup],
+        parameters: list[nn.Parameter],  # those of this process
+        ranks: list[int],  # of the processes that have one, the owner's first
+        group: distributed.ProcessGroup | None,  # the processes of the pipeline
+        groups: dict[tuple[int, ...], distributed.ProcessGroup],  # of some of them, by rank
     ) -> None:
         self._parameters = parameters
+        # Those that are counted elsewhere.
         self.again = parameters[1:] if distributed.get_rank(group) == ranks[0] else parameters
         in_world = [distributed.get_global_rank(group, r) if group else r for r in ranks]
         if (key := tuple(sorted(in_world))) not in groups:

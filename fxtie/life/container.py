@@ -34,12 +34,7 @@ _RECORD, _SUM = "fxtie", "fxtie.crc32"
 
 
 def write(path: FilePath, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write a file as a whole: if writing fails, the old file stays.
-
-    Args:
-        path: the file.
-        tensors: as `writable` makes them.
-        record: anything that JSON can hold.
+    """Write a file of tensors, as `writable` makes them; if writing fails, the old file stays.
 
     Raises:
         FileError: if the file can't be written, or its name is a pickle's.

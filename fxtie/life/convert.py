@@ -88,16 +88,12 @@ class _Writes:
 
     A tied model has a tensor for each name. In the model itself, names may share memory, which
     holds one value.
-
-    Attributes:
-        ties: those to carry out: one for each value.
-        faults: values that would depend on the order of the ties.
     """
 
     def __init__(self, plan: Plan, names: Names) -> None:
         self.names = names
-        self.ties: list[Tie] = []
-        self.faults: list[str] = []
+        self.ties: list[Tie] = []  # those to carry out: one for each value
+        self.faults: list[str] = []  # values that would depend on the order of the ties
         self._written: dict[int, list[tuple[_Memory, Tie]]] = {}
         self._targets: set[SlotKey] = set()
         for tie in plan.ties:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxtie.errors import FxtieError
+from fxtie.life.fit_problem import numbers
 from fxtie.life.verifying.oracle import oracle_run, tensors
 from fxtie.planning.names import Names
 from fxtie.planning.plan import Plan
@@ -64,8 +65,7 @@ def input_moments(model: nn.Module, plan: Plan, calls: Sequence[Call]) -> dict[s
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            x = args[0].reshape(-1, args[0].shape[-1])
-            x = x.to(torch.complex128 if x.is_complex() else torch.float64)
+            x = numbers(args[0].reshape(-1, args[0].shape[-1]))
             for target in owners[module]:
                 found[target] = found.get(target, 0) + x.mT @ x.conj()
 
@@ -85,11 +85,7 @@ def output_change(
 ) -> float:
     """`|tied - trained| / |trained|` of the model's floating-point outputs, over all batches.
 
-    Args:
-        model: the untied model, with the values that were fitted.
-        plan: its ties.
-        calls: the arguments of its forward, batch by batch.
-        trained: the values that the sources had when the model was trained.
+    `model` has the fitted values; `trained` are those that the sources had before.
 
     Raises:
         FxtieError: if the model returns no floating-point tensor.

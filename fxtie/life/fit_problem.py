@@ -21,29 +21,17 @@ from fxtie.transforms.parts import Part, module_of
 
 @dataclass(frozen=True)
 class Component:
-    """Ties that have variables in common.
+    """Ties that have variables in common."""
 
-    Attributes:
-        ties: in the order in which they can be computed, with those that they read through.
-        reads: of each tie the variables that it depends on, also through other ties.
-        variables: all of them.
-    """
-
+    # In the order in which they can be computed, with those that they read through.
     ties: tuple[Tie, ...]
+    # Of each tie the variables that it depends on, also through other ties.
     reads: tuple[frozenset[int], ...]
     variables: frozenset[int]
 
 
 class Problem:
-    """Variables in float64, and how far what is derived from them is from the trained values.
-
-    Attributes:
-        trained: the value of each target.
-        values: of each Parameter that may move, by its identity, itself and its variable.
-        own: the trained value of those that are layers themselves and not only sources.
-        sources: the names of those that are sources, in the plan's order.
-        held: those that may not move any more.
-    """
+    """Variables in float64, and how far what is derived from them is from the trained values."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.plan = plan
@@ -51,15 +39,18 @@ class Problem:
         for name, module in plan.modules.items():
             self.names.add_module(f"ties.{name}", module)
         targets = {self.names.get(tie.target).key for tie in plan.ties if not tie.is_self_derived}
+        # The value of each target.
         self.trained = {
             tie.target: numbers(self.names.get(tie.target).tensor.detach()) for tie in plan.ties
         }
-        # What may move: stored sources, and the parameters of learnable transforms.
-        self.frozen: list[str] = []
+        # What may move (stored sources, and the parameters of learnable transforms): by identity,
+        # each Parameter and its variable; trained values of those that are layers themselves and
+        # not only sources; names of sources, in the plan's order; what may not move any more.
         self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
         self.own: dict[int, torch.Tensor] = {}
         self.sources: dict[int, str] = {}
         self.held: set[int] = set()
+        self.frozen: list[str] = []  # names of what does not require gradients
         for tie in plan.ties:
             for name in tie.sources:
                 slot = self.names.get(name)

@@ -19,23 +19,15 @@ from fxtie.errors import FxtieError
 
 @dataclass(eq=False)
 class Value:
-    """A derived tensor in the block.
-
-    Attributes:
-        live: computed from its sources, with their graph.
-        leaf: what the calls read; gradients gather here.
-        guards: the stored tensors that it depends on, as they were.
-        with_grad: whether the block was entered with gradients enabled.
-        is_open: whether the block still runs.
-        watches: once the leaf has a gradient: the gradients of the sources that it will go to.
-    """
+    """A derived tensor in the block."""
 
     name: str
-    live: torch.Tensor
-    leaf: torch.Tensor
-    guards: tuple[Guard, ...]
-    with_grad: bool
-    is_open: bool = True
+    live: torch.Tensor  # computed from its sources, with their graph
+    leaf: torch.Tensor  # what the calls read; gradients gather here
+    guards: tuple[Guard, ...]  # the stored tensors that it depends on, as they were
+    with_grad: bool  # whether the block was entered with gradients enabled
+    is_open: bool = True  # whether the block still runs
+    # Once the leaf has a gradient: the gradients of the sources that it will go to.
     watches: list[_Watch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,18 +93,11 @@ class Value:
 
 
 class _Watch:
-    """The gradient of a source, while leaves hold parts of it.
-
-    Args:
-        guard: the source's.
-
-    Attributes:
-        users: the values whose leaves hold parts.
-    """
+    """The gradient of a source, while leaves hold parts of it."""
 
     def __init__(self, guard: Guard) -> None:
         self.name, self.tensor = guard.name, guard.tensor
-        self.users: dict[Value, None] = {}
+        self.users: dict[Value, None] = {}  # the values whose leaves hold parts
         self.stand_in: torch.Tensor | None = None
         if self.tensor.grad is None:  # else there would be nothing to reset
             self.tensor.grad = self.stand_in = torch.zeros_like(self.tensor)
@@ -172,11 +157,7 @@ _watches: dict[int, _Watch] = {}  # by id of the source
 
 
 class Values:
-    """The values of a region, as its graphs read them: checked once a call.
-
-    Args:
-        named: the values, by the names of the derived tensors.
-    """
+    """The values of a region by name, as its graphs read them: checked once a call."""
 
     def __init__(self, named: Mapping[str, Value]) -> None:
         self.leaves = {name: value.leaf for name, value in named.items()}

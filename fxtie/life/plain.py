@@ -64,10 +64,8 @@ class _Derived(nn.Module):
 def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
     """What the derived tensors of a model, or of a part of one, are for other stored tensors.
 
-    Args:
-        tied: the model or the part.
-        state: stored tensors by name; one name of a Parameter that has several is enough. The model
-            keeps the others of its own.
+    Of a Parameter that has several names, one in `state` is enough. What is not there is the
+    model's own.
     """
     reader = _Derived(tied)
     stored = tensors_in(tied.state_dict(keep_vars=True))
@@ -137,10 +135,7 @@ def write_ties(tied: nn.Module, folder: Path, state: Tensors) -> None:
 def tie_again(model: M, rules: Path, hidden: Path | None) -> M:
     """Tie a plain model, which has the tensors of its checkpoint, by the files beside that.
 
-    Args:
-        model: the plain model. The tied one shares its stored tensors.
-        rules: the file that names the ties.
-        hidden: the file with the hidden tensors, if there is one.
+    The tied model shares its stored tensors.
 
     Raises:
         FileError: for a damaged file, another model, or a checkpoint whose derived tensors are not

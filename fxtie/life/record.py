@@ -24,15 +24,10 @@ from fxtie.transforms.parts import Part, module_of, whole_of
 
 
 def record_of(checked: Plan, model: str = "", faults: Iterable[str] = ()) -> dict[str, Any]:
-    """What a file says of a tied model.
-
-    Args:
-        checked: all of its ties.
-        model: the name of its class.
-        faults: what else stands against saving it.
+    """What a file says of a tied model, given all of its ties and the name of its class.
 
     Raises:
-        FileError: with every fault, those of the ties first.
+        FileError: with every fault: those of the ties, and those given.
     """
     shapes = {
         module: step.spec.shape

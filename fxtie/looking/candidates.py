@@ -78,7 +78,7 @@ class Candidate:
 
     kind: str  # as of a `Suggestion`
     links: tuple[Link, ...]  # each target, with its source. All targets have one role
-    # By attribute of the targets; attributes that are not in it stay their own
+    # By attribute of the targets; attributes that are not in it stay their own.
     transforms: dict[str, T.Transform]
     is_whole: bool = False  # whether they are blocks with all that is in them
     # Of blocks the pattern of the targets and that of their sources, if there is one.
@@ -300,8 +300,7 @@ class _Flow:
     def ways_back(self, squares: bool) -> Iterator[tuple[bool, _Flow]]:
         """What this one can mirror, and whether the weight has to be transposed for that.
 
-        Args:
-            squares: whether a layer from n to n values may be the mirror of one of its kind.
+        If `squares`, a layer from n to n values may be the mirror of one of its kind.
         """
         back = self.ends[::-1]
         yield False, replace(self, ends=back, out_first=not self.out_first)

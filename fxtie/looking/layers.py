@@ -54,7 +54,7 @@ class RegionDiff:
     name: str  # the module's dotted name, empty for the root
     before: tuple[NodeInfo, ...]  # the nodes of the graph before, in order
     after: tuple[NodeInfo, ...]  # the nodes of the graph after
-    # Names of nodes before -> names of the same nodes after
+    # Names of nodes before -> names of the same nodes after.
     matched: dict[str, str] = field(repr=False)
     # Names of matched nodes (after) whose arguments or modules differ.
     changed: frozenset[str] = frozenset()

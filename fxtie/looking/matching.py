@@ -27,9 +27,9 @@ class Matching:
     """How two graphs correspond."""
 
     layers: dict[fx.Node, str] = field(default_factory=dict)  # of both, their dotted names
-    # Nodes before -> the same nodes after
+    # Nodes before -> the same nodes after.
     pairs: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    # Nodes before -> nodes after that took their place
+    # Nodes before -> nodes after that took their place.
     stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def same_arguments(self, before: fx.Node, after: fx.Node) -> bool:

@@ -47,11 +47,11 @@ class Section:
 class Page:
     """What a page says."""
 
-    title: str  # its name
+    title: str
     summary: str  # the one line that matters
-    facts: Sequence[tuple[str, str]] = ()  # names and values
+    facts: Sequence[tuple[str, str]] = ()
     scene: Scene | None = None  # what the tie picture above the sections shows
-    sections: Sequence[Section] = ()  # in order
+    sections: Sequence[Section] = ()
     legend: Sequence[tuple[str, str]] = ()  # the kinds of boxes, and what they mean
 
     def html(self) -> str:

@@ -31,14 +31,9 @@ def node_values(
     kwargs: Mapping[str, Any],
     fits: Callable[[str, tuple[Any, ...], Mapping[str, Any]], bool],
 ) -> dict[fx.Node, Any]:
-    """What each node of the graphs gives, on fake tensors.
+    """What each node of the graphs, by names of modules, gives on fake tensors.
 
-    Args:
-        module: the module to call.
-        graphs: by the name of the module that they are of; the empty name is `module` itself.
-        args: of the call. Their tensors are only looked at.
-        kwargs: of the call, likewise.
-        fits: tells by name and arguments whether a graph is for a call of the module that it is of.
+    `fits` tells by name and arguments whether a graph is for a call of the module that it is of.
 
     Returns:
         The values of all nodes that were reached: a forward that depends on the values of tensors

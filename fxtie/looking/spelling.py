@@ -43,11 +43,9 @@ class Speller:
     def rules(
         self, links: Sequence[tuple[str, str]], transforms: Mapping[str, Any]
     ) -> tuple[Rule, ...]:
-        """The rules that derive each layer from its source, and nothing inside of it.
+        """The rules that derive each layer, all of one role, from its source, and nothing inside.
 
-        Args:
-            links: names of a target and its source. The targets have one role.
-            transforms: as keyword arguments of `Rule`.
+        `links` are names of a target and its source, `transforms` keyword arguments of `Rule`.
         """
         target = pattern_of([target for target, _ in links])
         source = _source(target, links)

@@ -26,18 +26,7 @@ from fxtie.words import free_name
 
 
 class Editor:
-    """A copy of a program, to be edited.
-
-    Args:
-        program: what to start from.
-
-    Attributes:
-        graph: its graph, a copy.
-        inputs: what each placeholder stands for, in the order of the graph.
-        state_dict: parameters and persistent buffers.
-        constants: all other tensors.
-        subgraphs: what the graph's `get_attr` nodes refer to.
-    """
+    """A copy of a program, to be edited."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self._before = program
@@ -45,10 +34,11 @@ class Editor:
         for node, original in zip(self.graph.nodes, program.graph.nodes, strict=True):
             node.name = original.name  # the copy of one called as a builtin, `input`, is `input_1`
         specs = (replace(s, arg=replace(s.arg)) for s in program.graph_signature.input_specs)
+        # What each placeholder stands for, in the order of the graph.
         self.inputs = dict(zip(self.graph.find_nodes(op="placeholder"), specs, strict=True))
-        self.state_dict: dict[str, Any] = dict(program.state_dict)
-        self.constants: dict[str, Any] = dict(program.constants)
-        # The bodies of higher-order operators.
+        self.state_dict: dict[str, Any] = dict(program.state_dict)  # parameters, persistent buffers
+        self.constants: dict[str, Any] = dict(program.constants)  # all other tensors
+        # What the graph's `get_attr` nodes refer to: the bodies of higher-order operators.
         self.subgraphs: dict[str, Any] = {
             node.target: program.graph_module.get_submodule(node.target)
             for node in self.graph.find_nodes(op="get_attr")
@@ -87,14 +77,10 @@ class Editor:
         label: str,
         persistent: bool | None = None,
     ) -> fx.Node:
-        """Add a tensor as an input.
+        """Add a tensor as an input: a parameter, a buffer (`persistent` or not) or a constant.
 
-        Args:
-            kind: of a parameter, a buffer or a constant.
-            name: its name in the state_dict, or among the constants, where it is made unique.
-            tensor: its value.
-            label: what to call the placeholder, if that is free.
-            persistent: of a buffer: whether it is in the state_dict.
+        `name` is that in the state_dict, or among the constants, where it is made unique; `label`
+        that of the placeholder, if it is free.
         """
         if kind == InputKind.CONSTANT_TENSOR:
             name = free_name(name, self.constants)

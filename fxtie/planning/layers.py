@@ -14,21 +14,14 @@ from fxtie.planning.names import join
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that owns parameters.
+    """A module that owns parameters."""
 
-    Attributes:
-        name: its dotted name, empty for the root.
-        type: its class.
-        shapes: its parameters, by attribute.
-        shared: those among them that an earlier layer owns as well, and the name they have there.
-        aliases: other names of the module.
-    """
-
-    name: str
+    name: str  # its dotted name, empty for the root
     type: str
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]  # its parameters, by attribute
+    # Those among them that an earlier layer owns as well, and the name they have there.
     shared: Mapping[str, str] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # other names of the module
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -27,36 +27,24 @@ from fxtie.transforms.protocol import transform_name
 
 
 class Lowered:
-    """A transform as torch ops: callable on tensors, independent of the user's function.
-
-    Args:
-        graph: one placeholder per source, and an output.
-        name: the transform's name, for people.
-        guards: what the graph depends on beside its sources: globals that the function reads, say.
-        function: the user's function, which runs where these do not hold.
-        shapes: of the sources, if the function has asked for one.
-
-    Attributes:
-        is_general: whether it is for tensors of any shape.
-        gives_several: whether its result is a tuple of nodes, and not one node.
-        is_repeatable: whether it gives the same for the same sources: not if it is random.
-    """
+    """A transform as torch ops: callable on tensors, independent of the user's function."""
 
     def __init__(
         self,
-        graph: fx.Graph,
-        name: str,
-        guards: Guards | None = None,
-        function: Callable[..., Any] | None = None,
-        shapes: tuple[torch.Size, ...] | None = None,
+        graph: fx.Graph,  # one placeholder per source, and an output
+        name: str,  # for people
+        guards: Guards | None = None,  # of what else it depends on: globals, say
+        function: Callable[..., Any] | None = None,  # the user's, where these do not hold
+        shapes: tuple[torch.Size, ...] | None = None,  # of the sources, if it has asked for one
     ) -> None:
         self.graph = graph
         self.name = name
-        self.is_general = shapes is None
+        self.is_general = shapes is None  # for tensors of any shape
         self.guards = guards or Guards()
         self.function = function if len(self.guards) or shapes else None
         self.shapes = shapes
         self.gives_several = isinstance(graph.output_node().args[0], tuple | list)
+        # Whether it gives the same for the same sources: not if it is random.
         self.is_repeatable = all(
             node.op in ("placeholder", "output") or repeats(node) for node in graph.nodes
         )
@@ -98,13 +86,9 @@ def _lowered_from_records(records: Any, name: str) -> Lowered:
 
 
 class Opaque:
-    """A transform that a graph can only call: its code branches on values, say.
+    """A transform that a graph can only call, and why: its code branches on values, say.
 
     It has the attributes by which torch.fx names a function in generated code.
-
-    Args:
-        function: the user's callable.
-        reason: why it can't be traced.
     """
 
     def __init__(self, function: Callable[..., Any], reason: str) -> None:
@@ -132,13 +116,7 @@ def lower(
 ) -> tuple[Lowered | Opaque | nn.Module, Any]:
     """The transform as a graph if it can be traced, and what it gives. Modules stay modules.
 
-    Args:
-        transform: the user's callable.
-        sources: fake tensors of the shapes that it will get.
-        mode: the mode that they belong to.
-
-    Raises:
-        Exception: whatever the transform raises.
+    `sources` are fake tensors of `mode`. Raises whatever the transform raises.
     """
     if isinstance(transform, nn.Module):
         tensors = itertools.chain(transform.parameters(), transform.buffers())

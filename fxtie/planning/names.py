@@ -100,12 +100,7 @@ class Slot:
 
 
 class Names:
-    """Every name of a model's modules and tensors, aliases included.
-
-    Attributes:
-        modules: by name.
-        tensors: the names of all parameters, buffers and parametrized tensors.
-    """
+    """Every name of a model's modules and tensors, aliases included."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -114,6 +109,7 @@ class Names:
         for prefix, module in self.modules.items():
             if not prefix.endswith(".parametrizations") and ".parametrizations." not in prefix:
                 self._add_slots(prefix, module)
+        # The names of all parameters, buffers and parametrized tensors.
         self.tensors: dict[str, None] = dict.fromkeys(self._slots)
         self._inside: dict[str, list[str]] = {}
 

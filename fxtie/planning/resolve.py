@@ -22,32 +22,22 @@ from fxtie.words import free_name
 
 
 class Resolved(NamedTuple):
-    """A tie whose names exist.
-
-    Attributes:
-        tie: the fact.
-        target: the slot of its target.
-        rule: what it came from.
-    """
+    """A tie whose names exist."""
 
     tie: Tie
     target: Slot
-    rule: Rule | Tie
+    rule: Rule | Tie  # what it came from
 
 
 @dataclass(frozen=True)
 class _Matched:
-    """What a rule derives at one match.
+    """What a rule derives at one match."""
 
-    Attributes:
-        targets: the names of its modules or tensors, one for each of the rule's patterns.
-        tensors: of modules, the names of their tensors, relative; of tensors, the empty name.
-        match: what the wildcards have matched.
-    """
-
+    # The names of its modules or tensors, one for each of the rule's patterns.
     targets: tuple[str, ...]
+    # Of modules, the names of their tensors, relative; of tensors, the empty name.
     tensors: tuple[str, ...]
-    match: Match
+    match: Match  # what the wildcards have matched
 
     @property
     def is_tensor(self) -> bool:
@@ -55,21 +45,15 @@ class _Matched:
 
 
 class Resolver:
-    """Goes through rules, collecting ties, modules to register, and every fault.
-
-    Attributes:
-        names: the model's names, and those of free tensors.
-        resolved: ties by the identity of their targets.
-        modules: learnable transforms and free tensors, by the name under `ties`.
-        stored: tensors inside of modules that matched which stay stored, and why.
-        faults: one sentence each.
-    """
+    """Goes through rules, collecting ties, modules to register, and every fault."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = Names(model)
-        self.faults: list[str] = []
-        self.resolved: dict[SlotKey, Resolved] = {}
+        self.names = Names(model)  # and those of free tensors
+        self.faults: list[str] = []  # one sentence each
+        self.resolved: dict[SlotKey, Resolved] = {}  # by the identity of the targets
+        # Learnable transforms and free tensors, by the name under `ties`.
         self.modules: dict[str, nn.Module] = {}
+        # Tensors inside of modules that matched which stay stored, and why.
         self.stored: dict[str, str] = {}
         self.free: dict[Free, str] = {}
         # Names below `ties` of a model that was tied before.

@@ -312,19 +312,12 @@ def _quiet() -> Iterator[None]:
 
 
 class _Tried(NamedTuple):
-    """What came of trying a transform out.
+    """What came of trying a transform out."""
 
-    Attributes:
-        lowered: the transform, ready for a graph.
-        result: what it gives, without data.
-        is_known: whether the result is: not if it depends on values.
-        fault: what is wrong with the transform for any target.
-    """
-
-    lowered: Ready
-    result: Any
-    is_known: bool = True
-    fault: str | None = None
+    lowered: Ready  # the transform, ready for a graph
+    result: Any  # what it gives, without data
+    is_known: bool = True  # whether the result is: not if it depends on values
+    fault: str | None = None  # what is wrong with the transform for any target
 
 
 def _misfit(name: str, result: Any, sources: tuple[Spec, ...], target: Spec) -> str | None:

@@ -90,9 +90,6 @@ class Faults:
 def read_rules(data: Any) -> tuple[list[Rule | Tie], dict[str, nn.Module]]:
     """The rules that some data describe, and the modules that have a name in them.
 
-    Args:
-        data: anything; what is no description of rules is refused.
-
     Raises:
         RuleDataError: with every fault and its path.
 

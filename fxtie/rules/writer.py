@@ -33,8 +33,8 @@ def write_rules(
 
     Args:
         rules: what to describe.
-        names: banks and learnable transforms that have to have these names. Without it, those get
-            names that need them: banks, and what is shared or fitted to its target.
+        names: of banks and learnable transforms. Without it, those get names that need them: banks,
+            and what is shared or fitted to its target.
         shapes: of the targets to which learnable transforms are fitted, where this is known. A
             `shape` of theirs tells of the others.
 

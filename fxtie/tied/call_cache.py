@@ -25,14 +25,10 @@ from fxtie.transforms.parts import whole_of
 
 
 class _Call:
-    """A call that is not over.
-
-    Attributes:
-        surroundings: those that it began in.
-    """
+    """A call that is not over."""
 
     def __init__(self) -> None:
-        self.surroundings = _surroundings()
+        self.surroundings = _surroundings()  # that it began in
         self._values: dict[Any, tuple[Any, ...]] = {}  # with what tells that they are stale
         self._casts: dict[Any, torch.Tensor] = {}
         self._gathers: dict[Any, torch.Tensor] = {}
@@ -210,11 +206,7 @@ _is_left_alone._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
-    """A forward during whose calls derived tensors are remembered.
-
-    Args:
-        bound: gives the forward that a module has without this.
-    """
+    """A forward during whose calls derived tensors are remembered; `bound` gives it without."""
     _watch_steps()
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -35,12 +35,7 @@ def cast_once(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def share_casts(graph: fx.Graph, at_least: int = 2) -> None:
-    """Let the low-precision uses of each derived tensor have one cast in common.
-
-    Args:
-        graph: of a region.
-        at_least: for how many uses.
-    """
+    """Let the low-precision uses of a derived tensor, if so many, have one cast in common."""
     for node in list(graph.nodes):
         if "derived" not in node.meta:
             continue

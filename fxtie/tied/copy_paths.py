@@ -97,11 +97,7 @@ def references(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Rewiring:
-    """Swaps modules in a value. Containers of what is swapped are copied; the rest is shared.
-
-    Args:
-        swap: the module to put in the place of a module.
-    """
+    """Swaps modules in a value. Containers of what is swapped are copied; the rest is shared."""
 
     def __init__(self, swap: Callable[[nn.Module], nn.Module]) -> None:
         self.swap = swap

@@ -33,14 +33,11 @@ class Source:
 
     So it survives `.to()`, `to_empty()`, `load_state_dict(assign=True)`, deepcopy and pickling, and
     a module that is replaced is read from then on, as by a graph.
-
-    Attributes:
-        is_own: whether it is the stored value of the tensor that is derived from it.
     """
 
     root: nn.Module
     name: str
-    is_own: bool = False
+    is_own: bool = False  # whether it is the stored value of the tensor that is derived from it
 
     @property
     def attr(self) -> str:
@@ -83,28 +80,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """How a target tensor is computed.
+    """How a target tensor is computed."""
 
-    Attributes:
-        name: the target's tensor name in the whole model.
-        owner: the module that reads it.
-        transform: callable on the source tensors (lowered), or a learnable module.
-        sources: what it gets.
-        shape: the shape it gives.
-        requires_grad: of the Parameter that it stands for; None if it stands for a buffer.
-        stored: the target's own stored value is a source (a self-derived tensor).
-        is_shared: whether others are derived alike, or from it.
-        placement: the mesh and the placements that tensor parallelism wants it to have.
-    """
-
-    name: str
-    owner: nn.Module
+    name: str  # the target's tensor name in the whole model
+    owner: nn.Module  # the module that reads it
+    # Callable on the source tensors (lowered), or a learnable module.
     transform: Callable[..., torch.Tensor]
     sources: tuple[Source, ...]
-    shape: torch.Size
+    shape: torch.Size  # the shape it gives
+    # Of the Parameter that it stands for; None if it stands for a buffer.
     requires_grad: bool | None = True
-    stored: bool = False
-    is_shared: bool = False
+    stored: bool = False  # the target's own stored value is a source (a self-derived tensor)
+    is_shared: bool = False  # whether others are derived alike, or from it
+    # The mesh and the placements that tensor parallelism wants it to have.
     placement: tuple[Any, tuple[Any, ...]] | None = None
 
     def compute(self) -> torch.Tensor:
@@ -113,11 +101,9 @@ class Derived:
     def run(
         self, sources: Sequence[torch.Tensor], gathers: dict[Any, torch.Tensor] | None = None
     ) -> Any:
-        """What the transform gives: a tensor, or one for each of its parts.
+        """What the transform gives for what `read` gave: a tensor, or one for each of its parts.
 
-        Args:
-            sources: what `read` gave.
-            gathers: those of them that were gathered from other processes in the same call.
+        `gathers` are sources that were gathered from other processes in the same call.
         """
         transform = whole_of(self.transform)
         if not is_distributed():

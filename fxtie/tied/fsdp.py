@@ -23,15 +23,10 @@ from fxtie.tied.dtensors import as_dtensor
 
 @dataclass(frozen=True)
 class Managed:
-    """A Parameter that FSDP2 shards.
+    """A Parameter that FSDP2 shards."""
 
-    Attributes:
-        param: what FSDP2 knows of it.
-        group: what FSDP2 knows of those that it gathers along with it.
-    """
-
-    param: Any
-    group: Any
+    param: Any  # what FSDP2 knows of it
+    group: Any  # what FSDP2 knows of those that it gathers along with it
 
     @staticmethod
     def find(owner: nn.Module, attr: str) -> Managed | None:

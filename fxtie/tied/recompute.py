@@ -81,12 +81,9 @@ def _subgraph(
 
 
 class Remember:
-    """Hands on a derived tensor, and notes for autograd how it was computed.
+    """Hands on a derived tensor, and notes for autograd which steps have computed it.
 
     It has the attributes by which torch.fx names a function in generated code.
-
-    Args:
-        steps: what computes it.
     """
 
     def __init__(self, steps: Lowered) -> None:
@@ -106,12 +103,9 @@ class Remember:
 
 
 def noted(name: str, function: Callable[..., Any], *sources: torch.Tensor) -> Any:
-    """Call a function, and note for autograd how its result was computed.
+    """Call a function, and note for autograd how its result was computed: for tensor `name`.
 
-    Args:
-        name: of the derived tensor that this is a part of.
-        function: gives the same for the same sources: a tensor or several.
-        *sources: what it gets.
+    The function gives the same for the same sources: a tensor or several.
     """
     result = function(*sources)
     if isinstance(result, tuple):
@@ -224,26 +218,16 @@ class _Layout(NamedTuple):
 
 @dataclass(eq=False)
 class _Recipe:
-    """How a derived tensor was computed.
-
-    Attributes:
-        name: the derived tensor's.
-        value: the tensor. While it lives, its storage's place is its own.
-        version: the tensor's.
-        layout: the tensor's.
-        steps: what computes it.
-        inputs: from what: tensors, or recipes of derived ones.
-        versions: of the sources, by which autograd tells that they were changed.
-        autocast: the dtype that autocast cast to, or None, by device.
-    """
+    """How a derived tensor was computed."""
 
     name: str
-    value: weakref.ref[torch.Tensor]
+    value: weakref.ref[torch.Tensor]  # the tensor. While it lives, its storage's place is its own
     version: int
     layout: _Layout
-    steps: Callable[..., torch.Tensor]
-    inputs: list[torch.Tensor | _Recipe]
-    versions: tuple[int, ...]
+    steps: Callable[..., torch.Tensor]  # what computes it
+    inputs: list[torch.Tensor | _Recipe]  # from what: tensors, or recipes of derived ones
+    versions: tuple[int, ...]  # of the sources, by which autograd tells that they were changed
+    # The dtype that autocast cast to, or None, by device.
     autocast: Mapping[torch.device, torch.dtype | None]
 
     def compute(self) -> torch.Tensor:

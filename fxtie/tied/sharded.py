@@ -26,18 +26,12 @@ _IS_AVAILABLE = torch.distributed.is_available()  # in this build of torch
 
 
 class Reader(NamedTuple):
-    """The module that reads a derived tensor.
+    """The module that reads a derived tensor."""
 
-    Attributes:
-        name: of the derived tensor.
-        module: the module.
-        is_distributed: whether tensor parallelism has it compute on DTensors.
-        gathers: what was gathered for other reads of the same call, to be used again.
-    """
-
-    name: str
+    name: str  # of the derived tensor
     module: nn.Module
-    is_distributed: bool
+    is_distributed: bool  # whether tensor parallelism has it compute on DTensors
+    # What was gathered for other reads of the same call, to be used again.
     gathers: dict[Any, torch.Tensor]
 
     def gathered(self, owner: nn.Module, attr: str, value: Any) -> Any:
@@ -72,12 +66,7 @@ def derive(
 
     They stay in the parts that tensor parallelism has made of them if the reader computes with such
     parts and the transform is surely elementwise: then nothing is sent. Otherwise each process
-    computes with the whole tensors.
-
-    Args:
-        transform: a function of tensors, or a module with parameters of its own.
-        sources: owner, attribute and `source_value` of each.
-        reader: the module that reads the result.
+    computes with the whole tensors. `sources` are owner, attribute and `source_value` of each.
     """
     values = [reader.gathered(*source) for source in sources]
     mesh = next((value.device_mesh for value in values if is_dtensor(value)), None)

@@ -18,30 +18,22 @@ from fxtie.tracing.graphs import graph_from_records, graph_to_records
 
 @dataclass(eq=False)
 class State:
-    """What fxtie knows of a module.
+    """What fxtie knows of a module."""
 
-    Attributes:
-        derived: its derived tensors, by attribute.
-        order: its parameters and buffers before the first of them was derived.
-        read: its tensors that others are derived from: their names, by attribute.
-        once: inside of `derive_once`, what gives the values of the derived tensors.
-        is_distributed: whether tensor parallelism has it compute on DTensors.
-        added: attributes that capturing has added.
-        missed: how many calls its graph, if any, did not hold for, and why the last one.
-        report: of a root, the `Report` of how it was made.
-        distances: of a root, those of the derived tensors from the checkpoint loaded last.
-        saved_in: of a root, folders with checkpoints that were made of it (`life/plain.py`).
-    """
-
-    derived: dict[str, Derived] = field(default_factory=dict)
+    derived: dict[str, Derived] = field(default_factory=dict)  # its derived tensors, by attribute
+    # Its parameters and buffers before the first of them was derived.
     order: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    read: dict[str, str] = field(default_factory=dict)
+    read: dict[str, str] = field(default_factory=dict)  # names of its tensors that are sources
+    # Inside of `derive_once`, what gives the values of the derived tensors
     once: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
-    is_distributed: bool = False
-    added: tuple[str, ...] = ()
+    is_distributed: bool = False  # whether tensor parallelism has it compute on DTensors
+    added: tuple[str, ...] = ()  # attributes that capturing has added
+    # How many calls its graph, if any, did not hold for, and why the last one.
     missed: tuple[int, str] = (0, "")
-    report: Any = None
+    report: Any = None  # of a root, the `Report` of how it was made
+    # Of a root, those of the derived tensors from the checkpoint loaded last.
     distances: Mapping[str, float] = field(default_factory=dict)
+    # Of a root, folders with checkpoints that were made of it (`life/plain.py`).
     saved_in: dict[Path, None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,30 +42,19 @@ class State:
 
 @dataclass(eq=False, kw_only=True)
 class RegionState(State):
-    """What fxtie knows of a region.
+    """What fxtie knows of a region."""
 
-    Attributes:
-        variants: its graphs, by mode. Where both modes have one graph, it is under both keys.
-        switches: the modules whose `training` flag the code asked for.
-        signature: which calls the graphs are for.
-        recomputes: whether derived tensors are computed again in the backward pass.
-        reads: the derived tensors by name; an item is read as the attribute is.
-        read_once: inside of `derive_once`, what gives their values.
-        is_edited: whether the user has changed a graph.
-        warned: whether a warning told that a guard does not hold.
-        is_retired: whether its graphs are not used any more, since they read tensors past what
-            another library does around calls.
-    """
-
+    # Its graphs, by mode. Where both modes have one graph, it is under both keys.
     variants: dict[bool, Variant]
-    switches: tuple[nn.Module, ...]
+    switches: tuple[nn.Module, ...]  # the modules whose `training` flag the code asked for
     signature: Signature
-    recomputes: bool
-    reads: Reads
+    recomputes: bool  # whether derived tensors are computed again in the backward pass
+    reads: Reads  # the derived tensors by name; an item is read as the attribute is
+    # Inside of `derive_once`, what gives their values.
     read_once: Callable[[], Mapping[str, torch.Tensor]] | None = None
-    is_edited: bool = False
-    warned: bool = False
-    is_retired: bool = False
+    is_edited: bool = False  # whether the user has changed a graph
+    warned: bool = False  # whether a warning told that a guard does not hold
+    is_retired: bool = False  # its graphs would read tensors past another library's hooks
 
     def current(self, training: bool) -> Variant:
         return self.running(self.variants[training])

@@ -21,29 +21,21 @@ from fxtie.tracing.guards import Guards, alike
 
 @dataclass
 class Variant:
-    """One captured forward.
-
-    Attributes:
-        graph: the graph.
-        defaults: arguments for which the trace took their default values.
-        assumed: arguments which the trace took for a tensor, or (`object`) not to be None.
-        by_position: whether it holds only for calls that pass required arguments by position.
-        guards: what else it took for granted.
-        generated: the code that is made of the graph, once it is needed.
-        forward: the function that this defines.
-        reading: the same forward, reading derived tensors where this one derives them.
-        has_checks: whether the graph raises where a check of the user's fails.
-    """
+    """One captured forward."""
 
     graph: fx.Graph
+    # Arguments for which the trace took their default values.
     defaults: dict[str, Any] = field(default_factory=dict)
+    # Arguments which the trace took for a tensor, or (`object`) not to be None.
     assumed: dict[str, type] = field(default_factory=dict)
+    # Whether it holds only for calls that pass required arguments by position.
     by_position: bool = False
-    guards: Guards = field(default_factory=Guards)
-    generated: PythonCode | None = None
-    forward: Callable[..., Any] | None = None
+    guards: Guards = field(default_factory=Guards)  # what else it took for granted
+    generated: PythonCode | None = None  # the code that is made of the graph, once it is needed
+    forward: Callable[..., Any] | None = None  # the function that this defines
+    # The same forward, reading derived tensors where this one derives them.
     reading: Variant | None = None
-    has_checks: bool = False
+    has_checks: bool = False  # whether the graph raises where a check of the user's fails
 
     def with_graph(self, graph: Any) -> Variant:
         """The same with another graph, of which no code is made yet."""
@@ -127,11 +119,8 @@ class Signature:
     def fits(self, count: int, keywords: Mapping[str, Any], *, exactly: bool) -> bool:
         """Whether a call with so many positional arguments and these keywords is one.
 
-        Args:
-            count: of positional arguments.
-            keywords: by name.
-            exactly: whether it must pass required arguments only, by position if it can: a
-                decorator may tell the ways of passing them apart.
+        If `exactly`, it must pass required arguments only, by position if it can: a decorator may
+        tell the ways of passing them apart.
         """
         if not (keywords or exactly):
             return count in self.counts

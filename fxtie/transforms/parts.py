@@ -12,17 +12,12 @@ from fxtie.transforms.protocol import Transform, transform_name
 
 @dataclass(frozen=True)
 class Part:
-    """One of the tensors that a transform returns.
+    """One of the tensors that a transform returns."""
 
-    Attributes:
-        whole: the transform, which the parts of one tie share: it runs once for all of them.
-        index: which of its results.
-        of: the names of the tie's targets.
-    """
-
+    # The transform, which the parts of one tie share: it runs once for all of them.
     whole: Transform
-    index: int
-    of: tuple[str, ...]
+    index: int  # which of its results
+    of: tuple[str, ...]  # the names of the tie's targets
 
     def __call__(self, *sources: Any) -> Any:
         return self.whole(*sources)[self.index]

@@ -62,16 +62,10 @@ def oracle_run(
     then: Callable[[Any], None] = lambda output: None,
     learned: Mapping[str, nn.Module] = _NONE,
 ) -> Any:
-    """The model's output with the ties' targets swapped for their derived values.
+    """The output of the untied model with the ties' targets swapped for their derived values.
 
-    Args:
-        model: the untied model.
-        ties: its `Tie`s, sources before what is derived from them.
-        args: positional arguments of its forward.
-        kwargs: the others.
-        then: what to do with the output before the swap ends: the backward of a checkpointed
-            forward runs it again.
-        learned: modules that ties read but the model has not, such as banks, by name.
+    `then` is what to do with it before the swap ends: the backward of a checkpointed forward runs
+    it again. `learned` are modules that ties read but the model has not, such as banks, by name.
     """
     values: dict[str, torch.Tensor] = {}
     runs: dict[Any, Any] = {}  # of transforms that return several tensors
@@ -84,7 +78,7 @@ def oracle_run(
                 return read(module, name.removeprefix(f"{prefix}."))
         return read(model, name)
 
-    for tie in ties:  # in the order of a plan: what is read comes first
+    for tie in ties:  # in the order of the plan: what is read comes first
         sources = [source(name, tie.target) for name in tie.sources]
         if isinstance(part := tie.transform, Part):
             if part.of not in runs:

@@ -15,16 +15,12 @@ from fxtie.life.verifying.values import Differ, norm_of, tensors_in
 
 
 class Match:
-    """Two sides, compared after each call.
-
-    Attributes:
-        apart: what differs before the first call, and how.
-    """
+    """Two sides, compared after each call."""
 
     def __init__(self, found: Side, expected: Side) -> None:
         self.found, self.expected = found, expected
         self.added = found.state().keys() - expected.state().keys()  # by the pass
-        self.apart: dict[str, str] = {}
+        self.apart: dict[str, str] = {}  # what differs before the first call, and how
         for what, _, how in list(self.state(self.differ())):
             self.apart.setdefault(what, how)
 
@@ -47,13 +43,7 @@ class Match:
 
 
 class Round:
-    """One call of both sides, compared.
-
-    Attributes:
-        differences: everything that differs and how, outputs first.
-        nothing_proved: why equality after a first call proves nothing; empty if it does.
-        cause: what a side raised.
-    """
+    """One call of both sides, compared."""
 
     def __init__(self, match: Match, inputs: Any, call: Call, autocast: torch.dtype | None) -> None:
         self.match, self.call, self.autocast = match, call, autocast
@@ -64,9 +54,9 @@ class Round:
         self.differ = match.differ()
         self.compared: dict[str, None] = {}
         self.gradient_error: float | None = None
-        self.nothing_proved = ""
-        self.cause = self.found.error or self.expected.error
-        self.differences = list(self.compare())
+        self.nothing_proved = ""  # why equality after a first call proves nothing; empty if it does
+        self.cause = self.found.error or self.expected.error  # what a side raised
+        self.differences = list(self.compare())  # everything that differs and how, outputs first
 
     def row(self, mode: str) -> VerifiedCall:
         errors = self.differ.error, self.gradient_error

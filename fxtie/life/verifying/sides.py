@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -42,22 +43,17 @@ class Result:
 
 
 class Side:
-    """One side of a comparison: a model, and how to call it.
-
-    Args:
-        run: calls the model with positional and named arguments, and passes its output on.
-        learned: modules that rules have brought in, by their names in the tied model.
-        dropped: the slots of the tensors that the tied model no longer stores.
-    """
+    """One side of a comparison: a model, and how to call it."""
 
     def __init__(
         self,
         model: nn.Module,
+        # Calls the model with positional and named arguments, and passes its output on.
         run: Callable[[Any, Any, Callable[[Any], None]], None] = lambda args, kwargs, then: None,
-        learned: Mapping[str, nn.Module] | None = None,
-        dropped: set[tuple[int, str]] | None = None,
+        learned: Mapping[str, nn.Module] = MappingProxyType({}),  # by their names in the tied model
+        dropped: Set[tuple[int, str]] = frozenset(),  # what the tied model no longer stores
     ) -> None:
-        self.run, self.parts, self.dropped = run, {"": model, **(learned or {})}, dropped or set()
+        self.run, self.parts, self.dropped = run, {"": model, **learned}, dropped
 
     @classmethod
     def tied(cls, tied: nn.Module) -> Side:

@@ -166,11 +166,7 @@ def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class Differ:
-    """Finds where values of the two sides differ, and counts and measures their tensors.
-
-    Args:
-        found, expected: names of the modules of each side.
-    """
+    """Finds where values of the two sides differ, and counts and measures their tensors."""
 
     def __init__(self, found: Names, expected: Names) -> None:
         self.found, self.expected = found, expected

@@ -72,10 +72,7 @@ class _Node:
 def items_of(scene: Scene, *, folded: bool, opened: Collection[str] = ()) -> list[Item]:
     """The row of a scene.
 
-    Args:
-        scene: what there is to draw.
-        folded: whether blocks that are alike share their columns.
-        opened: names of blocks that have columns of their own all the same.
+    If `folded`, blocks that are alike share their columns, but for those that are `opened`.
     """
     folding = _Folding(scene, folded, opened)
     return folding.inside([folding.root], "")

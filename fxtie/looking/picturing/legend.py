@@ -24,20 +24,17 @@ class Entry:
 
 
 class Legend:
-    """The colours of a scene.
-
-    Attributes:
-        styles: the class of each kind of transform. Those that save most have one of their own.
-        entries: what the classes mean.
-    """
+    """The colours of a scene."""
 
     def __init__(self, scene: Scene) -> None:
         kinds = grouped((t for ties in scene.ties.values() for t in ties), lambda tie: tie.kind)
         ranked = sorted(kinds, key=lambda kind: (kind == SHARED, -_saved(kinds[kind])))
         own = zip((kind for kind in ranked if kind != SHARED), _OWN, strict=False)
+        # The class of each kind of transform. Those that save most have one of their own.
         self.styles = dict.fromkeys(ranked, "others") | dict(own)
         if SHARED in kinds:
             self.styles[SHARED] = "shared"
+        # What the classes mean.
         self.entries = [Entry("stored", "stored", False), Entry("derived", "derived", False)]
         learned = (kind for kind in ranked if any(tie.learned for tie in kinds[kind]))
         if (first := next(learned, None)) is not None:

@@ -30,7 +30,7 @@ _ROUNDS = 40  # of halving: the scale is then exact
 class Square:
     """A layer on the line."""
 
-    column: Column  # what it shows
+    column: Column
     stored: float  # the share of its parameters that the layer still stores
     learned: float  # the share that transforms bring
     x: float = 0.0  # its left edge
@@ -57,7 +57,7 @@ class Square:
 class Bracket:
     """What stands below the columns of a block."""
 
-    block: Block  # the block
+    block: Block
     left: float  # where it begins and ends
     right: float
     depth: int  # the number of brackets that it is inside of
@@ -95,17 +95,7 @@ class Arc:
 
 
 class Row:
-    """All that stands on the line or hangs from it.
-
-    Attributes:
-        squares: one for each column.
-        brackets: below them.
-        arcs: above them, the widest first.
-        gap: between two squares.
-        has_labels: whether there is room for names.
-        width: of it all.
-        height: of the highest arc.
-    """
+    """All that stands on the line or hangs from it."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.squares = [_square(column) for item in items for column in item.columns()]
@@ -120,7 +110,7 @@ class Row:
             has_room = all(square.label_width <= square.side + 4 for square in alike)
             for square in alike:
                 square.is_label_across = has_room
-        self.arcs = self._arcs()
+        self.arcs = self._arcs()  # the widest first
         self.height = max((arc.height for arc in self.arcs), default=0.0)
 
     # -- places -----------------------------------------------------------------------------------

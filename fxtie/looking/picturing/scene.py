@@ -24,10 +24,10 @@ SHARED = "shared in the model"
 class DrawnTie:
     """One derived tensor."""
 
-    target: str  # its name
+    target: str
     sources: tuple[str, ...]  # the names of what it is derived from
     transform: str  # as tables show it; `SHARED` for a Parameter that the model itself has twice
-    shape: tuple[int, ...]  # its shape
+    shape: tuple[int, ...]
     stored: bool = False  # whether it keeps a stored value, which is one of its sources
     learned: int = 0  # the number of parameters that its transform brings
     saved: int = 0  # the number of parameters that the tied model has less of by it

@@ -26,13 +26,7 @@ _MOST_TOLD = 6  # ties in the tip of one arc
 
 
 def tie_svg(scene: Scene, style: str, *, folded: bool = True) -> str:
-    """The picture.
-
-    Args:
-        scene: what there is to draw.
-        style: the style sheet that goes inside.
-        folded: whether blocks that are alike are drawn once, if there are many columns.
-    """
+    """The picture, with a style sheet inside. If `folded`, blocks that are alike are drawn once."""
     return Drawing(scene, row_items(scene, folded=folded)).svg(style)
 
 
@@ -52,11 +46,8 @@ def row_items(scene: Scene, *, folded: bool) -> list[Item]:
 class Drawing:
     """A scene with what stands in its row.
 
-    Args:
-        scene: what there is to draw.
-        items: the row.
-        leads: for the name of a layer or a block, the number of the picture that a click on it
-            leads to, and what that does; None where it does nothing.
+    `leads` gives, for the name of a layer or a block, the number of the picture that a click on it
+    leads to, and what that does; None where it does nothing.
     """
 
     def __init__(

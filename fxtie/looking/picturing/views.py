@@ -29,18 +29,14 @@ def tie_views(scene: Scene) -> list[str]:
 
 
 class _Views:
-    """Views by the blocks that are unfolded in them.
-
-    Attributes:
-        items: the row of each.
-        whole: the one in which all blocks are, or None if there are too many layers.
-    """
+    """Views by the blocks that are unfolded in them."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.items: dict[_Opened, list[Item]] = {frozenset(): row_items(scene, folded=True)}
         self.add_one_by_one()
         done = (view for view, items in self.items.items() if not [*_folded(items)])
+        # The one in which all blocks are, or None if there are too many layers.
         self.whole = next(done, None)
         unfolded = row_items(scene, folded=False)
         if self.whole is None and not [*_folded(unfolded)]:
