@@ -13,7 +13,8 @@ from fxtie.life.verify import verify
 from fxtie.life.verifying.results import Verification, VerificationError
 from fxtie.looking.diff import GraphDiff, diff
 from fxtie.looking.picture import TiePicture, picture
-from fxtie.looking.suggest import Suggestion, Suggestions, suggest
+from fxtie.looking.suggest import suggest
+from fxtie.looking.suggestions import Suggestion, Suggestions
 from fxtie.pipelines.freeze import freeze
 from fxtie.pipelines.passes import TiePass
 from fxtie.planning.plan import Plan, plan

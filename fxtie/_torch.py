@@ -24,53 +24,10 @@ from torch._subclasses.fake_tensor import (
 from torch._subclasses.fake_tensor import FakeCopyMode as FakeCopyMode
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
-from torch.utils import _pytree as pytree  # nested containers; there is no public one
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # sees each op
 
-__all__ = [
-    "OPERATOR_NAMESPACES",
-    "QUESTIONS",
-    "TENSOR_METHODS",
-    "DataDependentOutputException",
-    "DynamicOutputShapeException",
-    "FakeCopyMode",
-    "FakeTensor",
-    "FakeTensorMode",
-    "OpOverload",
-    "OpOverloadPacket",
-    "TorchDispatchMode",
-    "conjugate_view",
-    "dtensor",
-    "dtensor_part",
-    "empty_fake",
-    "forward_from_source",
-    "fsdp_groups",
-    "fsdp_inner_spec",
-    "fsdp_modules",
-    "fsdp_places",
-    "fsdp_policy",
-    "fsdp_state",
-    "fsdp_states",
-    "fsdp_whole",
-    "get_frame_callback",
-    "has_global_hooks",
-    "has_storage",
-    "in_functorch",
-    "in_place_functions",
-    "is_called_by_mover",
-    "is_dtensor",
-    "is_exporting",
-    "is_fsdp_managed",
-    "is_jit_traced",
-    "is_jit_tracing",
-    "is_wrapped",
-    "negative_view",
-    "pytree",
-    "queue_callback",
-    "skip_code",
-    "storage_id",
-    "surroundings",
-]
+pytree = _pytree  # nested containers; there is no public one
 
 ATTRIBUTES: dict[str, dict[str, str]] = {
     "torch.nn.Linear(1, 1)": {

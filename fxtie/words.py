@@ -6,7 +6,6 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Container, Iterable, Sequence
-from typing import NamedTuple
 
 _MOST_NAMES = 8
 
@@ -84,18 +83,11 @@ def list_names(names: Sequence[str]) -> str:
     """
     parts: list[str] = []
     names = _by_index(names)
-    i = 0
-    while i < len(names):
-        found = _progression(names[i:])
-        if found.length >= 3:
-            first, second = found.start, found.start + found.step
-            last = found.start + (found.length - 1) * found.step
-            numbers = f"{first}…{last}" if found.step == 1 else f"{first},{second}…{last}"
-            parts.append(f"{found.before}{numbers}{found.after}")
-            i += found.length
-        else:
-            parts.append(names[i])
-            i += 1
+    done = 0
+    while done < len(names):
+        length, text = _progression(names[done:])
+        parts.append(text)
+        done += length
     if len(parts) > _MOST_NAMES:
         parts = [*parts[: _MOST_NAMES - 1], f"… {parts[-1]}"]
     return ", ".join(parts) + (f" ({len(names)} in all)" if len(parts) >= _MOST_NAMES else "")
@@ -127,30 +119,24 @@ def _by_index(names: Sequence[str]) -> Sequence[str]:
     return [names[i] for i in order]
 
 
-class _Progression(NamedTuple):
-    """Names that count up in one of their indices by equal steps."""
-
-    length: int = 1
-    before: str = ""  # the text around the index
-    after: str = ""
-    start: int = 0  # of the index
-    step: int = 0
-
-
-def _progression(names: Sequence[str]) -> _Progression:
-    """The first names as far as they count up."""
+def _progression(names: Sequence[str]) -> tuple[int, str]:
+    """How many of the first names count up in one of their indices, and these in short."""
     split = [re.split(r"(\d+)", name) for name in names[:2]]
-    if len(names) < 2 or len(split[0]) != len(split[1]):
-        return _Progression()
+    if len(names) < 3 or len(split[0]) != len(split[1]):
+        return 1, names[0]
     differ = [k for k, (a, b) in enumerate(zip(*split, strict=True)) if a != b]
-    if len(differ) != 1 or differ[0] % 2 == 0:
-        return _Progression()
+    if len(differ) != 1 or differ[0] % 2 == 0:  # in one index and nothing else
+        return 1, names[0]
     k = differ[0]
     before, after = "".join(split[0][:k]), "".join(split[0][k + 1 :])
-    start, step = int(split[0][k]), int(split[1][k]) - int(split[0][k])
-    length = 1
+    first, second = int(split[0][k]), int(split[1][k])
+    step, length = second - first, 1
     for name in names[1:]:
-        if step < 1 or name != f"{before}{start + length * step}{after}":
+        if step < 1 or name != f"{before}{first + length * step}{after}":
             break
         length += 1
-    return _Progression(length, before, after, start, step)
+    if length < 3:
+        return 1, names[0]
+    last = first + (length - 1) * step
+    numbers = f"{first}…{last}" if step == 1 else f"{first},{second}…{last}"
+    return length, f"{before}{numbers}{after}"

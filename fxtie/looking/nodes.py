@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +96,7 @@ def source_line(node: fx.Node) -> str:
 
 def _resolve(owner: nn.Module, path: str) -> Any:
     """What a dotted name refers to; None if it isn't there."""
-    found: Any = owner
-    for part in path.split("."):
-        found = getattr(found, part, None)
-        if found is None:
-            return None
-    return found
+    try:
+        return operator.attrgetter(path)(owner)
+    except AttributeError:
+        return None

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxtie.errors import FxtieError
-from fxtie.looking.candidates import Candidate, Layer, Link, find_candidates
+from fxtie.looking.candidates import Candidate, Layer, find_candidates
+from fxtie.looking.grouping import grouped
 from fxtie.looking.schemes import scheme_candidates
 from fxtie.looking.spelling import Speller, pattern_of
 from fxtie.looking.suggestions import Closeness, Suggestion, Suggestions
@@ -23,8 +24,6 @@ from fxtie.planning.own_ties import known_ties
 from fxtie.rules.rule import Rule
 from fxtie.transforms import FitsTarget, Transform, same
 from fxtie.words import human_count, natural_key
-
-__all__ = ["Suggestion", "Suggestions", "suggest"]
 
 
 def suggest(
@@ -159,17 +158,16 @@ def _within(limit: int, candidates: Iterable[Candidate], parameters: int) -> lis
 
 def _joined(single: Iterable[Candidate]) -> list[Candidate]:
     """Those of one candidate as one again, in the model's order."""
-    groups: dict[object, list[Link]] = {}
-    first: dict[object, Candidate] = {}
-    for one in single:
+
+    def key(one: Candidate) -> object:
         target, source = one.links[0]
-        key = one.kind, one.spelled, target.role, target.form, source.role, source.form
-        groups.setdefault(key, []).extend(one.links)
-        first.setdefault(key, one)
-    return [
-        replace(first[key], links=tuple(sorted(links, key=lambda link: natural_key(link[0].name))))
-        for key, links in groups.items()
-    ]
+        return one.kind, one.spelled, target.role, target.form, source.role, source.form
+
+    joined = []
+    for group in grouped(single, key).values():
+        links = sorted((one.links[0] for one in group), key=lambda link: natural_key(link[0].name))
+        joined.append(replace(group[0], links=tuple(links)))
+    return joined
 
 
 # -- suggestions ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from fxtie.looking.grouping import grouped
 from fxtie.looking.spelling import pattern_of
 from fxtie.rules.rule import Rule, Tie
 from fxtie.rules.writer import write_rules
@@ -143,9 +144,7 @@ class Suggestions(Printed, Sequence[Suggestion]):
 
         A row of one cell names the block of the rows below it.
         """
-        by_block: dict[str, list[Suggestion]] = {}
-        for group in self._shown:
-            by_block.setdefault(group.block, []).append(group)
+        by_block = grouped(self._shown, lambda group: group.block)
         rows: list[tuple[str, ...]] = []
         for block, groups in by_block.items():
             if len(by_block) > 1 or block:

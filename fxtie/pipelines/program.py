@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -21,7 +21,7 @@ from torch.export.graph_signature import (
 )
 
 from fxtie._torch import FakeTensor, FakeTensorMode, pytree, storage_id
-from fxtie.planning.spec import Spec, fake_mode
+from fxtie.planning.spec import fake_like, fake_mode
 from fxtie.words import free_name
 
 
@@ -101,16 +101,7 @@ class Editor:
 
     def fake(self, value: Any) -> Any:
         """The tensors of a value, without data and in the program's own mode."""
-
-        def one(tensor: torch.Tensor) -> torch.Tensor:
-            fake = Spec.of(tensor).fake(self.mode)
-            return (
-                nn.Parameter(fake, tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else fake
-            )
-
-        return pytree.tree_map_only(torch.Tensor, one, value)
+        return pytree.tree_map_only(torch.Tensor, lambda t: fake_like(t, self.mode), value)
 
     def substitute(self, old: fx.Node, new: fx.Node, users: set[fx.Node]) -> None:
         """Let `users` read `new` instead of `old`."""

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxtie._torch import FakeTensorMode
-from fxtie.planning.spec import Spec
+from fxtie.planning.spec import fake_like
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.graphs import changed_in_place, graph_from_records, graph_to_records, repeats
 from fxtie.tracing.guards import Guards
@@ -122,7 +122,7 @@ def lower(
         tensors = itertools.chain(transform.parameters(), transform.buffers())
         # Its buffers and counters are not to change. The copy has tensors without data.
         with mode:
-            memo = {id(t): _like(t, mode) for t in tensors}
+            memo = {id(t): fake_like(t, mode) for t in tensors}
             return transform, copy.deepcopy(transform, memo)(*sources)
     tracer = _TransformTracer(sources, mode)
     try:
@@ -133,11 +133,6 @@ def lower(
     shapes = tuple(source.shape for source in sources) if tracer.reads_shapes else None
     lowered = Lowered(graph, transform_name(transform), Guards(tracer.facts), transform, shapes)
     return lowered, tracer.result
-
-
-def _like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    made = Spec.of(tensor).fake(mode)
-    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 class _TransformTracer(Evaluator):

@@ -62,11 +62,12 @@ class Slot:
         return tensor
 
     @property
-    def is_offloaded(self) -> bool:
-        """Whether a library keeps the tensor elsewhere until the module is called."""
+    def stored(self) -> torch.Tensor | None:
+        """The Parameter or buffer, if there is one."""
         members = self.owner.__dict__
+        tensor: torch.Tensor | None
         tensor = members["_parameters"].get(self.attr, members["_buffers"].get(self.attr))
-        return tensor is not None and tensor.is_meta and any(map(is_loading, members))
+        return tensor
 
     def spec(self, mode: FakeTensorMode) -> Spec:
         if self.is_parametrized:
@@ -159,13 +160,12 @@ class Names:
             return self._why_missing(name)
         if isinstance(slot.owner, torch.jit.ScriptModule):
             return "belongs to a module of TorchScript. Tie the model before it is scripted."
-        members = slot.owner.__dict__
-        tensor = members["_parameters"].get(slot.attr, members["_buffers"].get(slot.attr))
+        tensor = slot.stored
         if is_dtensor(tensor):
             return "is a DTensor: sharded already. Tie the model first, and shard the tied one."
-        if is_lazy(tensor):
+        if tensor is not None and is_lazy(tensor):
             return "is a lazy tensor without a shape yet. Run the model once before tying it."
-        if slot.is_offloaded:
+        if tensor is not None and tensor.is_meta and any(map(is_loading, vars(slot.owner))):
             return (
                 "is offloaded: it is not there until its module is called. Tie the model first, "
                 "and offload the tied one."

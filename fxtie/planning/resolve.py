@@ -87,7 +87,7 @@ class Resolver:
             elif not found:
                 why = "matches nothing but its own source."
             else:
-                why = f"ties nothing: {self.why_nothing(rule, matched)}"
+                why = f"ties nothing: {self.why_nothing(matched)}"
             self.faults.append(f"{rule} {why}")
         if rule.count is not None and found != rule.count:
             listed = ", ".join(one.targets[0] for one in matched[:10]) or "none"
@@ -143,10 +143,8 @@ class Resolver:
         pattern: Pattern, names: Mapping[str, nn.Module | None]
     ) -> Iterator[tuple[str, nn.Module | None, Match]]:
         """The names that a pattern matches; of a literal one, without going through all."""
-        if pattern.is_literal and (name := str(pattern)) in names:
-            names = {name: names[name]}
-        elif pattern.is_literal:
-            return
+        if pattern.is_literal:
+            names = {name: names[name] for name in (str(pattern),) if name in names}
         for name, module in names.items():
             if (match := pattern.match(name, module)) is not None:
                 yield name, module, match
@@ -287,7 +285,7 @@ class Resolver:
             regular_expression(called) or deeper(called, names) or closest(called, names)
         )
 
-    def why_nothing(self, rule: Rule, matched: Sequence[_Matched]) -> str:
+    def why_nothing(self, matched: Sequence[_Matched]) -> str:
         if not any(one.tensors for one in matched):
             name = matched[0].targets[0]
             if any(map(derived_of, self.names.modules[name].modules())):

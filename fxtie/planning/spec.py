@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fxtie._torch import FakeTensorMode, empty_fake
 
@@ -24,6 +25,12 @@ class Spec:
 
     def fake(self, mode: FakeTensorMode) -> torch.Tensor:
         return empty_fake(mode, self.shape, self.stride, self.dtype, self.device)
+
+
+def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A tensor without data in the place of another: a Parameter for a Parameter."""
+    fake = Spec.of(tensor).fake(mode)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
 def fake_mode() -> FakeTensorMode:

@@ -101,37 +101,24 @@ class Planner:
 
     def order(self) -> list[Resolved]:
         """Depth first over the sources; iterative, since chains may be long."""
-        ordered: list[Resolved] = []
-        done: set[SlotKey] = set()
+        ordered: dict[SlotKey, Resolved] = {}
         for start in self.resolved:
-            path: list[SlotKey] = []
-            on_path: set[SlotKey] = set()
-            pending = [(start, False)]
-            while pending:
-                key, left = pending.pop()
-                if left:
-                    path.pop()
-                    on_path.discard(key)
-                    done.add(key)
-                    ordered.append(self.resolved[key])
-                    continue
-                if key in done or key not in self.resolved:
-                    continue
-                if key in on_path:
-                    self.report_cycle([*path[path.index(key) :], key])
-                    return []
-                path.append(key)
-                on_path.add(key)
-                pending.append((key, True))
+            path = {start: None}
+            while path:
+                key = next(reversed(path))
                 tie = self.resolved[key].tie
-                read = [name for name in reversed(tie.sources) if name != tie.target]
-                pending += [(self.key(name), False) for name in read]
-        return ordered
-
-    def key(self, name: str) -> SlotKey:
-        found = self.names.find(name)
-        assert isinstance(found, Slot)  # `Resolver.add` has told of the others
-        return found.key
+                reads = (self.names.get(name).key for name in tie.sources if name != tie.target)
+                read = next((k for k in reads if k in self.resolved and k not in ordered), None)
+                if read is None:
+                    ordered[key] = self.resolved[key]
+                    del path[key]
+                elif read in path:
+                    keys = list(path)
+                    self.report_cycle([*keys[keys.index(read) :], read])
+                    return []
+                else:
+                    path[read] = None
+        return list(ordered.values())
 
     def report_cycle(self, keys: list[SlotKey]) -> None:
         names = [self.resolved[key].tie.target for key in keys]
@@ -201,8 +188,7 @@ class Planner:
 
     def spec(self, name: str) -> Spec:
         """Shape, dtype and device of a tensor."""
-        slot = self.names.find(name)
-        assert isinstance(slot, Slot)
+        slot = self.names.get(name)
         if slot.key not in self._specs:
             self._specs[slot.key] = slot.spec(self.mode)
         return self._specs[slot.key]
@@ -213,9 +199,7 @@ class Planner:
             return Tie(tie.target, tie.sources, self.bind_part(tie.transform))
         if not hasattr(tie.transform, "for_target"):
             return tie
-        slot = self.names.find(tie.target)
-        assert isinstance(slot, Slot)
-        value = slot.tensor.detach()
+        value = self.names.get(tie.target).tensor.detach()
         has_data = not (value.is_meta or isinstance(value, FakeTensor))
         fitted = fitted_to(
             tie.transform,

@@ -19,7 +19,7 @@ from fxtie.rules.patterns import (
     has_groups,
 )
 from fxtie.transforms import Transform, same
-from fxtie.transforms.protocol import check_transform, transform_name
+from fxtie.transforms.protocol import check_transform, set_fields, transform_name
 
 OneSource: TypeAlias = str | Free | Entry
 SourcePattern: TypeAlias = OneSource | Sequence[OneSource] | None
@@ -100,12 +100,7 @@ class Tie:
         if len(set(targets)) < len(targets):
             raise RuleError(f"A tie has the same target twice: {targets!r}.")
         check_transform(transform, f"The transform of {target!r}")
-        for name, value in (
-            ("targets", targets),
-            ("sources", _as_sources(sources)),
-            ("transform", transform),
-        ):
-            object.__setattr__(self, name, value)
+        set_fields(self, targets=targets, sources=_as_sources(sources), transform=transform)
 
     @property
     def target(self) -> str:

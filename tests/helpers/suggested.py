@@ -3,7 +3,8 @@
 from torch import nn
 
 import fxtie
-from fxtie.looking.suggest import Suggestions, suggest
+from fxtie.looking.suggest import suggest
+from fxtie.looking.suggestions import Suggestions
 
 
 def check(model: nn.Module) -> Suggestions:

@@ -7,6 +7,7 @@ these in plain Python. It shares no code that copies modules, runs forwards or d
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 import sys
 import types
@@ -24,9 +25,7 @@ _NONE: Mapping[str, nn.Module] = types.MappingProxyType({})
 
 def read(model: nn.Module, name: str) -> torch.Tensor:
     """A parameter, buffer or parametrized tensor by its dotted name."""
-    prefix, _, attr = name.rpartition(".")
-    tensor = getattr(model.get_submodule(prefix), attr)
-    assert isinstance(tensor, torch.Tensor)
+    tensor: torch.Tensor = operator.attrgetter(name)(model)
     return tensor
 
 
