@@ -43,13 +43,11 @@ class Problem:
         self.trained = {
             tie.target: numbers(self.names.get(tie.target).tensor.detach()) for tie in plan.ties
         }
-        # What may move (stored sources, and the parameters of learnable transforms): by identity,
-        # each Parameter and its variable; trained values of those that are layers themselves and
-        # not only sources; names of sources, in the plan's order; what may not move any more.
-        self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
-        self.own: dict[int, torch.Tensor] = {}
-        self.sources: dict[int, str] = {}
-        self.held: set[int] = set()
+        # What may move, by identity: stored sources, and the parameters of learnable transforms.
+        self.values: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}  # each and its variable
+        self.own: dict[int, torch.Tensor] = {}  # trained values of layers that are sources, too
+        self.sources: dict[int, str] = {}  # names of those that are sources, in the plan's order
+        self.held: set[int] = set()  # those that may not move any more
         self.frozen: list[str] = []  # names of what does not require gradients
         for tie in plan.ties:
             for name in tie.sources:

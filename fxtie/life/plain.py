@@ -31,7 +31,7 @@ from fxtie.tracing.user_class import user_class
 from fxtie.words import list_names
 
 M = TypeVar("M", bound=nn.Module)
-Tensors = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, torch.Tensor]
 
 RULES, HIDDEN = "fxtie.json", "fxtie.safetensors"
 _VERSION = 1
@@ -61,7 +61,7 @@ class _Derived(nn.Module):
 
 
 @torch.no_grad()
-def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
+def derived_values(tied: nn.Module, state: StateDict) -> dict[str, torch.Tensor]:
     """What the derived tensors of a model, or of a part of one, are for other stored tensors.
 
     Of a Parameter that has several names, one in `state` is enough. What is not there is the
@@ -80,7 +80,7 @@ def derived_values(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
     return values
 
 
-def plain_state(tied: nn.Module, state: Tensors) -> dict[str, torch.Tensor]:
+def plain_state(tied: nn.Module, state: StateDict) -> dict[str, torch.Tensor]:
     """The state_dict of the plain model for a state_dict of the tied one.
 
     Derived tensors are fresh ones, no two of which share memory.
@@ -112,7 +112,7 @@ def _hidden(tied: nn.Module) -> dict[str, str]:
 # --- The folder -------------------------------------------------------------------------------
 
 
-def write_ties(tied: nn.Module, folder: Path, state: Tensors) -> None:
+def write_ties(tied: nn.Module, folder: Path, state: StateDict) -> None:
     """Write the files of fxtie into a folder, for a state_dict of the tied model.
 
     Raises:
@@ -174,7 +174,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _read_hidden(tied: nn.Module, path: Path | None) -> Tensors:
+def _read_hidden(tied: nn.Module, path: Path | None) -> StateDict:
     """The hidden tensors of a file, if they fit the model."""
     hidden, state = _hidden(tied), tied.state_dict()
     if not hidden:
@@ -191,7 +191,7 @@ def _read_hidden(tied: nn.Module, path: Path | None) -> Tensors:
 # --- Loading a checkpoint of the plain model into the tied one --------------------------------
 
 
-def completed(tied: nn.Module, state: Tensors) -> Tensors:
+def completed(tied: nn.Module, state: StateDict) -> StateDict:
     """A state_dict with the hidden tensors, if it is of the plain model and leaves them out.
 
     The derived tensors in it tell which hidden ones belong to it: those of now, or those in a
@@ -206,7 +206,7 @@ def completed(tied: nn.Module, state: Tensors) -> Tensors:
         return state
     own = tied.state_dict()
 
-    def distances(candidate: Tensors) -> dict[str, float]:
+    def distances(candidate: StateDict) -> dict[str, float]:
         return _distances(derived_values(tied, {**state, **candidate}), given)
 
     candidates = itertools.chain([{name: own[name] for name in hidden}], _saved(tied))
@@ -227,14 +227,14 @@ def completed(tied: nn.Module, state: Tensors) -> Tensors:
     )
 
 
-def _saved(tied: nn.Module) -> Iterator[Tensors]:
+def _saved(tied: nn.Module) -> Iterator[StateDict]:
     """Hidden tensors in the folders that this model was saved in."""
     for folder in state_of(tied).saved_in:
         if (folder / HIDDEN).is_file():
             yield _read_hidden(tied, folder / HIDDEN)
 
 
-def _distances(values: Tensors, given: Tensors) -> dict[str, float]:
+def _distances(values: StateDict, given: StateDict) -> dict[str, float]:
     """How far values are from given ones; infinitely, where nothing can tell."""
     distances = {name: relative_distance(values[name], value) for name, value in given.items()}
     return {name: math.inf if math.isnan(far) else far for name, far in distances.items()}

@@ -14,7 +14,7 @@ from fxtie.capturing.report import report
 from fxtie.errors import FxtieError
 from fxtie.life.verifying.oracle import dropped, gradient_of, same_random_states, slot
 from fxtie.life.verifying.results import Vacuous, Verification, VerificationError, VerifiedCall
-from fxtie.life.verifying.rounds import Match, Round
+from fxtie.life.verifying.rounds import Pair, Round
 from fxtie.life.verifying.sides import CALLS, Side
 from fxtie.planning.lowering import Lowered
 
@@ -129,39 +129,39 @@ class _Verifier:
 
     def run_mode(self, train: bool) -> None:
         mode = "train" if train else "eval"
-        match = self.match(Side.tied(self.tied), train)
-        for what, how in match.apart.items():
+        pair = self.pair(Side.tied(self.tied), train)
+        for what, how in pair.apart.items():
             if not what.startswith("the attribute "):
                 raise VerificationError(
                     f"The tied model and the model differ before any call, in {what}: {how}. Pass "
                     f"the model that was tied, with the tensors that the tied model has now."
                 )
             self.skipped[what] = f"differs before the first call ({how})"
-        rounds = self.rounds(match)
+        rounds = self.rounds(pair)
         if any(round.differences for round in rounds):
             self.judge(rounds, train, mode)
         if reason := rounds[0].nothing_proved:
             raise Vacuous(f"In {mode}, {reason}.")
         self.calls += [round.row(mode) for round in rounds]
 
-    def match(self, found: Side, train: bool) -> Match:
+    def pair(self, found: Side, train: bool) -> Pair:
         expected = Side.oracle(self.model, self.plan)
         for side in (found, expected):
             side.train(train)
-        return Match(found, expected)
+        return Pair(found, expected)
 
-    def rounds(self, match: Match) -> list[Round]:
-        return [Round(match, self.inputs, call, self.autocast) for call in CALLS]
+    def rounds(self, pair: Pair) -> list[Round]:
+        return [Round(pair, self.inputs, call, self.autocast) for call in CALLS]
 
     def judge(self, rounds: list[Round], train: bool, mode: str) -> None:
         """Raise for what differs, unless two oracles differ there too: a time, say."""
-        oracles = self.match(Side.oracle(self.model, self.plan), train)
+        oracles = self.pair(Side.oracle(self.model, self.plan), train)
         noise = {what for round in self.rounds(oracles) for what, _ in round.differences}
         found = [(round, *difference) for round in rounds for difference in round.differences]
         for round, what, how in found:
             if what not in noise:
                 message = f"{what} in {mode}, {round.name}: {how}."
-                for attribute, before in round.match.apart.items():
+                for attribute, before in round.pair.apart.items():
                     message += f" Before the first call, {attribute} differs: {before}."
                 raise VerificationError(
                     f"The tied model differs from the oracle: {message}"
@@ -191,7 +191,7 @@ class _Originals:
 
     def __init__(self, models: dict[str, nn.Module]) -> None:
         self.models, copies = models, copy.deepcopy(models)
-        self.matches = {n: Match(Side(model), Side(copies[n])) for n, model in models.items()}
+        self.pairs = {n: Pair(Side(model), Side(copies[n])) for n, model in models.items()}
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -208,8 +208,8 @@ class _Originals:
 
     def changed(self) -> str:
         """What the copies have changed in the originals; empty for nothing."""
-        for name, match in self.matches.items():
-            for what, path, how in match.state(match.differ()):
+        for name, pair in self.pairs.items():
+            for what, path, how in pair.state(pair.differ()):
                 return f"{what}{path} of {name} ({how})"
         return ""
 

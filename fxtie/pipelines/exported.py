@@ -32,23 +32,13 @@ _REMEDY = (
 
 @tie_model.register
 def tie_exported(
-    program: ExportedProgram,
-    rules: Rules | Plan,
-    options: Options,
+    program: ExportedProgram, rules: Rules | Plan, options: Options
 ) -> ExportedProgram:
     """Tie tensors of an exported program: `fxtie.transform(program, rules)`.
 
-    Args:
-        program: what `torch.export.export` or `torch.export.load` has returned, decomposed or not.
-            It is not changed.
-        rules: as for `fxtie.transform`, on the names in the program's state_dict. A program has
-            names and no layers, so patterns are strings. Or a `Plan` made for the module.
-        options: as `fxtie.transform` got them.
-
-    Returns:
-        A program without the targets: they are no inputs of its graph and not in its state_dict.
-        Their derivations stand at the start of the graph, each once. Tensors that stay stored are
-        those of `program`. Learnable transforms and banks come in as `ties.<name>`.
+    The result has the derivations at the start of its graph, each once. The targets are no inputs
+    of it and not in its state_dict; tensors that stay stored are those of `program`. Learnable
+    transforms and banks come in as `ties.<name>`.
 
     Raises:
         PlanError: if the rules don't fit the program; if they derive a tensor that it updates, or

@@ -6,7 +6,7 @@ owners.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -137,9 +137,7 @@ class Names:
         """The tensors of a module and of those inside of it, by their whole names."""
         if not self._inside:
             for tensor in self.tensors:
-                owner = tensor
-                while owner:
-                    owner = owner.rpartition(".")[0]
+                for owner in _around(tensor):
                     self._inside.setdefault(owner, []).append(tensor)
         return self._inside.get(name, ())
 
@@ -148,9 +146,9 @@ class Names:
         if len(modules) == 1:
             return {name: self.inside(name) for name in modules}
         owned: dict[str, list[str]] = {name: [] for name in modules}
-        for name in self.tensors if modules else ():
-            if (inner := _innermost(name, owned)) is not None:
-                owned[inner].append(name)
+        for tensor in self.tensors if modules else ():
+            if (inner := next(filter(owned.__contains__, _around(tensor)), None)) is not None:
+                owned[inner].append(tensor)
         return {**owned}
 
     def find(self, name: str) -> Slot | str:
@@ -219,11 +217,8 @@ class Names:
         return saved
 
 
-def _innermost(tensor: str, modules: dict[str, Any]) -> str | None:
-    """The innermost of these modules that a tensor is in, by its name."""
-    owner = tensor.rpartition(".")[0]
-    while owner not in modules:
-        if not owner:
-            return None
-        owner = owner.rpartition(".")[0]
-    return owner
+def _around(tensor: str) -> Iterator[str]:
+    """The names of the modules that a tensor is in, the innermost first and the root last."""
+    while tensor:
+        tensor = tensor.rpartition(".")[0]
+        yield tensor

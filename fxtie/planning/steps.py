@@ -84,7 +84,6 @@ class Planner:
         self._examined: dict[Any, Examined] = {}
         self._general: dict[Any, Lowered] = {}  # those that are for tensors of any shape
         self._wholes: dict[Any, _Tried] = {}
-        self._bound: dict[tuple[str, ...], Transform] = {}
         self._added: dict[int, int] = {}
         self._found: dict[tuple[int, str], tuple[Rule | Tie, str, list[str]]] = {}
         self._free = {
@@ -195,8 +194,6 @@ class Planner:
 
     def bind(self, tie: Tie, spec: Spec) -> Tie:
         """A tie, its transform fitted to the target if it wants that (`transforms.FitsTarget`)."""
-        if isinstance(tie.transform, Part):
-            return Tie(tie.target, tie.sources, self.bind_part(tie.transform))
         if not hasattr(tie.transform, "for_target"):
             return tie
         value = self.names.get(tie.target).tensor.detach()
@@ -209,15 +206,6 @@ class Planner:
             value=value if has_data else None,
         )
         return Tie(tie.target, tie.sources, fitted)
-
-    def bind_part(self, part: Part) -> Part:
-        """A transform of several targets, fitted to all of them if it wants that, once."""
-        if not hasattr(part.whole, "for_target"):
-            return part
-        if part.of not in self._bound:
-            targets: Any = tuple(self.spec(name).fake(self.mode) for name in part.of)
-            self._bound[part.of] = fitted_to(part.whole, targets)
-        return replace(part, whole=self._bound[part.of])
 
     def examined(self, transform: Transform, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """The transform lowered, and a fault if it has one; tried out once for equal cases."""

@@ -39,8 +39,8 @@ def write_rules(
             `shape` of theirs tells of the others.
 
     Raises:
-        RuleDataError: for what is no data: callables as patterns, transforms without a registered
-            name, or which the data would not bring back.
+        RuleDataError: for callables as patterns, and for transforms without a registered name, or
+            which the data would not bring back.
 
     Example:
         >>> import fxtie, torch

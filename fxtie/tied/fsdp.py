@@ -9,7 +9,6 @@ unit is over, and what comes later is lost.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -55,10 +54,6 @@ class Managed:
         if value is _torch.fsdp_whole(self.param):
             return value if reader in _members(self.group) else self.parameter
         return self.parameter if value is _torch.fsdp_parts(self.param) else value
-
-    def gathering(self, reader: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`gather`, as a function of the Parameter."""
-        return lambda _: self.gather(reader)
 
     def gather(self, reader: nn.Module) -> torch.Tensor:
         """The values of the Parameter, in the dtype that the unit of the reader computes in.

@@ -42,7 +42,7 @@ class Reader(NamedTuple):
         dtype = reading_dtype(self.module)
         key = id(value), value._version, dtype, torch.is_grad_enabled()
         if key not in self.gathers:
-            self.gathers[key] = noted(self.name, managed.gathering(self.module), value)
+            self.gathers[key] = noted(self.name, lambda _: managed.gather(self.module), value)
         return self.gathers[key]
 
 

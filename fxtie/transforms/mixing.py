@@ -147,15 +147,8 @@ class basis(Learned):
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         """The basis and all coefficients at once: the singular vectors of the stacked targets.
 
-        Args:
-            transforms: those of one basis.
-            targets: their trained values.
-            sources: the basis.
-            moments: of each target's layer the sum of `x x^T` over its inputs. If all are known,
-                the error of the outputs is least, else that of the weights.
-
-        Returns:
-            The new sources, and each transform's parameters by name.
+        `moments` are, of each target's layer, the sum of `x x^T` over its inputs. If all are known,
+        the error of the outputs is least, else that of the weights. See `fit_solvers.py`.
         """
         k = transforms[0].k
         rows = torch.cat([target.reshape(len(target), -1) for target in targets])

@@ -90,10 +90,7 @@ class ComparesLayers(Protocol):
 def fitted_to(transform: Transform, target: Tensor, **context: Any) -> Transform:
     """What `for_target` makes of a transform; without that method, the transform itself.
 
-    Args:
-        transform: one that a rule names.
-        target: a tensor like the target, see `FitsTarget`.
-        **context: `name`, `sources` and `value`. Those that `for_target` takes are passed on.
+    Of the context (`name`, `sources` and `value`) it gets what it takes, see `FitsTarget`.
     """
     adapt = getattr(transform, "for_target", None)  # much faster than isinstance with a Protocol
     if adapt is None:
@@ -108,12 +105,8 @@ def fitted_to(transform: Transform, target: Tensor, **context: Any) -> Transform
 def check_transform(value: object, where: str) -> None:
     """Refuse what is not a transform: no callable, or one that makes transforms (`rot90`).
 
-    Args:
-        value: what the user passed.
-        where: the place, as errors begin: "weight= of the rule for conv_2".
-
     Raises:
-        RuleError: with what to write instead.
+        RuleError: with what to write instead; it begins with `where` the value was passed.
 
     Example:
         >>> from fxtie.transforms import rot90

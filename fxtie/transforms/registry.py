@@ -156,7 +156,7 @@ def to_spec(
             continue
         written = _write(value, where, name_of)
         # Read it back at once, so that a file that can't be read is never written.
-        _read(written, hints[parameter.name], where, nested=_keep)
+        _read(written, hints[parameter.name], where, nested=lambda inner: inner)
         arguments[parameter.name] = written
     return {_KEY: entry.name, **arguments} if arguments else entry.name
 
@@ -276,10 +276,6 @@ def _split(spec: Spec) -> tuple[str, dict[str, Any]]:
         return spec[_KEY], {key: value for key, value in spec.items() if key != _KEY}
     form = "{'transform': name, argument: value}"
     raise RuleError(f"A transform is written as its name or as {form}, not as {spec!r}.")
-
-
-def _keep(spec: Spec) -> Spec:
-    return spec
 
 
 def _write(value: Any, where: str, name_of: Callable[[nn.Module], str | None]) -> Any:

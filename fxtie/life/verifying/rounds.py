@@ -14,7 +14,7 @@ from fxtie.life.verifying.sides import CALLS, KINDS, Call, Side
 from fxtie.life.verifying.values import Differ, norm_of, tensors_in
 
 
-class Match:
+class Pair:
     """Two sides, compared after each call."""
 
     def __init__(self, found: Side, expected: Side) -> None:
@@ -45,13 +45,13 @@ class Match:
 class Round:
     """One call of both sides, compared."""
 
-    def __init__(self, match: Match, inputs: Any, call: Call, autocast: torch.dtype | None) -> None:
-        self.match, self.call, self.autocast = match, call, autocast
+    def __init__(self, pair: Pair, inputs: Any, call: Call, autocast: torch.dtype | None) -> None:
+        self.pair, self.call, self.autocast = pair, call, autocast
         kind = f", autocast {autocast}".replace("torch.", "") if autocast else ""
         self.name = call.name + kind
-        self.found = match.found.call(inputs, call, autocast)
-        self.expected = match.expected.call(inputs, call, autocast)
-        self.differ = match.differ()
+        self.found = pair.found.call(inputs, call, autocast)
+        self.expected = pair.expected.call(inputs, call, autocast)
+        self.differ = pair.differ()
         self.compared: dict[str, None] = {}
         self.gradient_error: float | None = None
         self.nothing_proved = ""  # why equality after a first call proves nothing; empty if it does
@@ -72,9 +72,9 @@ class Round:
             if self.call is CALLS[0]:
                 self.nothing_proved = self.proves_nothing()
             yield from self.inputs()
-        for what, path, how in self.match.state(self.differ):
+        for what, path, how in self.pair.state(self.differ):
             yield what + path, how
-        kinds = {what.split(" ")[1] for what in self.match.expected.state()}
+        kinds = {what.split(" ")[1] for what in self.pair.expected.state()}
         self.compared |= {f"{kind}s": None for kind in sorted(kinds, key=KINDS.index)}
 
     def errors(self) -> Iterator[tuple[str, str]]:
@@ -104,8 +104,8 @@ class Round:
     def gradients(self) -> Iterator[tuple[str, str]]:
         self.compared["gradients"] = None
         self.gradient_error = 0.0
-        found = self.match.found.gradients(self.found)
-        expected = self.match.expected.gradients(self.expected)
+        found = self.pair.found.gradients(self.found)
+        expected = self.pair.expected.gradients(self.expected)
         for what in (what for what in expected if what in found):
             tolerance = _tolerance(expected[what].dtype, self.autocast)
             fault, error = gradient_error(found[what], expected[what], tolerance / 100)
@@ -128,7 +128,7 @@ class Round:
         outputs = [tensor for _, tensor in tensors_in(self.expected.output, self.differ.expected)]
         if not outputs:
             return "the output holds no tensor"
-        leaves = self.match.expected.gradients(self.expected).values()
+        leaves = self.pair.expected.gradients(self.expected).values()
         norm = sum(norm_of(gradient_of(tensor)) for tensor in leaves)
         if norm == 0:
             return "all gradients vanish"

@@ -14,7 +14,7 @@ from torch import nn
 
 from fxtie.capturing.report import report
 from fxtie.life.verifying.oracle import backward, dropped, oracle_run, seed
-from fxtie.life.verifying.values import Names, attributes_of, tensors_in
+from fxtie.life.verifying.values import ModuleNames, attributes_of, tensors_in
 
 
 class Call(NamedTuple):
@@ -84,7 +84,7 @@ class Side:
             for name, value in getattr(part, f"named_{kind}")(prefix=prefix, remove_duplicate=False)
         }
 
-    def names(self) -> Names:
+    def names(self) -> ModuleNames:
         return {id(module): name for name, module in reversed(self.named("modules").items())}
 
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-Names = Mapping[int, str]  # of the modules of a model, by id
+ModuleNames = Mapping[int, str]  # of the modules of a model, by id
 _Parts = list[tuple[str, Any]]  # of a value, with the code that reads them
 
 _ATOMS = (
@@ -78,7 +78,7 @@ def _class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
 
 
-def _label(value: Any, names: Names) -> str:
+def _label(value: Any, names: ModuleNames) -> str:
     """A short text that is the same for equal values of both sides."""
     if isinstance(value, tuple):
         return f"({', '.join(_label(item, names) for item in value)})"
@@ -89,7 +89,7 @@ def _label(value: Any, names: Names) -> str:
     return names.get(id(value)) or _class_name(type(value))
 
 
-def _open(value: Any, names: Names) -> tuple[str, str, _Parts]:
+def _open(value: Any, names: ModuleNames) -> tuple[str, str, _Parts]:
     """Take a value apart: its class, a text, its parts. A model's module is known by its name."""
     kind = _class_name(type(value))
     if isinstance(value, nn.Module) and id(value) in names:
@@ -110,7 +110,7 @@ def _open(value: Any, names: Names) -> tuple[str, str, _Parts]:
     return kind, *_open_object(value)
 
 
-def _open_items(value: Any, names: Names) -> tuple[str, _Parts]:
+def _open_items(value: Any, names: ModuleNames) -> tuple[str, _Parts]:
     if not isinstance(value, dict):
         fields = getattr(value, "_fields", ())
         paths = [f".{name}" for name in fields] or [f"[{i}]" for i in range(len(value))]
@@ -150,7 +150,7 @@ def _open_object(value: Any) -> tuple[str, _Parts]:
     return text, [("", function), ("", args), *parts]
 
 
-def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_in(value: Any, names: ModuleNames) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in any value, once each, and the paths to them."""
     pending, seen = [("", value)], {}
     while pending:
@@ -168,7 +168,7 @@ def tensors_in(value: Any, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
 class Differ:
     """Finds where values of the two sides differ, and counts and measures their tensors."""
 
-    def __init__(self, found: Names, expected: Names) -> None:
+    def __init__(self, found: ModuleNames, expected: ModuleNames) -> None:
         self.found, self.expected = found, expected
         self.tensors, self.error = 0, 0.0
 

@@ -27,12 +27,12 @@ _MOST_TOLD = 6  # ties in the tip of one arc
 
 def tie_svg(scene: Scene, style: str, *, folded: bool = True) -> str:
     """The picture, with a style sheet inside. If `folded`, blocks that are alike are drawn once."""
-    return Drawing(scene, row_items(scene, folded=folded)).svg(style)
+    return TieDrawing(scene, row_items(scene, folded=folded)).svg(style)
 
 
 def tie_height(scene: Scene) -> int:
     """How high the picture is, folded, in pixels."""
-    return math.ceil(Drawing(scene, row_items(scene, folded=True)).height)
+    return math.ceil(TieDrawing(scene, row_items(scene, folded=True)).height)
 
 
 def row_items(scene: Scene, *, folded: bool) -> list[Item]:
@@ -43,7 +43,7 @@ def row_items(scene: Scene, *, folded: bool) -> list[Item]:
     return items_of(scene, folded=True) if folded else whole
 
 
-class Drawing:
+class TieDrawing:
     """A scene with what stands in its row.
 
     `leads` gives, for the name of a layer or a block, the number of the picture that a click on it

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from fxtie.looking.picturing.folding import Block, Item, items_of
 from fxtie.looking.picturing.scene import Scene
-from fxtie.looking.picturing.svg import MOST_COLUMNS, Drawing, row_items
+from fxtie.looking.picturing.svg import MOST_COLUMNS, TieDrawing, row_items
 
 _MOST = 12  # views
 
@@ -75,7 +75,7 @@ class _Views:
                     return numbers.get(opened - {block}, 0), "fold"
             return None
 
-        return Drawing(self.scene, self.items[opened], leads).svg()
+        return TieDrawing(self.scene, self.items[opened], leads).svg()
 
 
 def _folded(items: list[Item]) -> Iterator[_Names]:
