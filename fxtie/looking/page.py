@@ -55,7 +55,6 @@ class Page:
     legend: Sequence[tuple[str, str]] = ()  # the kinds of boxes, and what they mean
 
     def html(self) -> str:
-        """The page as one HTML document."""
         style = _resource("page.css") + page_style()
         script = _resource("page.js")
         return _template().render(
@@ -69,7 +68,6 @@ class Page:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the page into a file."""
         Path(path).write_text(self.html(), encoding="utf-8")
 
     def notebook(self) -> str:

@@ -60,7 +60,6 @@ class Resolver:
         self.taken = set(dict(model.named_children()).get("ties", nn.Module())._modules)
 
     def resolve(self, rule: Rule | Tie) -> None:
-        """Take in one rule."""
         if isinstance(rule, Tie):
             self.add(rule, rule)
         else:

@@ -186,7 +186,6 @@ class Planner:
         return sum(new.values())
 
     def spec(self, name: str) -> Spec:
-        """Shape, dtype and device of a tensor."""
         slot = self.names.get(name)
         if slot.key not in self._specs:
             self._specs[slot.key] = slot.spec(self.mode)

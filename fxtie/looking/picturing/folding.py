@@ -32,7 +32,6 @@ class Column:
     title: str  # the first one's name inside of its block
 
     def columns(self) -> Iterator[Column]:
-        """Itself."""
         yield self
 
 
@@ -45,7 +44,6 @@ class Block:
     items: list[Item] = field(default_factory=list)  # columns, and blocks inside
 
     def columns(self) -> Iterator[Column]:
-        """All inside."""
         for item in self.items:
             yield from item.columns()
 
@@ -62,7 +60,6 @@ class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
 
     def layers(self) -> Iterator[Layer]:
-        """All inside."""
         if self.layer is not None:
             yield self.layer
         for child in self.children.values():

@@ -90,7 +90,6 @@ class Arc:
 
     @property
     def saved(self) -> int:
-        """The number of parameters that its ties save."""
         return sum(tie.saved for tie in self.ties)
 
 
