@@ -42,7 +42,8 @@ class Reader(NamedTuple):
         dtype = reading_dtype(self.module)
         key = id(value), value._version, dtype, torch.is_grad_enabled()
         if key not in self.gathers:
-            self.gathers[key] = noted(self.name, lambda _: managed.gather(self.module), value)
+            reader = self.module  # and not `self`, which would keep alive what it has gathered
+            self.gathers[key] = noted(self.name, lambda _: managed.gather(reader), value)
         return self.gathers[key]
 
 
