@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxtie.capturing.capture import untied_graphs
 from fxtie.capturing.report import Report
 from fxtie.errors import FxtieError
-from fxtie.looking.layers import LayerDiff, RegionDiff
+from fxtie.looking.diff_layers import LayerDiff, RegionDiff
 from fxtie.looking.matching import match_graphs
 from fxtie.looking.nodes import node_info
 from fxtie.looking.picture import TiePicture, picture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fxtie.looking.diff import GraphDiff
+from fxtie.looking.diff_layers import LayerDiff, RegionDiff, by_layer
 from fxtie.looking.diff_text import alike
-from fxtie.looking.layers import LayerDiff, RegionDiff, by_layer
 from fxtie.looking.layout import Box, Flow
 from fxtie.looking.nodes import NodeInfo
 from fxtie.looking.page import Page, Section

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from fxtie.looking.diff import GraphDiff
-from fxtie.looking.layers import LayerDiff, Line
+from fxtie.looking.diff_layers import LayerDiff, Line
 from fxtie.looking.tables import Table, terminal_width
 from fxtie.shown import text
 from fxtie.words import count, list_names, list_tensors, role

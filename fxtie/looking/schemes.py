@@ -52,7 +52,8 @@ def scheme_candidates(names: Names, speller: Speller, scheme: str) -> list[Candi
             f"The scheme {scheme!r} looks for more than {length} repeated blocks. The longest row "
             f"of them is {list_names(longest.names)}: {len(longest.blocks)}."
         )
-    return list(_stacked(found, speller, name, length))
+    candidates = _stacked(found, speller, name, length)
+    return [replace(candidate, kind=scheme) for candidate in candidates]
 
 
 def _parsed(scheme: str) -> tuple[str, int]:

@@ -143,7 +143,8 @@ class Resolver:
     ) -> Iterator[tuple[str, nn.Module | None, Match]]:
         """The names that a pattern matches; of a literal one, without going through all."""
         if pattern.is_literal:
-            names = {name: names[name] for name in (str(pattern),) if name in names}
+            called = str(pattern)
+            names = {called: names[called]} if called in names else {}
         for name, module in names.items():
             if (match := pattern.match(name, module)) is not None:
                 yield name, module, match

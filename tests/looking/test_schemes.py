@@ -57,6 +57,7 @@ def test_blocks(scheme):
     model = Blocks(7)
     found = suggest(model, scheme)
     assert list(map(repr, found.rules)) == [RULES[scheme]]
+    assert [group.kind for group in found] == [scheme]
     assert tied(model, scheme) == by_hand(model, SOURCES[scheme])
     fxtie.verify(model, fxtie.transform(model, found), torch.randn(2, 8))
 

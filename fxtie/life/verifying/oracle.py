@@ -1,7 +1,8 @@
 """The oracle: an untied model, its derived tensors swapped in by `functional_call` of torch.
 
 It takes the ties of a plan (their order, names, and transforms as bound to their targets) and calls
-these in plain Python. It shares no code that copies modules, runs forwards or derives attributes.
+these in plain Python: the user's functions or, where a plan has lost them, the lowered graphs of
+the pass. It shares no code that copies modules, traces or runs forwards, or derives attributes.
 """
 
 from __future__ import annotations
