@@ -115,7 +115,7 @@ class _Folding:
 
     def _one(self, nodes: list[_Node], names: list[str], block: str) -> list[Item]:
         """Nodes that are alike, as a block if they are numbered and have several columns."""
-        if names[0][-1].isdigit():
+        if split_index(names[0])[1]:
             items = self.inside(nodes, names[0])
             if sum(1 for item in items for _ in item.columns()) > 1:
                 return [Block(names, 1, items)]
@@ -140,8 +140,8 @@ class _Folding:
 
     def _alike(self, a: _Node, b: _Node) -> bool:
         """Whether two blocks have the same layers, tied in the same way."""
-        (word, index), (other, _) = split_index(a.name), split_index(b.name)
-        if word != other or not index:
+        (word, index), (other_word, other_index) = split_index(a.name), split_index(b.name)
+        if word != other_word or not (index and other_index):
             return False
         ours, theirs = list(a.layers()), list(b.layers())
         return len(ours) == len(theirs) and all(

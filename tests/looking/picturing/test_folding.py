@@ -57,6 +57,15 @@ def test_blocks_that_differ_do_not_fold():
     assert [times for *_, times in found] == [2, 1, 1]
 
 
+def test_a_block_without_a_number_does_not_fold():
+    def pair():
+        return nn.ModuleDict({"up": nn.Linear(4, 4), "down": nn.Linear(4, 4)})
+
+    model = nn.ModuleDict({"block0": pair(), "block1": pair(), "block": pair()})
+    items = row(model, Rule("block1", "block0"), Rule("block", "block0"))
+    assert blocks(items) == [("block0", "block0", 1), ("block1", "block1", 1)]
+
+
 def test_each_layer_and_each_tie_is_in_one_column():
     model = Decoder(6)
     scene = fxtie.picture(fxtie.plan(model, Rule("layers.*", "layers.{0 // 3 * 3}"))).scene
