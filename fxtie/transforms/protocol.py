@@ -107,14 +107,6 @@ def check_transform(value: object, where: str) -> None:
 
     Raises:
         RuleError: with what to write instead; it begins with `where` the value was passed.
-
-    Example:
-        >>> from fxtie.transforms import rot90
-        >>> check_transform(rot90(1), "weight=")
-        >>> check_transform(rot90, "weight=")
-        Traceback (most recent call last):
-        ...
-        fxtie.errors.RuleError: weight= is rot90, which makes transforms. Call it: rot90(k).
     """
     if is_maker(value):
         name = getattr(value, "__qualname__", repr(value))

@@ -112,16 +112,9 @@ def register(
 def to_spec(
     transform: Callable[..., Any], name_of: Callable[[nn.Module], str | None] = lambda module: None
 ) -> Spec:
-    """The JSON description of a transform.
+    """The JSON description of a transform: its name, or a dict with its arguments as well.
 
-    Args:
-        transform: a registered function, or an instance of a registered class. `torch.square`,
-            `torch.abs` and `torch.neg` count as fxtie's own.
-        name_of: asked about every module, inner ones too: the name of a shared one, else None.
-
-    Returns:
-        The bare name where there are no arguments, else a dict with the name under "transform" and
-        each argument under its own name. It holds JSON's own types only.
+    `name_of` is asked about every module, inner ones too: the name of a shared one, else None.
 
     Raises:
         RuleError: if the transform has no registered name, or an argument that JSON can't hold.
@@ -164,14 +157,9 @@ def to_spec(
 def from_spec(
     spec: Spec, shared: Mapping[str, nn.Module] = types.MappingProxyType({})
 ) -> Callable[..., Any]:
-    """The transform that a JSON description names.
+    """The transform that a JSON description names: a registered function, or a new instance.
 
-    Args:
-        spec: a registered name, or a dict with the name under "transform" and the arguments.
-        shared: the modules that `{"shared": name}` stands for.
-
-    Returns:
-        The registered function, or a new instance of the registered class.
+    `shared` are the modules that `{"shared": name}` stands for.
 
     Raises:
         RuleError: for an unknown name or argument (with the closest known one), a missing
