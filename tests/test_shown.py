@@ -6,6 +6,7 @@ from torch import nn
 
 import fxtie
 from fxtie.looking.suggest import suggest
+from fxtie.shown import Printed
 
 
 def test_notebooks_get_a_frame():
@@ -25,3 +26,14 @@ def test_notebooks_show_a_table():
     odd = suggest(nn.ModuleDict({"<b>": Blocks(3)}), "repeat")
     assert "<b>" not in odd._repr_html_() and "&lt;b&gt;" in odd._repr_html_()
     assert suggest(nn.Linear(2, 2))._repr_html_().startswith("<p>no two layers")
+
+
+class Odd(Printed):
+    def summary(self):
+        return "odd"
+
+
+def test_text_is_no_markup(monkeypatch):
+    monkeypatch.setattr("fxtie.shown.parts", lambda shown: ["a <b>", "c"])
+    assert Odd()._repr_html_() == "<p>a &lt;b&gt;</p><p>c</p>"
+    assert repr(Odd()) == "<Odd: odd>"

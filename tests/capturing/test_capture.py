@@ -38,20 +38,6 @@ def test_the_log_says_what_is_traced_and_kept_and_why(caplog):
     assert told[-2:] == ["trace b", "made a graph of b"]
 
 
-class UntraceableTarget(nn.Linear):
-    def forward(self, x):
-        y = super().forward(x)
-        return y if y.sum() > 0 else -2 * y
-
-
-def test_an_untraceable_target_is_kept_and_reads_derived_attributes():
-    net = nn.Sequential(nn.Linear(6, 6), UntraceableTarget(6, 6), nn.Linear(6, 6))
-    rules = [Rule("1", "0", torch.neg), Rule("2", "1", torch.neg)]
-    tied = check(net, rules, torch.randn(4, 6))
-    assert isinstance(tied, fx.GraphModule)
-    assert [k.name for k in fxtie.report(tied).kept] == ["1"]
-
-
 class UsesContext(nn.Module):
     def __init__(self, context):
         super().__init__()

@@ -6,6 +6,7 @@ from torch import nn
 
 import fxtie
 from fxtie import Rule, transforms
+from fxtie.life.fit_problem import Problem
 
 
 def layers(n: int = 3) -> nn.Sequential:
@@ -119,3 +120,12 @@ def test_ties_that_have_nothing_in_common_are_solved_apart(monkeypatch):
     net = layers(4)
     fxtie.fit(net, [Rule("1", "0"), Rule("3", "2", torch.square, None)])
     assert [tie.target for one in iterated for tie in one.ties] == ["3.weight"]
+
+
+def test_what_is_held_is_no_variable():
+    net = layers(3)
+    problem = Problem(net, fxtie.plan(net, [Rule("1", "0", bias=None), Rule("2", "1")]))
+    weights, biases = problem.components()
+    assert [tie.target for tie in weights.ties] == ["1.weight", "2.weight"]
+    problem.held |= weights.variables
+    assert problem.components() == [biases]

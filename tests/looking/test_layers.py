@@ -1,10 +1,13 @@
 """What changed in each layer: its lines, and their order."""
 
+import pytest
 import torch
 from three_convs import Net
 from torch import fx, nn
 
 import fxtie
+from fxtie.looking.layers import RegionDiff
+from fxtie.looking.nodes import NodeInfo
 
 
 def test_any_two_graph_modules_and_an_insertion_shifts_nothing():
@@ -44,3 +47,16 @@ def test_a_module_with_other_settings_is_a_change():
     found = fxtie.diff(before, after)
     assert [layer.name for layer in found.layers] == ["head"]
     assert "Conv2d(4, 2, kernel_size=(1, 1), stride=(1, 1), bias=False)" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "both"),
+    [("ac", "abc", "abc"), ("abc", "ac", "abc"), ("ab", "ba", "ba"), ("xay", "baz", "xbayz")],
+)
+def test_the_order_of_layers_fits_both_graphs(before, after, both):
+    old, new = (
+        tuple(NodeInfo("output", name, name, "", name) for name in names)
+        for names in (before, after)
+    )
+    found = RegionDiff("", old, new, {}).layers
+    assert "".join(layer.name for layer in found) == both

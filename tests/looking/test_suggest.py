@@ -42,16 +42,6 @@ def test_what_is_suggested_can_be_carried_out(make, inputs):
     fxtie.verify(model, fxtie.transform(model, found.rules), inputs())
 
 
-# -- which layers, and how it is said -------------------------------------------------------------
-
-
-def test_tiles_are_a_last_resort():
-    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(4, 16), nn.Linear(16, 8))
-    chosen = [group for group in check(net) if group.chosen]
-    assert {group.kind for group in chosen} == {"transposed"}
-    assert any(group.kind == "tiled" for group in suggest(net))
-
-
 # -- what is left alone ---------------------------------------------------------------------------
 
 

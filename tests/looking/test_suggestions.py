@@ -3,7 +3,7 @@
 import json
 
 from blocks import Blocks
-from suggested import Language
+from suggested import Language, check
 from torch import nn
 
 import fxtie
@@ -53,3 +53,10 @@ def test_ties_that_are_there_already_are_told_and_not_doubled():
     assert not any("head" in target or "embed" in target for one in found for target in one.targets)
     told = ", ".join(" = ".join(pair) for pair in known[:3])
     assert f"tied already: {told}, … 2 more" in str(found)
+
+
+def test_tiles_are_a_last_resort():
+    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(4, 16), nn.Linear(16, 8))
+    chosen = [group for group in check(net) if group.chosen]
+    assert {group.kind for group in chosen} == {"transposed"}
+    assert any(group.kind == "tiled" for group in suggest(net))

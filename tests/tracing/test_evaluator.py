@@ -71,3 +71,13 @@ FAULTY = {
 def test_code_that_raises_when_it_is_tied(name):
     fill = (lambda model: model.items.append(2)) if name in ("division", "maximum") else None
     check(model(FAULTY[name], items=list), "kept", change=fill, raises=True)
+
+
+def unpacks_to_a_star(self, x):
+    first, *_ = self.b(self.a(x)).chunk(2, -1)
+    return first
+
+
+def test_a_starred_name_takes_no_traced_value():
+    (kept,) = check(model(unpacks_to_a_star), "kept").kept
+    assert kept.reason == "unpacks a traced value into a starred name"

@@ -1,11 +1,15 @@
 """What is surely a tensor, and what may share its storage."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from compared import check, model
 from elsewhere import Two
-from torch import nn
+from torch import fx, nn
+
+from fxtie.tracing.inference import aliases, is_tensor
 
 
 class Sequence(Two):
@@ -95,3 +99,54 @@ def asks_what_it_gives(self, x):
 
 def test_an_operator_named_as_one_of_torchs():
     check(model(asks_what_it_gives), "kept")
+
+
+LAYERS = nn.ModuleDict(
+    {
+        "fc": nn.Linear(4, 4),
+        "rnn": nn.LSTM(4, 4),
+        "same": nn.Identity(),
+        "stack": nn.Sequential(nn.LSTM(4, 4), nn.Tanh()),
+        "pair": nn.Sequential(nn.Tanh(), nn.LSTM(4, 4)),
+    }
+)
+
+
+def calls(kind, target, *more):
+    return lambda graph, x: getattr(graph, f"call_{kind}")(target, (x, *more))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_one"),
+    [
+        (lambda graph, x: x, True),
+        (lambda graph, x: graph.placeholder("other"), False),
+        (lambda graph, x: graph.placeholder("*args"), False),
+        (calls("module", "fc"), True),
+        (calls("module", "rnn"), False),
+        (calls("module", "same"), True),
+        (calls("module", "stack"), True),
+        (calls("module", "pair"), False),
+        (calls("method", "relu"), True),
+        (calls("method", "chunk", 2), False),
+        (calls("function", torch.relu), True),
+        (calls("function", torch.max), False),
+        (calls("function", operator.add, 1), True),
+        (calls("function", operator.mod, 1), False),
+        (calls("function", operator.getitem, 0), False),
+        (calls("function", torch.ops.fxtie_tests.square.default), False),
+    ],
+)
+def test_what_is_surely_a_tensor(make, is_one):
+    graph = fx.Graph()
+    node = make(graph, graph.placeholder("x"))
+    assert is_tensor(node, LAYERS.get_submodule, lambda n: n.target != "other") == is_one
+
+
+def test_what_may_share_storage():
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.get_attr("fc.weight")
+    view = graph.call_method("view", (x, -1))
+    total = graph.call_function(torch.add, (view, w))
+    called = graph.call_module("fc", (view,))
+    assert [set(aliases(node)) for node in (view, total, called)] == [{x}, set(), {x}]

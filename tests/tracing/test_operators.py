@@ -63,3 +63,9 @@ def test_unpacking():
         return high + at * second.sum(-1)
 
     assert not check(model_with(forward)).kept
+
+
+def test_items_are_counted():
+    assert operators.unpack(iter("ab"), 2) == ("a", "b")
+    with pytest.raises(ValueError, match="expected 2 values to unpack, got 3"):
+        operators.unpack("abc", 2)

@@ -1,10 +1,15 @@
 """Questions that a value can't answer before the graph runs."""
 
 import contextlib
+import operator
 
 import numpy as np
 import pytest
 from compared import check, model
+from torch import fx
+
+from fxtie.tracing.stops import Stop
+from fxtie.tracing.traced import Traced, is_traced
 
 QUESTIONS = {
     "grad": lambda self, x: self.b(self.a(x)) * (1 if self.a.weight.grad is None else 2),
@@ -45,3 +50,18 @@ def suppressed(self, x):
 @pytest.mark.parametrize("forward", [caught_length, caught_float, suppressed])
 def test_what_the_code_would_catch(forward):
     check(model(forward), "kept")
+
+
+@pytest.mark.parametrize(
+    "ask", [bool, len, iter, hash, str, repr, int, float, round, operator.index, [1].__getitem__]
+)
+def test_what_python_asks_stops(ask):
+    value = Traced(fx.Graph().placeholder("x"))
+    with pytest.raises(Stop, match=r"must be known \(x\)"):
+        ask(value)
+
+
+def test_traced_values_are_found_in_containers():
+    value = Traced(fx.Graph().placeholder("x"))
+    assert all(map(is_traced, (value, [1, (value,)], {"a": {"b": value}}, slice(0, value))))
+    assert not is_traced([1, {"a": ()}], slice(0, 1))

@@ -8,6 +8,7 @@ from torch import nn
 
 import fxtie
 from fxtie import Tensors, Tie
+from fxtie.transforms.parts import Part
 
 
 class Counting:
@@ -167,3 +168,9 @@ def test_compiled():
     tied = fxtie.transform(Attention(), tie)
     compiled = torch.compile(tied, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X6), tied(X6))
+
+
+def test_a_part_is_one_of_the_results():
+    w = torch.arange(6.0)
+    part = Part(split, 1, ("q.weight", "k.weight", "v.weight"))
+    assert torch.equal(part(w), w[2:4]) and repr(part) == "split[1]"
