@@ -189,7 +189,6 @@ def test_messages_are_read_where_they_are_made(made):
         "capturing/capture.py:Capture.check_plan",
         "life/convert.py:initialize",
         "life/verify.py:_Verifier.run_mode",
-        "life/verifying/oracle.py:compare",
         "pipelines/exported.py:_refuse_splits",
         "planning/steps.py:Planner.raise_faults",
         "rules/files.py:_load",

@@ -6,7 +6,7 @@ from three_convs import Net
 from torch import fx, nn
 
 import fxtie
-from fxtie.looking.layers import RegionDiff
+from fxtie.looking.diff_layers import RegionDiff
 from fxtie.looking.nodes import NodeInfo
 
 
