@@ -101,6 +101,7 @@ WITHOUT_A_TEST = {
     "tied/fsdp.py": "takes processes: tests/distributed/test_fsdp.py",
     "tied/placed.py": "takes processes: tests/distributed/test_tensor_parallel.py",
     "tied/sharded.py": "takes processes: tests/distributed/test_tensor_parallel.py",
+    "tracing/namespace.py": "a dict with a name, in pickles of tests/tracing/test_beliefs.py",
     "tracing/stops.py": "an exception",
     "tracing/user_class.py": "two look-ups",
     "transforms/factors.py": "a row of each table in tests/transforms/test_catalogue.py",

@@ -44,5 +44,5 @@ class Attempt:
         self.undo_nodes()
 
 
-_GROWING = ("facts", "inlined", "_placed", "_seen", "_entered")
+_GROWING = ("facts", "inlined", "_placed", "_seen", "_entered", "_effects")
 _COPIED = ("kept", "_assumed", "_opaque", "_escaped")

@@ -14,7 +14,8 @@ from torch import nn
 
 from fxtie.capturing.reads import TensorReads
 from fxtie.planning.names import join
-from fxtie.tied.region import OUTSIDE
+from fxtie.tied.region import GRAPH_MODULE_NAMES, OUTSIDE
+from fxtie.tracing.attributes import is_data_descriptor
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.recorder import CONTAINERS
@@ -54,7 +55,7 @@ class ModuleAttributes(Evaluator):
         if name in derived:
             return self.reads.derive(derived[name])
         found = self.lookup(cls.__mro__, name)
-        if hasattr(type(found), "__set__"):  # a data descriptor comes first
+        if is_data_descriptor(found):
             return self._bound(found, module)
         members = module.__dict__
         label = f"{path}.{name}" if path else name
@@ -62,8 +63,11 @@ class ModuleAttributes(Evaluator):
             return self._member(module, name, members[name], label)
         self._guard_entry(module, "__dict__", name, MISSING)
         if found is not MISSING:
+            self.may_have_changed(module)
             return self._bound(found, module)
-        if cls.__getattr__ is not nn.Module.__getattr__:
+        if name in GRAPH_MODULE_NAMES:
+            raise Stop(f"asks for .{name}, which it would have as a torch.fx.GraphModule")
+        if self.lookup(cls.__mro__, "__getattr__") is not nn.Module.__getattr__:
             raise Stop("has a __getattr__ of its own")
         # A name is in one of these only: nn.Module sees to that.
         kinds = ("_parameters", "_buffers", "_modules")
@@ -81,7 +85,7 @@ class ModuleAttributes(Evaluator):
         Place and class are guarded.
         """
         cls = user_class(module)
-        if cls.__getattribute__ is not object.__getattribute__:
+        if self.lookup(cls.__mro__, "__getattribute__") is not object.__getattribute__:
             raise Stop("has a __getattribute__ of its own")
         path = "" if self.is_fresh(module) else self.path(module)
         self.class_of(module, path or "the root")

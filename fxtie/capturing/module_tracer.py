@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import types
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
@@ -22,15 +21,15 @@ from torch import fx, nn
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
 from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import Reach
+from fxtie.capturing.reach import ANYTHING, Reach
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import join
 from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
-from fxtie.tracing.graphs import changed_in_place
+from fxtie.tracing.graphs import changed_in_place, changes_shape
 from fxtie.tracing.guards import ATOMS, MISSING, Guards, has_hooks
-from fxtie.tracing.inference import aliases, is_tensor
+from fxtie.tracing.inference import Aliases, is_tensor
 from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
@@ -79,8 +78,11 @@ class ModuleTracer(ModuleAttributes):
         for kind in ("_parameters", "_buffers"):
             for owner in self.paths:
                 for attr, tensor in getattr(owner, kind).items():
-                    if tensor is not None:
-                        self._tensors.setdefault(id(tensor), (owner, kind, attr))
+                    if tensor is None:
+                        continue
+                    first, *_ = self._tensors.setdefault(id(tensor), (owner, kind, attr))
+                    if first is not owner:
+                        self.reads.sharing |= {first, owner}
         self._defaults: dict[str, Any] = {}
         self._assumed: dict[str, type] = {}
         self._by_position = False
@@ -92,7 +94,10 @@ class ModuleTracer(ModuleAttributes):
         self._by_id = {id(module): module for module in self.paths}
         self._reach = Reach()
         # Calls of code that is not looked into, by their numbers in `_reach`.
-        self._opaque: dict[int, tuple[nn.Module, Any, Any]] = {}
+        self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
+        self._effects: list[fx.Node] = []  # nodes that change what outlives the call
+        self._is_reshaped = False
+        self._aliases = Aliases(root)
         self._trace()
 
     def _trace(self) -> None:
@@ -179,6 +184,8 @@ class ModuleTracer(ModuleAttributes):
         return is_tensor(value.node, layer, assumed)
 
     def shape(self, value: Traced) -> torch.Size:
+        if self._is_reshaped:
+            raise Stop("asks for a shape after it has changed one in place")
         for owner, attr, shape in self.reads.slots(value.node):
             self.may_have_changed(owner)
             self.guard("shape", owner, attr, shape, join(self.paths.get(owner, ""), attr))
@@ -187,7 +194,9 @@ class ModuleTracer(ModuleAttributes):
     # -- modules --------------------------------------------------------------------------------
 
     def module_argument(self, module: nn.Module) -> fx.Node:
-        return self.create_node("get_attr", self.path(module))
+        if not (path := self.path(module)):
+            raise Stop("passes itself on")
+        return self.create_node("get_attr", path)
 
     def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if self.is_fresh(module):
@@ -224,21 +233,28 @@ class ModuleTracer(ModuleAttributes):
         with self._inside(module):
             result = self.record("call_module", name, args, kwargs)
         self.escape(*args, *kwargs.values())
+        given = result.node.all_input_nodes
+        is_read = self.reads.any_in(self._aliases.of(given))
+        if is_read and not self._changes_nothing(module, args, kwargs):
+            self._changed(result.node, given)
         modules = {*module.modules()}
         if isinstance(module, torch.jit.ScriptModule) or all(map(_is_known, modules)):
             if any(getattr(m, "inplace", False) for m in modules):
-                self._changed(result.node.all_input_nodes)
+                self._changed(result.node, given)
+            if self.training and any(m._buffers for m in modules):
+                self._effects.append(result.node)
             self.reads.forget(modules, buffers_only=True)
             return result
-        given = result.node.all_input_nodes
-        is_read = any(map(self.reads.any_in, map(aliases, given)))
-        if is_read and not self._changes_nothing(module, args, kwargs):
-            self._changed(given)
-        number = self._reach.add(module, args, kwargs)
+        self._runs_unseen(self._reach.add(module, args, kwargs), module, args, kwargs)
+        return result
+
+    def runs_unseen(self) -> None:
+        self._runs_unseen(self._reach.add(ANYTHING), None, (), {})
+
+    def _runs_unseen(self, number: int, module: nn.Module | None, args: Any, kwargs: Any) -> None:
         self._opaque[number] = module, args, kwargs
         self.looked_up = {}  # which it may change
         self.reads.forget(self._reach.reached(number, self._by_id), buffers_only=False)
-        return result
 
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:
@@ -256,14 +272,21 @@ class ModuleTracer(ModuleAttributes):
     def may_be_reached(self, holder: Any) -> None:
         if not self._opaque:
             return
-        for number in self._reach.calls(holder):
+        if (changer := self._changer(self._reach.calls(holder))) is not None:
+            raise Stop(f"reads what {changer}, which it calls, may change")
+
+    def _changer(self, numbers: Iterable[int]) -> str | None:
+        """What may have changed something among some calls that are not looked into."""
+        for number in numbers:
             if number not in self._opaque:
                 continue
             module, args, kwargs = self._opaque[number]
+            if module is None:
+                return "a method of an unknown object"
             if not self._changes_nothing(module, args, kwargs):
-                kind = type(module).__name__
-                raise Stop(f"reads what {self.paths[module]} ({kind}), which it calls, may change")
+                return f"{self.paths[module]} ({type(module).__name__})"
             del self._opaque[number]
+        return None
 
     def _changes_nothing(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
         """Whether the forward of a module that stays a call only does what a trace may do."""
@@ -280,11 +303,13 @@ class ModuleTracer(ModuleAttributes):
             proved = False
         self.opened, self._opaque = opened, opaque
         facts = self.facts[attempt.lengths["facts"] :] if proved else []
+        assumed = self._assumed
         try:
             attempt.undo()
         finally:
             self.graph = graph
         self.facts += facts
+        self._assumed = assumed if proved else self._assumed
         return proved
 
     # -- nodes ----------------------------------------------------------------------------------
@@ -301,16 +326,25 @@ class ModuleTracer(ModuleAttributes):
         value = super().record(op, target, args, kwargs)
         if is_opaque(target) and self.reads.any_in(value.node.all_input_nodes):
             self.reads.forget(self.paths.keys(), buffers_only=False)
-        self._changed(changed_in_place(value.node))
+        self._changed(value.node, changed_in_place(value.node))
+        if changes_shape(value.node):
+            if len(value.node.all_input_nodes) > 1:
+                raise Stop(f"gives a tensor another storage in place ({value.node.target})")
+            self._is_reshaped = True
         return value
 
-    def _changed(self, nodes: Iterable[fx.Node]) -> None:
-        """Note that the values of these nodes are changed in place."""
-        for origin in itertools.chain.from_iterable(map(aliases, nodes)):
+    def _changed(self, node: fx.Node, changed: Iterable[fx.Node]) -> None:
+        """Note that a node changes the values of others in place."""
+        for origin in self._aliases.of(changed):
             if "tie" in origin.meta:
                 raise Stop("changes a derived tensor in place")
-            if origin.op != "placeholder":
-                self.reads.forget(self.paths.keys(), buffers_only=False)
+            # An argument may be a stored tensor, from which others are derived.
+            self.reads.forget(self.paths.keys(), buffers_only=False)
+            self._effects.append(node)
+
+    def may_fail(self) -> None:
+        if self._effects or self._changer([*self._opaque]):
+            raise Stop("checks a value after it has changed what outlives the call")
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
         """As usual, but without rank checks of torch's layers: torch's functions check as well."""

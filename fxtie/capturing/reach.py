@@ -79,6 +79,10 @@ class Reach:
         return found
 
 
+ANYTHING = object()
+"""Stands for objects that are not known: it can't be found out what they refer to."""
+
+
 def _objects(pending: list[Any]) -> frozenset[int] | None:
     """The ids of all that some objects refer to; None if that may be anything."""
     ids: set[int] = set()

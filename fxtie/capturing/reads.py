@@ -37,6 +37,7 @@ class TensorReads:
 
     Attributes:
         used: the derived tensors that were read, by id.
+        sharing: the modules that have a tensor of another one.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TensorReads:
         self.tracer, self.paths = tracer, paths
         self.borrowed = borrowed
         self.used: set[int] = set()
+        self.sharing: set[nn.Module] = set()
         self._parameters: dict[Any, Traced] = {}
         self._others: dict[Any, Traced] = {}  # buffers and modules, which may be replaced
         self._derived: dict[Any, Traced] = {}
@@ -135,14 +137,16 @@ class TensorReads:
             owners: the modules.
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
         """
+        if not owners.isdisjoint(self.sharing):
+            owners = owners | self.sharing
         if owners.isdisjoint(self._owners):
             return
+        # nn.Embedding
+        renormalizes = any(getattr(owner, "max_norm", None) is not None for owner in owners)
 
         def may_differ(owner: nn.Module, attr: str) -> bool:
-            if owner not in owners:
-                return False
-            renormalizes = getattr(owner, "max_norm", None) is not None  # nn.Embedding
-            return not buffers_only or renormalizes or attr not in owner._parameters
+            may_be_it = not buffers_only or renormalizes or attr not in owner._parameters
+            return may_be_it and owner in owners
 
         # torch's own layers put no other Parameters there.
         for reads in (self._others,) if buffers_only else (self._others, self._parameters):

@@ -260,16 +260,17 @@ _GRAPH_MODULE_MEMBERS: dict[str, Callable[[], Any]] = {
 }
 
 
+GRAPH_MODULE_NAMES = frozenset(
+    name for name in vars(fx.GraphModule).keys() - vars(nn.Module).keys() if name[:2] != "__"
+).union(_GRAPH_MODULE_MEMBERS, ("_graph", "_code", "_lineno_map"))
+"""Names that torch.fx.GraphModule needs for itself."""
+
+
 def clashes(module: nn.Module) -> list[str]:
     """Names that a user's module has and torch.fx.GraphModule needs for itself."""
     cls = user_class(module)
-    taken = set(vars(fx.GraphModule)) - set(vars(nn.Module)) - {"__module__", "__doc__"}
-    taken = {name for name in taken if not name.startswith("__")} | {
-        *_GRAPH_MODULE_MEMBERS,
-        *("_graph", "_code", "_lineno_map"),
-    }
     if issubclass(cls, fx.GraphModule):
         return []
     used = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
     used |= {name for base in cls.__mro__ if base is not nn.Module for name in vars(base)}
-    return sorted(taken & used)
+    return sorted(GRAPH_MODULE_NAMES & used)

@@ -17,7 +17,8 @@ from torch import nn
 
 from fxtie._torch import OPERATOR_NAMESPACES, OpOverloadPacket
 from fxtie.tracing.gate import METHODS
-from fxtie.tracing.guards import MISSING, Namespace
+from fxtie.tracing.guards import MISSING
+from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.recorder import Recorder, is_known_class
 from fxtie.tracing.scope import Scope
 from fxtie.tracing.source_code import package_of
@@ -95,9 +96,10 @@ class Attributes(Recorder):
         if name in ("name", "value") and found is vars(enum.Enum)[name]:
             return getattr(owner, name)
         is_computed = self.lookup(cls.__mro__, "__getattr__") is not MISSING
-        if is_computed or cls.__getattribute__ not in _USUAL or not hasattr(owner, "__dict__"):
+        is_computed |= self.lookup(cls.__mro__, "__getattribute__") not in _USUAL
+        if is_computed or not hasattr(owner, "__dict__"):
             raise Stop(f"reads .{name} of a {cls.__name__}")
-        if not hasattr(type(found), "__set__"):  # a data descriptor comes first
+        if not is_data_descriptor(found):
             value = vars(owner).get(name, MISSING)
             if not is_frozen(owner):
                 self.may_have_changed(owner)
@@ -158,13 +160,19 @@ class Attributes(Recorder):
         """What the first of some classes has under a name; `MISSING` if none has."""
         if (classes, name) in self.looked_up:
             return self.looked_up[classes, name]
-        found = MISSING
+        found, cls = MISSING, classes[0]
+        if cls.__mro__ is classes and (cls, "__mro__") not in self.looked_up:
+            self.looked_up[cls, "__mro__"] = classes
+            if _may_change(cls):
+                self.guard("own", cls, "__mro__", classes, cls.__name__)
         for base in classes:
             found = vars(base).get(name, MISSING)
-            if base.__flags__ & _MAY_CHANGE and package_of(base) not in ("torch", "enum"):
+            if _may_change(base):
                 self.guard("attribute", base, name, found)
             if found is not MISSING:
-                if not isinstance(found, (*FIXED, property, staticmethod, classmethod)):
+                if base.__flags__ & _MAY_CHANGE and not isinstance(
+                    found, (*FIXED, property, staticmethod, classmethod)
+                ):
                     self.may_have_changed(base)
                     self.found_outside(found)
                 break
@@ -178,6 +186,12 @@ FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 
 _MAY_CHANGE = 1 << 9  # a class that was made by a class statement
 
+
+def _may_change(cls: type) -> bool:
+    """Whether a class is one that users may patch."""
+    return bool(cls.__flags__ & _MAY_CHANGE) and package_of(cls) not in ("torch", "enum")
+
+
 _FIELD: Any = type(collections.namedtuple("_Example", ["field"]).field)  # type: ignore[attr-defined]
 """What named tuples have for their fields."""
 
@@ -190,7 +204,14 @@ _CONSTANT = (
 _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
 
 
+def is_data_descriptor(found: Any) -> bool:
+    """Whether what a class has under a name comes before what its instances have."""
+    kind = type(found)
+    return hasattr(kind, "__get__") and (hasattr(kind, "__set__") or hasattr(kind, "__delete__"))
+
+
 def is_frozen(value: Any) -> bool:
     """Whether a frozen dataclass, or an object of one: its attributes can't change."""
-    parameters = getattr(value, "__dataclass_params__", None)
+    cls = value if isinstance(value, type) else type(value)
+    parameters = vars(cls).get("__dataclass_params__")  # its subclasses may have more attributes
     return parameters is not None and parameters.frozen

@@ -61,7 +61,7 @@ class Calls(Operations):
         """Call a Python function, or an object of a class with a `__call__`."""
         if isinstance(function, types.FunctionType):
             return self.run(function, args, kwargs)
-        users = self.lookup(type(function).__mro__, "__call__")
+        users = self.lookup(self.class_of(function).__mro__, "__call__")
         if isinstance(users, types.FunctionType):
             return self.run(users, (function, *args), kwargs)
         raise Stop(f"calls {getattr(function, '__qualname__', type(function).__name__)}")
@@ -116,9 +116,11 @@ class Calls(Operations):
                 return len(shape) if name == "dim" else shape.numel()
         result = self.record("call_method", name, (value, *args), kwargs)
         given = [*self.containers_in(*args, *kwargs.values())]
+        is_usual = hasattr(torch.Tensor, name)
+        if not is_usual:
+            self.runs_unseen()
         if given and not self.is_tensor(value):  # else torch's own method, which keeps nothing
             # A name that tensors have is theirs, unless the code itself has made the container.
-            is_usual = hasattr(torch.Tensor, name)
             self.escape(*(c for c in given if self.is_fresh(c) or not is_usual))
         return result
 

@@ -27,6 +27,7 @@ from fxtie.tracing.operators import unpack
 from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.rewriting import rewritten
 from fxtie.tracing.scope import Scope, user_place
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced
 
@@ -44,6 +45,9 @@ class Evaluator(Calls):
         if function.__code__.co_flags & _GENERATOR:
             raise Stop(f"runs the generator {function.__name__}")
         if not isinstance(function.__globals__, Scope):
+            if package_of(function) != "torch":
+                for name in ("__code__", "__defaults__", "__kwdefaults__"):
+                    self.guard("own", function, name, getattr(function, name), function.__name__)
             function = rewritten(function, self)
         if len(self.running) > 200:
             raise Stop("is nested too deeply")
@@ -135,6 +139,9 @@ class Evaluator(Calls):
         """`container[key] = value`."""
         if type(container) is Traced:
             self.record("call_function", operator.setitem, (container, key, value))
+            is_number = type(key) is int or type(value) in CONTAINERS
+            if type(key) is str or (is_number and not self.is_tensor(container, assume=True)):
+                self.runs_unseen()
             self.escape(value)
             return
         if type(container) not in CONTAINERS:
@@ -191,6 +198,7 @@ class Evaluator(Calls):
         """The code raises unless a test comes out as expected: a graph can assert that."""
         value = next(test)
         if type(value) is Traced:
+            self.may_fail()
             if not expected:
                 value = self.record("call_function", operator.not_, (value,))
             self.record("call_function", torch._assert, (value, message))

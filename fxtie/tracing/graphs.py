@@ -163,6 +163,11 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
     return _nodes(node.kwargs.get("out"))
 
 
+def changes_shape(node: fx.Node) -> bool:
+    """Whether an op gives a tensor another shape, or another storage, in place."""
+    return any(torch.Tag.inplace_view in op.tags for op in overloads_of(node))
+
+
 def _written(op: OpOverload[..., Any], node: fx.Node) -> list[Any]:
     """The arguments of a call of an operator that it says to change."""
     arguments = op._schema.arguments

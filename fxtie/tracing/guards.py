@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.user_class import user_class
 
 MISSING: Any = type("Missing", (), {"__reduce__": lambda self: "MISSING"})()
@@ -97,7 +98,7 @@ class Guards:
     def __getstate__(self) -> Any:
         if self._memo is not None:
             self._arrange()
-        return [_portable(fact) for fact in self.facts]
+        return [_portable(fact) for fact in self.facts if not _is_left_out(fact)]
 
     def __setstate__(self, facts: list[Fact]) -> None:
         self.__init__(facts)  # type: ignore[misc]
@@ -120,6 +121,10 @@ class Guards:
     def attribute(self, cls: type, key: str, value: Any) -> None:
         """An attribute of a class, not of its bases, is `value`."""
         self.entry(cls, "__dict__", key, value, cls.__name__)
+
+    def own(self, holder: Any, key: str, value: Any, label: str) -> None:
+        """What a function or a class is made of, its code or its bases, is `value`."""
+        self._check((id(holder), key), getattr, (holder, key), value, f"{label}.{key}")
 
     def cell(self, cell: CellType, key: str, value: Any) -> None:
         """A variable of an enclosing function is `value`."""
@@ -198,6 +203,11 @@ def _portable(fact: Fact) -> Fact:
         if not (_has_name(holder) and _has_name(value)):
             return "never", (f"{getattr(holder, '__name__', holder.__class__.__name__)}.{key}",)
     return fact
+
+
+def _is_left_out(fact: Fact) -> bool:
+    """Whether a fact is about code: a function that is found by its name is taken for the same."""
+    return fact[0] == "own"
 
 
 def _has_name(value: Any) -> bool:
@@ -302,6 +312,8 @@ class _Check:
             if self.value is MISSING:
                 return mapping, f"{key!r} not in {entries}"
             return mapping, f"{entries}[{key!r}] is {name(self.value)}"
+        if self.read is getattr:
+            return "", f"v0.{self.args[1]} is {name(self.value)}"
         if self.read is has_hooks:
             hooks = " or ".join(f"d[{name!r}]" for name in _HOOKS)
             return "__dict__", f"not ({hooks} or '_call_impl' in d)"
@@ -350,21 +362,6 @@ def _changed(label: str, before: Any, now: Any) -> str:
     was, is_now = f"{before!r:.40}", f"{now!r:.40}"
     tells = was != is_now and not any(text in was + is_now for text in ("\n", " at 0x"))
     return f"{label} is {is_now}, was {was}" if tells else f"{label} was replaced"
-
-
-class Namespace:
-    """The variables of a Python module, found by the module's name when it is unpickled."""
-
-    def __init__(self, variables: dict[str, Any], name: str) -> None:
-        self.variables, self.name = variables, name
-
-    def __reduce__(self) -> Any:
-        return _namespace, (self.name,)
-
-
-def _namespace(name: str) -> Namespace:
-    module = sys.modules.get(name)  # without it no fact holds, and the forward runs as written
-    return Namespace({} if module is None else vars(module), name)
 
 
 def cell_contents(cell: CellType) -> Any:

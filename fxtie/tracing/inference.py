@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx, nn
 
 from fxtie._torch import OpOverload
 from fxtie.tracing.graphs import overloads_of
+from fxtie.tracing.guards import has_hooks
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY
 from fxtie.tracing.source_code import package_of
 from fxtie.tracing.user_class import user_class
 
+
+def _layers_of(*modules: Any) -> frozenset[type]:
+    """The layers that some Python modules of torch define."""
+    found = (value for module in modules for value in vars(module).values())
+    layers = {v for v in found if isinstance(v, type) and issubclass(v, nn.Module)}
+    return frozenset(layers - {nn.MultiheadAttention, nn.Identity})
+
+
+_MAKING = _layers_of(
+    *(nn.modules.batchnorm, nn.modules.conv, nn.modules.instancenorm, nn.modules.linear),
+    *(nn.modules.normalization, nn.modules.sparse),
+)
+"""Layers that make a new tensor, which is no view of their input."""
+
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
-LAYERS = frozenset(
-    layer
-    for module in (
-        *(nn.modules.activation, nn.modules.batchnorm, nn.modules.conv, nn.modules.dropout),
-        *(nn.modules.flatten, nn.modules.instancenorm, nn.modules.linear, nn.modules.normalization),
-        *(nn.modules.padding, nn.modules.pixelshuffle, nn.modules.sparse, nn.modules.upsampling),
-    )
-    for layer in vars(module).values()
-    if isinstance(layer, type) and issubclass(layer, nn.Module)
-) - {nn.MultiheadAttention, nn.Identity}
+LAYERS = _MAKING | _layers_of(
+    *(nn.modules.activation, nn.modules.dropout, nn.modules.flatten, nn.modules.padding),
+    *(nn.modules.pixelshuffle, nn.modules.upsampling),
+)
 
 _AUGMENTED = frozenset(IN_PLACE.values())
 _ARITHMETIC = _AUGMENTED.union(BINARY.values(), UNARY.values()) - {operator.mod}  # `text % x`
@@ -84,15 +93,36 @@ def _gives_new_tensor(ops: tuple[OpOverload[..., Any], ...]) -> bool:
     return bool(returns) and all(value.alias_info is None for value in returns)
 
 
-def aliases(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes whose storage the value of `node` may share: inputs, stored and derived tensors."""
-    pending, seen = [node], set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if "tie" in node.meta or node.op in ("placeholder", "get_attr"):
-            yield node
-        elif node.op == "call_module" or not _gives_new_tensor(overloads_of(node)):
-            pending += node.all_input_nodes
+class Aliases:
+    """Which nodes may share their storage with others: inputs, stored and derived tensors."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._known: dict[fx.Node, frozenset[fx.Node]] = {}
+
+    def of(self, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
+        """Those with which some nodes may share their storage."""
+        return frozenset().union(*map(self._of, nodes))
+
+    def _of(self, node: fx.Node) -> frozenset[fx.Node]:
+        if node not in self._known:
+            found: set[fx.Node] = set()
+            pending, seen = [node], set()
+            while pending:
+                current = pending.pop()
+                if current in self._known:
+                    found |= self._known[current]
+                elif "tie" in current.meta or current.op in ("placeholder", "get_attr"):
+                    found.add(current)
+                elif current not in seen and not self._is_new(current):
+                    pending += current.all_input_nodes
+                seen.add(current)
+            self._known[node] = frozenset(found)
+        return self._known[node]
+
+    def _is_new(self, node: fx.Node) -> bool:
+        """Whether a node gives a tensor that is no view of one that it is given."""
+        if node.op == "call_module":
+            layer = self._root.get_submodule(str(node.target))
+            return user_class(layer) in _MAKING and not has_hooks(layer)
+        return _gives_new_tensor(overloads_of(node))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fxtie.tracing.attributes import Attributes
-from fxtie.tracing.guards import ATOMS
+from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operators import COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import (
     CONTAINERS,
@@ -63,13 +63,18 @@ class Operations(Attributes):
         if kind in CONTAINERS or is_immutable(value):
             self.look(value, f"a {kind.__name__}")
             return bool(value)
-        if isinstance(value, nn.Module) and not hasattr(kind, "__bool__"):
-            return not hasattr(kind, "__len__") or self.length(value) > 0
         if kind in ATOMS or is_known_class(value):
             return bool(value)
-        if hasattr(kind, "__bool__") or hasattr(kind, "__len__"):
+        if isinstance(value, type):
+            raise Stop(f"branches on the class {value.__name__}")
+        classes = self.class_of(value).__mro__
+        if self.lookup(classes, "__bool__") is not MISSING:
             raise Stop(f"branches on a {kind.__name__}")
-        return True
+        if self.lookup(classes, "__len__") is MISSING:
+            return True
+        if isinstance(value, nn.Module):
+            return self.length(value) > 0
+        raise Stop(f"branches on a {kind.__name__}")
 
     def length(self, value: Any) -> int:
         """`len(value)`."""
@@ -160,6 +165,8 @@ class Operations(Attributes):
             if is_written:
                 raise Stop("extends a container by a traced value")
             recorded = self.record("call_function", function, (a, b))
+            if function in IN_PLACE.values() and isinstance(b, list | tuple | set | dict):
+                self.runs_unseen()  # `a` is no tensor
             self.escape(a, b)  # a list may be joined to one that has come from elsewhere
             return recorded
         if is_written:

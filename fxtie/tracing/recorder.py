@@ -22,7 +22,8 @@ import torch
 from torch import fx, nn
 
 from fxtie.tracing.gate import is_opaque
-from fxtie.tracing.guards import ATOMS, Fact, Namespace, items_of
+from fxtie.tracing.guards import ATOMS, Fact, items_of
+from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop, location
@@ -156,6 +157,12 @@ class Recorder:
     def may_be_reached(self, holder: Any) -> None:
         """Stop if something that the graph calls may have reached an object of the user's."""
 
+    def runs_unseen(self) -> None:
+        """Note that the graph runs code which may be the user's, on a value of unknown type."""
+
+    def may_fail(self) -> None:
+        """Stop if the code can't run again, as written, after a check in the graph has failed."""
+
     # -- nodes ----------------------------------------------------------------------------------
 
     def create_node(
@@ -221,12 +228,12 @@ class Recorder:
         kind = type(value)
         if kind is torch.Size:
             is_tuple = not (self.is_exact or is_traced(value))  # to torch
-            return tuple(value) if is_tuple else self._make(kind, list(value))
+            return tuple(value) if is_tuple else self._make(kind, self.fresh(list(value)))
         if is_named_tuple(kind):
             return self._make(kind, *value)
         if kind is collections.OrderedDict:
             self.look(value, "a dict")
-            return self._make(kind, dict(value))
+            return self._make(kind, self.fresh(dict(value)))
         if id(value) in self._fresh and hasattr(kind, "__dataclass_fields__"):
             names = (field.name for field in dataclasses.fields(value))
             fields = {name: self.argument(getattr(value, name)) for name in names}
@@ -234,8 +241,7 @@ class Recorder:
         raise Stop(f"passes on a {kind.__name__}")
 
     def _make(self, kind: type, *args: Any) -> fx.Node:
-        args = tuple(self.argument(self.fresh(a) if type(a) in CONTAINERS else a) for a in args)
-        return self.create_node("call_function", kind, args)
+        return self.create_node("call_function", kind, tuple(map(self.argument, args)))
 
     def guard(self, fact: str, *args: Any) -> None:
         """Note something that the graph depends on.
@@ -244,7 +250,7 @@ class Recorder:
             fact: the name of a method of `Guards`.
             *args: its arguments.
         """
-        is_outside = id(args[0]) in self._outside and fact not in ("variable", "attribute")
+        is_outside = id(args[0]) in self._outside and fact not in _BY_NAME
         self.facts.append(("outside", ((fact, args),)) if is_outside else (fact, args))
 
     # -- what may change ------------------------------------------------------------------------
@@ -341,6 +347,10 @@ class Recorder:
         if id(container) in self._escaped or id(container) not in self._fresh:
             raise Stop(f"writes to a {type(container).__name__} that it has not made")
         self.writes.append(self._fresh[id(container)][0])
+
+
+_BY_NAME = frozenset({"variable", "attribute", "own"})
+"""Facts about what is found by its name when it is unpickled."""
 
 
 def _parts(value: Any) -> Any:

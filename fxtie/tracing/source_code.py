@@ -83,6 +83,8 @@ def names_in(code: CodeType) -> set[str]:
 
 def package_of(value: Any) -> str:
     """The name of the package that defines a function or a class."""
+    if isinstance(value, FunctionType):  # `functools.wraps` gives it the name of another's
+        return str(value.__globals__.get("__name__", "")).partition(".")[0]
     return str(getattr(value, "__module__", "")).partition(".")[0]
 
 

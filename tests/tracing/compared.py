@@ -20,7 +20,13 @@ def x():
 
 
 def series(model, calls, change):
-    """Each call in several circumstances, twice; again after a change."""
+    """Each call in several circumstances, twice; again after a change.
+
+    Args:
+        model: the model.
+        calls: give arguments, positional and by keyword, maybe of the model.
+        change: what is done to it then.
+    """
     found = {}
     for stage in ("before", "after"):
         if stage == "after":
@@ -32,7 +38,7 @@ def series(model, calls, change):
             model.train(training)
             for number, call in enumerate(calls):
                 seed(7)
-                args, kwargs = call()
+                args, kwargs = call(model) if call.__code__.co_argcount else call()
                 with torch.set_grad_enabled(grad):
                     where = f"{stage}, call {number}, training {training}, grad {grad}, {turn}"
                     found[where] = outcome(model, args, kwargs)

@@ -9,7 +9,7 @@ from compared import check, model
 from elsewhere import Two
 from torch import fx, nn
 
-from fxtie.tracing.inference import aliases, is_tensor
+from fxtie.tracing.inference import Aliases, is_tensor
 
 
 class Sequence(Two):
@@ -148,5 +148,7 @@ def test_what_may_share_storage():
     x, w = graph.placeholder("x"), graph.get_attr("fc.weight")
     view = graph.call_method("view", (x, -1))
     total = graph.call_function(torch.add, (view, w))
-    called = graph.call_module("fc", (view,))
-    assert [set(aliases(node)) for node in (view, total, called)] == [{x}, set(), {x}]
+    made, same = graph.call_module("fc", (view,)), graph.call_module("same", (view,))
+    aliases = Aliases(LAYERS)
+    assert [*map(len, (aliases.of([view]), aliases.of([view, w]), aliases.of([])))] == [1, 2, 0]
+    assert [aliases.of([node]) for node in (total, made, same)] == [set(), set(), {x}]
