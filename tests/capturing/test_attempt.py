@@ -84,6 +84,8 @@ def tracer():
         facts=["of a"],
         inlined={"a": 1},
         _placed={"a": None},
+        _seen={"a": None},
+        _effects=[],
         _entered=["a"],
         _calls=collections.Counter("a"),
         kept=["before"],
