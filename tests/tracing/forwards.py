@@ -258,21 +258,10 @@ class Key:
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
-HEADER = """
-import collections, functools, math, random, types
-from math import sqrt
-import numpy, torch
-import torch.nn.functional as F
-from torch import is_grad_enabled, nn
-from torch.utils.checkpoint import checkpoint
-from forwards import Inner, Key, Pair, Straight
 
-ste = Straight.apply
-COUNTS = {"n": 1}
-FACTOR = 2
-SHIFT = torch.linspace(0, 1, 4)
+class Parts(nn.Module):
+    """What the statements use."""
 
-class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -300,6 +289,23 @@ class Model(nn.Module):
 
     def steps_of(self, x):
         return [layer(x) for layer in self.layers]
+
+
+HEADER = """
+import collections, functools, math, random, types
+from math import sqrt
+import numpy, torch
+import torch.nn.functional as F
+from torch import is_grad_enabled, nn
+from torch.utils.checkpoint import checkpoint
+from forwards import Key, Pair, Parts, Straight
+
+ste = Straight.apply
+COUNTS = {"n": 1}
+FACTOR = 2
+SHIFT = torch.linspace(0, 1, 4)
+
+class Model(Parts):
 """
 
 
@@ -307,7 +313,7 @@ def source(statements):
     """The module that defines the model of a program."""
     lines = [line for statement in statements for line in statement.split("\n")]
     body = "".join(f"        {line}\n" for line in [*lines, "return x"])
-    return f"{HEADER}\n    def forward(self, x, optional=None):\n{body}"
+    return f"{HEADER}    def forward(self, x, optional=None):\n{body}"
 
 
 class Program:

@@ -45,7 +45,7 @@ def check(statements, change=None, trace=True):
         # The user's model goes on as if nothing had been.
         for name, found in series(program, model, change).items():
             assert_same(found, untied[name], f"{name}, the model itself")
-        tied = fxtie.transform(program.make(), RULES, trace=trace)
+        tied = fxtie.transform(program.make(), plan, trace=trace)
         for name, found in series(program, tied, change).items():
             assert_same(found, expected[name], name)
         report = fxtie.report(tied)
