@@ -104,7 +104,7 @@ def compare(steps: int, seed: int) -> Results:
     second = seed + 1000  # of the second half, which has the rows in another order
     relaxed = train(recursive(trained, RELAXED), steps, second)
     check_saved(relaxed)
-    size = relaxed.num_parameters()
+    small = as_large_as(relaxed.num_parameters(), seed)
     models = {
         "untied, half the steps": copy.deepcopy(trained),
         "untied": train(copy.deepcopy(trained), steps, second),
@@ -112,8 +112,8 @@ def compare(steps: int, seed: int) -> Results:
         "relaxed": relaxed,
         "relaxed, fit to the mean": train(recursive(trained, RELAXED, "mean"), steps, second),
         "relaxed, from scratch": train(fxtie.transform(llama(seed), RELAXED), 2 * steps, seed),
-        "small, from scratch": train(as_large_as(size, seed), 2 * steps, seed),
-        "small, half the steps": train(as_large_as(size, seed), steps, seed),
+        "small, from scratch": train(copy.deepcopy(small), 2 * steps, seed),
+        "small, half the steps": train(small, steps, seed),
     }
     return {name: (model.num_parameters(), perplexity(model)) for name, model in models.items()}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/recursive_decoder.md"
@@ -38,9 +40,19 @@ def test_it_trains_saves_and_writes_its_page_and_goes_on_where_it_was_cut_off(
 ):
     shutil.copy(PAGE, tmp_path)
     out = tmp_path / "results.json"
-    command = f"decoder --seeds 2 --steps 1 --out {out} --docs {tmp_path}"
-    monkeypatch.setattr(sys, "argv", command.split())
-    example.main()
+
+    def run(seeds):
+        command = f"decoder --seeds {seeds} --steps 1 --out {out} --docs {tmp_path}"
+        monkeypatch.setattr(sys, "argv", command.split())
+        example.main()
+
+    run(seeds=1)
+    (first,) = json.loads(out.read_text()).values()
+    # The second seed takes as long: what it would train is made up, but not that it is another.
+    assert not torch.equal(example.llama(0).lm_head.weight, example.llama(1).lm_head.weight)
+    made_up = {name: (size, perplexity + 1) for name, (size, perplexity) in first.items()}
+    monkeypatch.setattr(example, "compare", lambda steps, seed: {1: made_up}[seed])
+    run(seeds=2)
     written = (tmp_path / PAGE.name).read_text(encoding="utf-8")
     above, below = written.split("<!-- written by the example -->")
     assert PAGE.read_text(encoding="utf-8").startswith(above)
@@ -54,7 +66,7 @@ def test_it_trains_saves_and_writes_its_page_and_goes_on_where_it_was_cut_off(
     assert all(spread > 0 for _, _, spread in rows.values())
 
     monkeypatch.setattr(example, "compare", None)  # nothing is left to train
-    example.main()
+    run(seeds=2)
     assert (tmp_path / PAGE.name).read_text(encoding="utf-8") == written
 
 
