@@ -59,7 +59,7 @@ def test_what_is_derived_is_hollow():
 
 
 def test_few_columns_are_never_folded_and_very_many_always():
-    rule = Rule("layers.*", "layers.0")
+    rule = Rule("layers.*.up", "layers.0.up", bias=None)
     for blocks, folded, unfolded in ((8, 26, 26), (9, 8, 29), (666, 8, 2000), (667, 8, 8)):
         with torch.device("meta"):
             scene = fxtie.picture(fxtie.plan(Decoder(blocks), rule)).scene
