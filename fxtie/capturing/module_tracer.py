@@ -95,7 +95,7 @@ class ModuleTracer(ModuleAttributes):
         self._reach = Reach()
         # Calls of code that is not looked into, by their numbers in `_reach`.
         self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
-        self._effects: list[fx.Node] = []  # nodes that change what outlives the call
+        self._effects: list[fx.Node] = []  # nodes that change more than buffers
         self._is_reshaped = False
         self._aliases = Aliases(root)
         self._trace()
@@ -241,8 +241,6 @@ class ModuleTracer(ModuleAttributes):
         if isinstance(module, torch.jit.ScriptModule) or all(map(_is_known, modules)):
             if any(getattr(m, "inplace", False) for m in modules):
                 self._changed(result.node, given)
-            if self.training and any(m._buffers for m in modules):
-                self._effects.append(result.node)
             self.reads.forget(modules, buffers_only=True)
             return result
         self._runs_unseen(self._reach.add(module, args, kwargs), module, args, kwargs)
@@ -340,7 +338,8 @@ class ModuleTracer(ModuleAttributes):
                 raise Stop("changes a derived tensor in place")
             # An argument may be a stored tensor, from which others are derived.
             self.reads.forget(self.paths.keys(), buffers_only=False)
-            self._effects.append(node)
+            if not self.reads.is_buffer(origin):
+                self._effects.append(node)
 
     def may_fail(self) -> None:
         if self._effects or self._changer([*self._opaque]):

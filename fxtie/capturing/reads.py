@@ -126,6 +126,15 @@ class TensorReads:
         for run in [run for run, nodes in self._runs.items() if not erased.isdisjoint(nodes)]:
             del self._runs[run]
 
+    def is_buffer(self, node: fx.Node) -> bool:
+        """Whether a node reads a buffer of the region."""
+        origin = self._origins.get(node)
+        return (
+            isinstance(origin, _Stored)
+            and origin.owner in self.paths
+            and origin.attr in origin.owner._buffers
+        )
+
     def any_in(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether one of these nodes reads or derives a tensor."""
         return any(node in self._origins for node in nodes)

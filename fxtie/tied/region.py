@@ -6,10 +6,11 @@ is given) run the class's own forward on the copy, which reads derived attribute
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -240,10 +241,25 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
         try:
             return variant.forward(self, *args, **kwargs)
         except AssertionError:  # the user's own code raises what it raises
-            as_written(self, *args, **kwargs)
-            raise  # it had changed its arguments before, by which the check now holds
+            with _left_as_it_is(self):
+                as_written(self, *args, **kwargs)
+            raise  # by other random numbers, it does not
 
     return forward
+
+
+@contextlib.contextmanager
+def _left_as_it_is(module: nn.Module) -> Iterator[None]:
+    """A block that leaves buffers, which layers update in training, and random states alone."""
+    with torch.no_grad():
+        before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
 
 _EXPORT = "torch.export._trace"

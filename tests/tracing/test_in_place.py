@@ -174,6 +174,13 @@ def updates_its_statistics(self, x):
     return x
 
 
+def counts_its_calls(self, x):
+    self.part.num_batches_tracked.add_(1)
+    if x.shape[0] <= 3:
+        raise ValueError("too few")
+    return self.b(self.a(x)) * self.part.num_batches_tracked
+
+
 def checks_first(self, x):
     if x.shape[0] <= 3:
         raise ValueError("too few")
@@ -194,7 +201,8 @@ class Counts(nn.Module):
 CHECKS = {
     "an argument": (changes_its_argument, nn.Identity, "kept"),
     "a buffer": (changes_its_buffer, nn.Identity, "kept"),
-    "statistics": (updates_its_statistics, lambda: nn.BatchNorm1d(4), "kept"),
+    "statistics": (updates_its_statistics, lambda: nn.BatchNorm1d(4), "graph"),
+    "statistics, by the code": (counts_its_calls, lambda: nn.BatchNorm1d(4), "graph"),
     "a counter": (updates_its_statistics, Counts, "kept"),
     "nothing": (updates_its_statistics, nn.Tanh, "graph"),
     "nothing before": (checks_first, lambda: nn.BatchNorm1d(4), "graph"),
@@ -206,3 +214,20 @@ def test_what_changes_before_a_check(name):
     forward, part, expected = CHECKS[name]
     calls = [lambda: ((torch.ones(3, 4).neg(),), {}), lambda: ((torch.randn(5, 4),), {})]
     check(model(forward, extra=lambda: torch.ones(4), part=part), expected, *calls, raises=True)
+
+
+def test_random_states_after_a_check_that_fails():
+    def forward(self, x):
+        x = F.dropout(self.b(self.a(x)))
+        if x.shape[0] <= 3:
+            raise ValueError("too few")
+        return x
+
+    untied = model(forward)()
+    states = []
+    for one in (untied, fxtie.transform(untied, RULE)):
+        torch.manual_seed(0)
+        with pytest.raises(ValueError, match="too few"):
+            one(torch.randn(3, 4))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
