@@ -1,4 +1,4 @@
-"""Plans and suggestions as text."""
+"""Plans, suggestions and fits as text."""
 
 import torch
 from blocks import Blocks
@@ -52,3 +52,24 @@ def test_long_tables_of_suggestions_are_cut():
     lines = str(suggest(model)).splitlines()
     assert len(lines) < 60
     assert any(line.startswith("… ") and "more, which save" in line for line in lines)
+
+
+def test_the_verdict_of_a_fit():
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    with torch.no_grad():
+        net[1].weight.copy_(net[0].weight)
+        net[2].weight.copy_(-net[0].weight)
+    found = fxtie.fit(net, Rule("*", "0", bias=None))
+    assert str(found).endswith(
+        "2 of 2 targets lose more than half of their norm: 1.weight, 2.weight."
+    )
+    net[1].weight.data.copy_(net[0].weight)
+    found = fxtie.fit(net, Rule("*", "0", bias=None), how="lower")
+    assert str(found).endswith(
+        "1 of 2 targets lose more than half of their norm: 2.weight. No other does."
+    )
+    found = fxtie.fit(net, Rule("1", "0", bias=None), inputs=[torch.randn(2, 6)])
+    assert str(found).splitlines()[-2:] == [
+        "No target loses more than half of its norm.",
+        "The model's output changes by 0.00%; without the fit by 0.00%.",
+    ]
