@@ -18,7 +18,7 @@ from torch import nn
 
 from fxtie import transforms as T
 from fxtie.looking.grouping import grouped
-from fxtie.planning.names import Names, Slot
+from fxtie.planning.names import Names, Slot, join
 from fxtie.planning.own_ties import known_ties
 from fxtie.tracing.user_class import user_class
 from fxtie.words import role as without_numbers
@@ -115,20 +115,18 @@ def find_candidates(names: Names) -> list[Candidate]:
 
 def find_layers(names: Names) -> Iterator[Layer]:
     """The layers that may be derived and read: plain parameters that nothing else holds."""
-    first_name = {module: name for name, module in reversed(names.modules.items())}
     known = [name for tie in known_ties(names) for name in (tie.target, *tie.sources)]
     taken = {slot.key for slot in map(names.find, known) if isinstance(slot, Slot)}
-    for name, module in names.modules.items():
+    for name, module in names.model.named_modules():
+        if re.search(r"[*{}]|^re:", name):  # no name for a pattern
+            continue
         tensors = {attr: p for attr, p in module._parameters.items() if p is not None}
-        if first_name[module] != name or re.search(r"[*{}]|^re:", name):  # no name for a pattern
-            continue
-        slots = [names.find(f"{name}.{attr}" if name else attr) for attr in tensors]
-        if not all(
-            isinstance(s, Slot) and s.key not in taken and not s.faults_as_target() for s in slots
-        ):
-            continue
-        if any(p.dim() > 1 for p in tensors.values()) and all(
-            p.is_floating_point() for p in tensors.values()
+        slots = [names.find(join(name, attr)) for attr in tensors]
+        if (
+            all(isinstance(s, Slot) and not s.faults_as_target() for s in slots)
+            and taken.isdisjoint((id(module), attr) for attr in tensors)
+            and any(p.dim() > 1 for p in tensors.values())
+            and all(p.is_floating_point() for p in tensors.values())
         ):
             yield Layer(name, module, tensors)
 

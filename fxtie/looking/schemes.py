@@ -95,13 +95,12 @@ class Stack:
 
 def find_stacks(names: Names) -> list[Stack]:
     """The outermost stacks of a model."""
-    first_name = {module: name for name, module in reversed(names.modules.items())}
     holders = _holders(names.model)
     families: dict[tuple[Any, ...], list[tuple[int, Layer]]] = {}
-    for name, module in names.modules.items():
+    for name, module in names.model.named_modules():
         parent, _, leaf = name.rpartition(".")
         numbered = re.fullmatch(r"([^\d*{}]*)(0|[1-9]\d{0,8})", leaf)
-        if numbered is None or first_name[module] != name or not _may_repeat(names, name, module):
+        if numbered is None or not _may_repeat(names, name, module):
             continue
         form = tuple((n, p.shape, p.dtype, p.device) for n, p in _parameters(module))
         layer = Layer(name, module, _own(module, holders))
@@ -120,10 +119,10 @@ def _may_repeat(names: Names, name: str, module: nn.Module) -> bool:
     """Whether a module is a block by itself, all of which may be derived."""
     parent, _, leaf = name.rpartition(".")
     is_single = not module._modules
-    if re.search(r"[*{}]|^re:", parent) or (is_single and not leaf.isdigit()):
-        return False  # `conv1` and `conv2` of one block have other roles
-    if is_single and re.search(r"\d", parent):
+    if re.search(r"[*{}]|^re:", name):  # no name for a pattern
         return False
+    if is_single and (not leaf.isdigit() or re.search(r"\d", parent)):
+        return False  # `conv1` and `conv2` of one block have other roles
     parameters = list(_parameters(module))
     if not any(not is_lazy(p) and p.dim() > 1 for _, p in parameters):
         return False
