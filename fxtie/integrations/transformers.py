@@ -20,8 +20,8 @@ from fxtie.life.plain import (
     RULES,
     completed,
     derived_values,
+    only_tensors,
     plain_state,
-    tensors_in,
     tie_again,
     write_ties,
 )
@@ -76,7 +76,7 @@ class TiedPretrained(nn.Module):
     def _refuse(self, arguments: Mapping[str, Any]) -> None:
         """Raise for what would write a checkpoint without derived tensors or `fxtie.json`."""
         remedy = "Save fxtie.materialize(tied), or use fxtie.save."
-        if any(value.is_meta for value in tensors_in(self.state_dict()).values()):
+        if any(value.is_meta for value in only_tensors(self.state_dict()).values()):
             raise FxtieError(
                 "save_pretrained can't save tensors on the meta device. If accelerate has "
                 "offloaded them, use accelerate.hooks.remove_hook_from_submodules(tied) first."

@@ -37,7 +37,7 @@ RULES, HIDDEN = "fxtie.json", "fxtie.safetensors"
 _VERSION = 1
 
 
-def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def only_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """A state_dict without the extra state of modules that have some, which may be anything."""
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
@@ -50,13 +50,10 @@ class _Derived(nn.Module):
         self.model = model
 
     def forward(self) -> dict[str, torch.Tensor]:
-        named = (
-            (name, owner, name.rpartition(".")[2]) for name, owner, _ in derived_tensors(self.model)
-        )
         return {
             name: getattr(owner, attr)
-            for name, owner, attr in named
-            if attr not in owner._non_persistent_buffers_set
+            for name, owner, _ in derived_tensors(self.model)
+            if (attr := name.rpartition(".")[2]) not in owner._non_persistent_buffers_set
         }
 
 
@@ -68,7 +65,7 @@ def derived_values(tied: nn.Module, state: StateDict) -> dict[str, torch.Tensor]
     model's own.
     """
     reader = _Derived(tied)
-    stored = tensors_in(tied.state_dict(keep_vars=True))
+    stored = only_tensors(tied.state_dict(keep_vars=True))
     given = {id(stored[name]): value for name, value in state.items() if name in stored}
     swapped = {
         f"model.{name}": state.get(name, given[id(own)]).to(own.device)
@@ -86,7 +83,7 @@ def plain_state(tied: nn.Module, state: StateDict) -> dict[str, torch.Tensor]:
     Derived tensors are fresh ones, no two of which share memory.
     """
     plain = {name: value for name, value in state.items() if not _is_below_ties(tied, name)}
-    taken = set(map(storage_id, tensors_in(plain).values()))
+    taken = set(map(storage_id, only_tensors(plain).values()))
     for name, value in derived_values(tied, state).items():
         value = value.resolve_conj().resolve_neg()
         if storage_id(value) in taken:
@@ -119,7 +116,7 @@ def write_ties(tied: nn.Module, folder: Path, state: StateDict) -> None:
         FileError: if a transform has no name in files, or a file can't be written.
     """
     record = record_of(report(tied).whole_plan, user_class(tied).__qualname__)
-    precision = max(map(_precision, tensors_in(state).values()), default=0.0)
+    precision = max(map(_precision, only_tensors(state).values()), default=0.0)
     if hidden := set(_hidden(tied).values()):
         values = container.writable({name: state[name] for name in hidden})
         container.write(folder / HIDDEN, values, {"model": record["model"]})

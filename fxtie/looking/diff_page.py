@@ -31,11 +31,11 @@ def diff_page(diff: GraphDiff) -> Page:
     sections = [section for region in regions for section in region.sections()]
     if code := diff.code():
         sections.append(Section("generated code", code=code, is_open=False, is_quiet=True))
-    facts = [("in no graph, since their forwards were kept", list_tensors(diff.unseen))]
+    unseen = ("in no graph, since their forwards were kept", list_tensors(diff.unseen))
     return Page(
         "fxtie: what changed",
         diff.summary(),
-        [fact for fact in facts if fact[1]],
+        [unseen] if diff.unseen else [],
         None if diff.picture is None else diff.picture.scene,
         sections,
         _LEGEND,
@@ -47,12 +47,11 @@ class _Region:
 
     def __init__(self, region: RegionDiff) -> None:
         self.region = region
-        self.layers = region.layers
-        groups = alike([layer for layer in self.layers if layer.changed])
+        groups = alike([layer for layer in region.layers if layer.changed])
         self.first_of = {layer.name: group[0].name for group in groups for layer in group}
         self.matched_back = {new: old for old, new in region.matched.items()}
         self.runs: list[list[LayerDiff]] = []
-        for layer in self.layers:
+        for layer in region.layers:
             if self.runs and not (layer.changed or self.runs[-1][-1].changed):
                 self.runs[-1].append(layer)
             else:

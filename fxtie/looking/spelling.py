@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fxtie.looking.candidates import split_name
+from fxtie.looking.grouping import grouped
 from fxtie.planning.names import Names
 from fxtie.rules.patterns import Match, Pattern
 from fxtie.rules.rule import Rule
@@ -31,10 +32,9 @@ class Speller:
 
     def __init__(self, names: Names) -> None:
         # A pattern matches names of as many parts only, since there is no `**` in it.
-        self.by_depth: dict[int, list[str]] = {}
+        self.by_depth = grouped(names.modules, lambda name: name.count("."))
         self.inside: dict[str, list[str]] = {name: [] for name in names.modules}
         for name, module in names.modules.items():
-            self.by_depth.setdefault(name.count("."), []).append(name)
             for attr in (attr for attr, p in module._parameters.items() if p is not None):
                 parts = [*name.split("."), attr] if name else [attr]
                 for i in range(len(parts)):
@@ -94,9 +94,7 @@ class Speller:
         if len(others) < 2:
             return list(others)
         start, _, end = target.rpartition("*")
-        patterns: dict[str, list[str]] = {}
-        for name, match in others.items():
-            patterns.setdefault(f"{start}{match.groups[-1]}{end}", []).append(name)
+        patterns = grouped(others, lambda name: f"{start}{others[name].groups[-1]}{end}")
         found: list[str] = []
         for pattern, names in patterns.items():
             match_all = {name for name, _ in self.matches(pattern, {})} == set(names)
