@@ -53,7 +53,7 @@ class Attributes(Recorder):
             return self.class_of(owner)
         if isinstance(owner, nn.Module):
             return self.module_attribute(owner, name)
-        if kind is types.ModuleType:
+        if isinstance(owner, types.ModuleType) and self._is_variable(owner, name):
             return self.global_variable(vars(owner), name)
         if isinstance(owner, type):
             return self._class_attribute(owner, name)
@@ -95,9 +95,8 @@ class Attributes(Recorder):
         found = self.lookup(cls.__mro__, name)
         if name in ("name", "value") and found is vars(enum.Enum)[name]:
             return getattr(owner, name)
-        is_computed = self.lookup(cls.__mro__, "__getattr__") is not MISSING
-        is_computed |= self.lookup(cls.__mro__, "__getattribute__") not in _USUAL
-        if is_computed or not hasattr(owner, "__dict__"):
+        getter = self.lookup(cls.__mro__, "__getattribute__")
+        if getter not in _USUAL or not hasattr(owner, "__dict__"):
             raise Stop(f"reads .{name} of a {cls.__name__}")
         if not is_data_descriptor(found):
             value = vars(owner).get(name, MISSING)
@@ -107,7 +106,17 @@ class Attributes(Recorder):
                 self.guard("entry", owner, "__dict__", name, value, cls.__name__)
             if value is not MISSING:
                 return self.taken(value, owner)
+        if found is MISSING and self.lookup(cls.__mro__, "__getattr__") is not MISSING:
+            raise Stop(f"reads .{name} of a {cls.__name__}")
         return self._bound(found, owner)
+
+    def _is_variable(self, module: types.ModuleType, name: str) -> bool:
+        """Whether an attribute of a Python module is a variable: `torch.backends` computes some."""
+        kind = type(module)
+        if kind is types.ModuleType:
+            return True
+        is_usual = kind.__getattribute__ is types.ModuleType.__getattribute__
+        return is_usual and name in vars(module) and self.lookup(kind.__mro__, name) is MISSING
 
     def _bound(self, found: Any, owner: Any) -> Any:
         """What a class has under a name, as an attribute of an instance."""

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.tracing.guards import MISSING
+from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, is_known_class
 from fxtie.tracing.stops import Stop
-from fxtie.tracing.traced import Traced
+from fxtie.tracing.traced import Traced, is_traced
 
 Handler = Callable[..., Any]
 
@@ -76,13 +76,21 @@ def _getattr(e: Operations, owner: Any, name: str, default: Any = MISSING) -> An
 _NOTHING = object()
 
 
+ON_NUMBERS = frozenset({int, float, min, max, round, divmod})
+"""Builtins that a graph calls where they get a traced value: they ask it for its number."""
+
+
 def _on_constants(function: Callable[..., Any]) -> Handler:
-    """A builtin that needs to know its arguments."""
+    """A builtin that needs to know its arguments, or a graph that calls it to know them then."""
 
     def call(e: Operations, *args: Any, **kwargs: Any) -> Any:
-        if callable(kwargs.get("key")):
+        if kwargs.get("key") is not None:
             raise Stop(f"calls {function.__name__} with a function as key")
         values = [[*e.iterate(a)] if isinstance(a, Iterator) else a for a in args]
+        if function in ON_NUMBERS and is_traced(values) and not kwargs:
+            parts = values[0] if len(values) == 1 and type(values[0]) in (list, tuple) else values
+            if all(type(part) is Traced or type(part) in ATOMS for part in parts):
+                return e.record("call_function", function, values)
         result = function(*map(e.plain, values), **{k: e.plain(v) for k, v in kwargs.items()})
         return e.fresh(result) if function is sorted else result
 
@@ -171,6 +179,12 @@ def _type(e: Operations, value: Any) -> Any:
     return e.attribute(value, "__class__")
 
 
+def _callable(e: Operations, value: Any) -> bool:
+    if type(value) is Traced and not e.is_tensor(value, assume=True):  # tensors are not
+        raise Stop("asks whether a traced value can be called")
+    return type(value) is not Traced and callable(value)
+
+
 def _children(e: Operations, module: nn.Module) -> Any:
     children = e.iterate(e.call_method(e.attribute(module, "_modules"), "values", (), {}))
     return e.fresh(iter(dict.fromkeys(child for child in children if child is not None)))
@@ -192,7 +206,7 @@ CALLABLES: dict[Any, Handler] = {
     hasattr: lambda e, owner, name: _getattr(e, owner, name, _NOTHING) is not _NOTHING,
     len: lambda e, value: e.length(value),
     bool: lambda e, value=False: e.truth(value),
-    callable: lambda e, value: callable(value) if type(value) is not Traced else e.truth(value),
+    callable: _callable,
     type: _type,
     sum: _sum,
     any: _quantifier(True),

@@ -33,7 +33,9 @@ FACTORIES = frozenset(
     {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace}
     | {torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.scalar_tensor}
     | {torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros}
-    | {torch.finfo, torch.iinfo}
+    | {torch.as_tensor, torch.normal, torch.rand_like, torch.randint_like, torch.randn_like}
+    | {torch.bartlett_window, torch.blackman_window, torch.hamming_window, torch.hann_window}
+    | {torch.fft.fftfreq, torch.fft.rfftfreq, torch.finfo, torch.iinfo, torch.promote_types}
 )
 """Functions that make tensors, or facts, of numbers.
 

@@ -125,4 +125,19 @@ class Aliases:
         if node.op == "call_module":
             layer = self._root.get_submodule(str(node.target))
             return user_class(layer) in _MAKING and not has_hooks(layer)
+        if node.op == "call_function" and package_of(node.target) not in _OF_TORCH:
+            return False  # it may only be named as an op of torch's
+        if node.target in (operator.add, operator.mul) and not is_tensor(node, _unknown, _is_read):
+            return False  # lists may be joined
         return _gives_new_tensor(overloads_of(node))
+
+
+_OF_TORCH = ("torch", "", "_operator")
+
+
+def _unknown(name: str) -> nn.Module:
+    return nn.Module()
+
+
+def _is_read(node: fx.Node) -> bool:
+    return node.op == "get_attr"

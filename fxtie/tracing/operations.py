@@ -19,7 +19,7 @@ from torch import nn
 
 from fxtie.tracing.attributes import Attributes
 from fxtie.tracing.guards import ATOMS, MISSING
-from fxtie.tracing.operators import COMPARISONS, IN_PLACE
+from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import (
     CONTAINERS,
     KEYS,
@@ -73,19 +73,17 @@ class Operations(Attributes):
         if self.lookup(classes, "__len__") is MISSING:
             return True
         if isinstance(value, nn.Module):
-            return self.length(value) > 0
+            return self.truth(self.length(value))
         raise Stop(f"branches on a {kind.__name__}")
 
-    def length(self, value: Any) -> int:
+    def length(self, value: Any) -> Any:
         """`len(value)`."""
         if type(value) is Traced:
             if value.shape_known:
                 return self.shape(value)[0]
-            raise Stop("asks for the length of a traced value")
+            return self.record("call_function", len, (value,))
         if isinstance(value, nn.Module):
-            result = self.call(self.attribute(value, "__len__"))
-            assert isinstance(result, int)
-            return result
+            return self.call(self.attribute(value, "__len__"))
         if type(value) not in (str, bytes):
             self.look(holder_of(value), f"a {type(value).__name__}")
         return len(value)
@@ -164,6 +162,8 @@ class Operations(Attributes):
         if Traced in kinds:
             if is_written:
                 raise Stop("extends a container by a traced value")
+            if type(a) in ATOMS and function in IN_PLACE.values():  # which it can't change
+                function = _AFRESH[function]
             recorded = self.record("call_function", function, (a, b))
             if function in IN_PLACE.values() and isinstance(b, list | tuple | set | dict):
                 self.runs_unseen()  # `a` is no tensor
@@ -184,6 +184,9 @@ class Operations(Attributes):
         if type(value) is Traced:
             return self.record("call_function", function, (value,))
         return function(self.plain(value))
+
+
+_AFRESH = {IN_PLACE[kind]: function for kind, function in BINARY.items()}
 
 
 def _is_one_of_its_kind(value: Any) -> bool:

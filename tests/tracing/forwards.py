@@ -92,7 +92,14 @@ graph | x = x if isinstance(x, torch.Tensor) else x[0]
 graph | assert x.dim() == 2, f"{x.shape}"
 graph | if x.dim() != 2: raise ValueError("two dimensions")
 graph | x = torch.where(x > 0, x, -x)
-kept  | x = x + float(self.buffer.sum())
+graph | x = x + float(self.buffer.sum())
+graph | x = x + max(int(x.shape[1] * 0.6), x.shape[0] - 1)
+graph | x = x / len(x) + len(x.shape)
+graph | y = 0; y += x; x = y * 2; y = 1; y *= x; x = y
+graph | x = x + torch.randn_like(x)
+graph | x = x(1) if callable(x) else x * 2
+graph | x = x + torch.as_tensor(self.table)[0]
+kept  | x = x * max([x.shape[0]], self.table)[0]
 graph | self.buffer.add_(1); x = x + self.buffer
 kept  | self.buffer = self.buffer + 1
 graph | x = x + self.buffer

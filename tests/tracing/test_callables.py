@@ -87,3 +87,24 @@ def test_builtins(monkeypatch, row):
     assert not root_is_kept(statement)
     monkeypatch.delitem(callables.CALLABLES, row)
     assert root_is_kept(statement)
+
+
+NUMBERS = {
+    int: "x = x[:, : int(x.shape[1] * 0.75)].sum(1, keepdim=True) + x",
+    float: "x = x * float(self.a.weight.sum())",
+    min: "x = x / min(x.shape)",
+    max: "x = x + max(1, x.shape[0])",
+    round: "x = x * round(x.shape[1] * 0.6)",
+    divmod: "n, m = divmod(x.shape[0], 2); x = x * n + m",
+}
+
+
+@pytest.mark.parametrize("row", NUMBERS, ids=title)
+def test_numbers_of_traced_values(monkeypatch, row):
+    assert not root_is_kept(NUMBERS[row])
+    monkeypatch.setattr(callables, "ON_NUMBERS", callables.ON_NUMBERS - {row})
+    assert root_is_kept(NUMBERS[row])
+
+
+def test_all_numbers_are_tested():
+    assert NUMBERS.keys() == callables.ON_NUMBERS

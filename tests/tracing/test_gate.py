@@ -101,6 +101,18 @@ METHODS = {
 }
 
 FACTORIES = {
+    torch.as_tensor: "x = x + torch.as_tensor([1.0, 2.0, 3.0, 4.0])",
+    torch.bartlett_window: "x = x * torch.bartlett_window(4)",
+    torch.blackman_window: "x = x * torch.blackman_window(4)",
+    torch.fft.fftfreq: "x = x * torch.fft.fftfreq(4)",
+    torch.fft.rfftfreq: "x = x * torch.fft.rfftfreq(6)",
+    torch.hamming_window: "x = x * torch.hamming_window(4)",
+    torch.hann_window: "x = x * torch.hann_window(4)",
+    torch.normal: "x = x + torch.normal(0.0, 1.0, (4,))",
+    torch.promote_types: "x = x.to(torch.promote_types(x.dtype, torch.float32))",
+    torch.rand_like: "x = x + torch.rand_like(x)",
+    torch.randint_like: "x = x + torch.randint_like(x, 5)",
+    torch.randn_like: "x = x + torch.randn_like(x)",
     torch.arange: "x = x + torch.arange(4)",
     torch.empty: "x = x + torch.empty(4).fill_(1)",
     torch.eye: "x = x @ torch.eye(4)",
