@@ -21,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from fxtie.capturing.module_tracer import ModuleTracer
+from fxtie.capturing.reach import Reached
 from fxtie.capturing.report import Kept, Report
 from fxtie.errors import FxtieError, PlanError
 from fxtie.foreign import foreign_classes
@@ -62,6 +63,7 @@ class Capture:
         self.regions: list[str] = []
         self.used: set[int] = set()
         self.seen: set[nn.Module] = set()
+        self.reached = Reached()
 
     def run(self) -> nn.Module:
         root = self.copy()
@@ -232,10 +234,10 @@ class Capture:
                 f"has members that torch.fx.GraphModule needs for itself ({', '.join(names)})"
             )
         borrowed: dict[str, Any] = {}
-        train = ModuleTracer(module, True, self.on_path, borrowed)
+        train = ModuleTracer(module, True, self.on_path, borrowed, self.reached)
         evaluate = train
         if train.switches:
-            evaluate = ModuleTracer(module, False, self.on_path, borrowed)
+            evaluate = ModuleTracer(module, False, self.on_path, borrowed, self.reached)
         self.become_region(module, train, evaluate, borrowed)
         for inner in {**train.inlined, **evaluate.inlined}:
             if not isinstance(inner, PathCopy):

@@ -21,7 +21,7 @@ from torch import fx, nn
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
 from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import ANYTHING, Reach
+from fxtie.capturing.reach import ANYTHING, Reach, Reached
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import join
@@ -45,6 +45,7 @@ class ModuleTracer(ModuleAttributes):
         opened: modules to trace through.
         borrowed: filled with what the graph reads from outside of the region, modules and
             tensors, by the attribute of the root under which it refers to them.
+        shared: see `Reach`; the same for all traces of a model.
 
     Raises:
         Stop: with the reason, if it can't be traced.
@@ -63,6 +64,7 @@ class ModuleTracer(ModuleAttributes):
         training: bool,
         opened: Set[nn.Module],
         borrowed: dict[str, Any],
+        shared: Reached | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -92,7 +94,7 @@ class ModuleTracer(ModuleAttributes):
         self._placed = {}
         self._seen = {}
         self._by_id = {id(module): module for module in self.paths}
-        self._reach = Reach()
+        self._reach = Reach(shared or Reached())
         # Calls of code that is not looked into, by their numbers in `_reach`.
         self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
         self._effects: list[fx.Node] = []  # nodes that change more than buffers

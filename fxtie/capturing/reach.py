@@ -7,7 +7,7 @@ import sys
 import types
 import weakref
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,28 +20,77 @@ from fxtie.tracing.source_code import names_in, package_of
 from fxtie.tracing.traced import Traced
 
 
+class Reached:
+    """What some objects refer to, directly or not.
+
+    Attributes:
+        ids: the ids of all of these objects.
+        is_bounded: whether that is all: some may refer to anything.
+    """
+
+    def __init__(self) -> None:
+        self.ids: set[int] = set()
+        self.is_bounded = True
+
+    def add(self, objects: Iterable[Any], elsewhere: list[Any] | None = None) -> None:
+        """Add objects, and what they refer to.
+
+        Args:
+            objects: to begin with.
+            elsewhere: filled with classes and variables of Python modules, if these are not to be
+                followed.
+        """
+        pending, ids = [*objects], self.ids
+        others = pending if elsewhere is None else elsewhere
+        while pending:
+            value = pending.pop()
+            if type(value) in ATOMS or id(value) in ids or issubclass(type(value), _WITHOUT_PARTS):
+                continue
+            if isinstance(value, type | types.ModuleType) and _is_known(value):
+                continue
+            if isinstance(value, type | types.ModuleType) and elsewhere is not None:
+                elsewhere.append(value if isinstance(value, type) else vars(value))
+                continue
+            if isinstance(value, types.ModuleType):  # of which registries hold hundreds
+                continue
+            ids.add(id(value))
+            if type(value) is types.FunctionType:
+                others += _variables(value)
+            if (parts := _parts(value)) is None:
+                self.is_bounded = False
+                return
+            pending += parts
+
+
 @dataclass
 class _Roots:
     """What is reached from a module, or from the arguments of a call."""
 
-    ids: frozenset[int] | None  # None: it may be anything
+    ids: Set[int] | None  # None: it may be anything
+    shares: bool  # whether also what `Reach` says is shared
     calls: list[int]  # the numbers of the calls that begin there
 
 
 class Reach:
-    """Which calls of modules that are not looked into can reach an object."""
+    """Which calls of modules that are not looked into can reach an object.
 
-    def __init__(self) -> None:
-        self._calls: list[Any] = []  # kept, so that no other object gets their ids
+    Args:
+        shared: what classes, and variables of Python modules, refer to: half a library, maybe. So
+            it is found once, and a call that reaches one of these is taken to reach all.
+    """
+
+    def __init__(self, shared: Reached) -> None:
+        self._shared = shared
+        self._kept: list[Any] = []  # so that no other object gets their ids
         self._roots: list[tuple[_Roots, _Roots]] = []  # by the number of the call
         self._by_object: dict[int, list[_Roots]] = {}
+        self._sharing: list[_Roots] = []
         self._unbounded: list[_Roots] = []
         self._of_module: dict[int, _Roots] = {}
 
     def add(self, module: Any, *arguments: Any) -> int:
         """Note a call. Returns its number."""
-        number = len(self._calls)
-        self._calls.append((module, arguments))
+        number = len(self._roots)
         # A trace changes no module, so what one can reach is the same at each call.
         if id(module) not in self._of_module:
             self._of_module[id(module)] = self._reached_from(module)
@@ -52,9 +101,17 @@ class Reach:
         return number
 
     def _reached_from(self, value: Any) -> _Roots:
-        roots = _Roots(_objects([value]), [])
-        if roots.ids is None:
+        own, others = Reached(), list[Any]()
+        own.add([value], others)
+        self._shared.add(others)
+        self._kept.append((value, others))
+        is_bounded = own.is_bounded and (self._shared.is_bounded or not others)
+        shares = any(id(other) in self._shared.ids for other in others)
+        roots = _Roots(own.ids if is_bounded else None, shares, [])
+        if not is_bounded:
             self._unbounded.append(roots)
+        elif shares:
+            self._sharing.append(roots)
         for reached in roots.ids or ():
             self._by_object.setdefault(reached, []).append(roots)
         return roots
@@ -65,8 +122,9 @@ class Reach:
             isinstance(holder, dict) and "__builtins__" in holder
         )
         if is_global:
-            return range(len(self._calls))
-        roots = (*self._unbounded, *self._by_object.get(id(holder), ()))
+            return range(len(self._roots))
+        sharing = self._sharing if id(holder) in self._shared.ids else ()
+        roots = (*self._unbounded, *sharing, *self._by_object.get(id(holder), ()))
         return [number for root in roots for number in root.calls]
 
     def reached(self, number: int, modules: Mapping[int, nn.Module]) -> set[nn.Module]:
@@ -76,6 +134,8 @@ class Reach:
             found.update(
                 modules[i] for i in (modules if root.ids is None else root.ids & modules.keys())
             )
+            if root.shares:
+                found.update(m for i, m in modules.items() if i in self._shared.ids)
         return found
 
 
@@ -83,55 +143,48 @@ ANYTHING = object()
 """Stands for objects that are not known: it can't be found out what they refer to."""
 
 
-def _objects(pending: list[Any]) -> frozenset[int] | None:
-    """The ids of all that some objects refer to; None if that may be anything."""
-    ids: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if type(value) in ATOMS or id(value) in ids or issubclass(type(value), _WITHOUT_PARTS):
-            continue
-        ids.add(id(value))
-        if (parts := _parts(value)) is None:
-            return None
-        pending += parts
-    return frozenset(ids)
+def _is_known(value: type | types.ModuleType | types.FunctionType) -> bool:
+    """Whether it is of a library that keeps nothing of a user's model to itself."""
+    is_module = isinstance(value, types.ModuleType)
+    return (value.__name__.partition(".")[0] if is_module else package_of(value)) in _KNOWN
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
     """What an object refers to; None if that is not known."""
     kind = type(value)
+    if value is ANYTHING:
+        return None
     if kind is types.FunctionType:
-        return _parts_of_function(value)
+        return (value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value))
     if kind is types.BuiltinFunctionType:
         return () if value.__module__ else (value.__self__,)  # of a method, of a list say
-    if issubclass(kind, type) and package_of(value) in _KNOWN:
-        return ()
-    # The garbage collector knows, but not of weak references, and not of types that it can't see.
-    is_seen = kind.__flags__ & _IS_COLLECTED and not issubclass(kind, _WEAK)
+    if issubclass(kind, weakref.ref):
+        return (*gc.get_referents(value), weakref.ref.__call__(value))
+    if kind is object or kind.__module__ == "_thread" or kind.__name__ == "_lru_list_elem":
+        return ()  # also locks; and a link of an `lru_cache`, which itself shows what it holds
+    # The garbage collector knows, but not of types that it can't see, and not of weak proxies.
+    is_seen = kind.__flags__ & _IS_COLLECTED and kind not in weakref.ProxyTypes
     return gc.get_referents(value) if is_seen else None
 
 
 _IS_COLLECTED = 1 << 14
-_WEAK: tuple[Any, ...] = (weakref.ref, *weakref.ProxyTypes)
 _KNOWN = frozenset({"torch", "fxtie", "numpy", *sys.stdlib_module_names})
 _WITHOUT_PARTS: tuple[Any, ...] = (
-    *(torch.Tensor, Traced, State, types.ModuleType, range),
+    *(torch.Tensor, Traced, State, range),
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType),
-    *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
+    *(types.MemberDescriptorType, types.ClassMethodDescriptorType, types.CodeType),
     type(vars(ABC)["_abc_impl"]),
 )
 
 
-def _parts_of_function(function: types.FunctionType) -> Iterable[Any]:
-    """What its code can get at: variables by their names, also those of Python modules."""
-    names, used = names_in(function.__code__), []
-    is_known = package_of(function) in _KNOWN
-    spaces: list[Any] = [] if is_known else [function.__globals__, sys.modules]
+def _variables(function: types.FunctionType) -> list[Any]:
+    """What code gets at by names: variables of its own Python module, and of others."""
+    names, found = names_in(function.__code__), list[Any]()
+    spaces: list[Any] = [] if _is_known(function) else [function.__globals__, sys.modules]
     for space in spaces:
         for value in [space[name] for name in names if name in space]:
             if not isinstance(value, types.ModuleType):
-                used.append(value)
-            elif value.__name__.partition(".")[0] not in _KNOWN:
+                found.append(value)
+            elif not _is_known(value):
                 spaces += [] if any(vars(value) is known for known in spaces) else [vars(value)]
-    own = (function.__closure__, function.__defaults__, function.__kwdefaults__, vars(function))
-    return [*used, *own]
+    return found

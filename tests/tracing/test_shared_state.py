@@ -3,6 +3,7 @@
 import copy
 import types
 
+import numpy
 import pytest
 import torch
 from compared import RULE, check
@@ -125,7 +126,7 @@ class Apart(Two):
         return self.b(self.part(self.a(x))) * self.options["n"]
 
 
-@pytest.mark.parametrize(("own", "expected"), [(list, "graph"), (object, "kept")])
+@pytest.mark.parametrize(("own", "expected"), [(list, "graph"), (lambda: numpy.ones(1), "kept")])
 def test_state_that_a_part_may_reach(own, expected):
     check(lambda: Apart(own()), expected)
 
