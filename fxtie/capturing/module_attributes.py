@@ -56,7 +56,7 @@ class ModuleAttributes(Evaluator):
             return self.reads.derive(derived[name])
         found = self.lookup(cls.__mro__, name)
         if is_data_descriptor(found):
-            return self._bound(found, module)
+            return self._bound(found, module, name)
         members = module.__dict__
         label = f"{path}.{name}" if path else name
         if name in members:
@@ -64,15 +64,20 @@ class ModuleAttributes(Evaluator):
         self._guard_entry(module, "__dict__", name, MISSING)
         if found is not MISSING:
             self.may_have_changed(module)
-            return self._bound(found, module)
+            return self._bound(found, module, name)
         if name in GRAPH_MODULE_NAMES:
             raise Stop(f"asks for .{name}, which it would have as a torch.fx.GraphModule")
         if self.lookup(cls.__mro__, "__getattr__") is not nn.Module.__getattr__:
-            raise Stop("has a __getattr__ of its own")
+            return self._computed("__getattr__", module, name)
+        return self.registered_attribute(module, name)
+
+    def registered_attribute(self, module: nn.Module, name: str) -> Any:
+        path, _, _ = self._seen.get(module) or self._see(module)
+        label = join(path, name)
         # A name is in one of these only: nn.Module sees to that.
         kinds = ("_parameters", "_buffers", "_modules")
         for mapping in kinds:
-            entries = members.get(mapping, {})
+            entries = module.__dict__.get(mapping, {})
             if name in entries:
                 return self._registered(module, mapping, name, entries[name], label)
         for mapping in kinds:

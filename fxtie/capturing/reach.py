@@ -44,17 +44,19 @@ class Reached:
         others = pending if elsewhere is None else elsewhere
         while pending:
             value = pending.pop()
-            if type(value) in ATOMS or id(value) in ids or issubclass(type(value), _WITHOUT_PARTS):
+            kind = type(value)
+            if kind in ATOMS or id(value) in ids or issubclass(kind, _WITHOUT_PARTS):
                 continue
-            if isinstance(value, type | types.ModuleType) and _is_known(value):
-                continue
-            if isinstance(value, type | types.ModuleType) and elsewhere is not None:
-                elsewhere.append(value if isinstance(value, type) else vars(value))
-                continue
-            if isinstance(value, types.ModuleType):  # of which registries hold hundreds
-                continue
+            if issubclass(kind, _SHARED):
+                if _is_known(value):
+                    continue
+                if elsewhere is not None:
+                    elsewhere.append(value if isinstance(value, type) else vars(value))
+                    continue
+                if not isinstance(value, type):  # a Python module: registries hold hundreds
+                    continue
             ids.add(id(value))
-            if type(value) is types.FunctionType:
+            if kind is types.FunctionType:
                 others += _variables(value)
             if (parts := _parts(value)) is None:
                 self.is_bounded = False
@@ -167,6 +169,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
     return gc.get_referents(value) if is_seen else None
 
 
+_SHARED = (type, types.ModuleType)
 _IS_COLLECTED = 1 << 14
 _KNOWN = frozenset({"torch", "fxtie", "numpy", *sys.stdlib_module_names})
 _WITHOUT_PARTS: tuple[Any, ...] = (

@@ -17,12 +17,12 @@ from torch import nn
 
 from fxtie._torch import OPERATOR_NAMESPACES, OpOverloadPacket
 from fxtie.tracing.gate import METHODS
-from fxtie.tracing.guards import MISSING
+from fxtie.tracing.guards import MISSING, entry_of
 from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.recorder import Recorder, is_known_class
 from fxtie.tracing.scope import Scope
 from fxtie.tracing.source_code import package_of
-from fxtie.tracing.stops import Stop
+from fxtie.tracing.stops import Absent, Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
 
@@ -48,7 +48,7 @@ class Attributes(Recorder):
         if kind is super:
             classes = owner.__self_class__.__mro__
             after = classes[classes.index(owner.__thisclass__) + 1 :]
-            return self._bound(self.lookup(after, name), owner.__self__)
+            return self._bound(self.lookup(after, name), owner.__self__, name)
         if name == "__class__":
             return self.class_of(owner)
         if isinstance(owner, nn.Module):
@@ -85,7 +85,7 @@ class Attributes(Recorder):
     def _function_attribute(self, owner: types.FunctionType, name: str) -> Any:
         if isinstance(owner.__globals__, Scope):
             raise Stop(f"reads .{name} of a function that it has made")
-        if name in ("__name__", "__qualname__", "__module__"):
+        if name in ("__name__", "__qualname__", "__module__", "__code__"):
             return getattr(owner, name)
         return self._object_attribute(owner, name)
 
@@ -96,19 +96,41 @@ class Attributes(Recorder):
         if name in ("name", "value") and found is vars(enum.Enum)[name]:
             return getattr(owner, name)
         getter = self.lookup(cls.__mro__, "__getattribute__")
-        if getter not in _USUAL or not hasattr(owner, "__dict__"):
+        if isinstance(getter, types.FunctionType):
+            value = self._computed("__getattribute__", owner, name)
+        elif getter in _USUAL:
+            value = self.own_attribute(owner, name)
+        else:
             raise Stop(f"reads .{name} of a {cls.__name__}")
+        if value is MISSING and self.lookup(cls.__mro__, "__getattr__") is not MISSING:
+            return self._computed("__getattr__", owner, name)
+        return value
+
+    def own_attribute(self, owner: Any, name: str) -> Any:
+        """What `object.__getattribute__` finds."""
+        cls: Any = self.class_of(owner)
+        found = self.lookup(cls.__mro__, name)
+        if not type(owner).__dictoffset__:
+            raise Stop(f"reads .{name} of a {cls.__name__}, which has no __dict__")
         if not is_data_descriptor(found):
-            value = vars(owner).get(name, MISSING)
+            value = entry_of(owner, "__dict__", name)
             if not is_frozen(owner):
                 self.may_have_changed(owner)
             if not (is_frozen(owner) or self.is_fresh(owner)):
                 self.guard("entry", owner, "__dict__", name, value, cls.__name__)
             if value is not MISSING:
                 return self.taken(value, owner)
-        if found is MISSING and self.lookup(cls.__mro__, "__getattr__") is not MISSING:
-            raise Stop(f"reads .{name} of a {cls.__name__}")
-        return self._bound(found, owner)
+        return self._bound(found, owner, name)
+
+    def _computed(self, method: str, owner: Any, name: str) -> Any:
+        """What a method of the user's gives for an attribute; `MISSING` if that finds none."""
+        function = self.lookup(user_class(owner).__mro__, method)
+        if not isinstance(function, types.FunctionType):
+            raise Stop(f"reads .{name} of a {type(owner).__name__}")
+        try:
+            return self.call(function, (owner, name))
+        except Absent:
+            return MISSING
 
     def _is_variable(self, module: types.ModuleType, name: str) -> bool:
         """Whether an attribute of a Python module is a variable: `torch.backends` computes some."""
@@ -118,10 +140,10 @@ class Attributes(Recorder):
         is_usual = kind.__getattribute__ is types.ModuleType.__getattribute__
         return is_usual and name in vars(module) and self.lookup(kind.__mro__, name) is MISSING
 
-    def _bound(self, found: Any, owner: Any) -> Any:
+    def _bound(self, found: Any, owner: Any, name: str) -> Any:
         """What a class has under a name, as an attribute of an instance."""
         kind = type(found)
-        if kind is types.FunctionType:
+        if kind is types.FunctionType or found is object.__getattribute__:
             return types.MethodType(found, owner)
         if kind is property and found.fget is not None:
             return self.call(found.fget, (owner,))
@@ -130,7 +152,8 @@ class Attributes(Recorder):
         if kind is classmethod and isinstance(found.__func__, types.FunctionType):
             return types.MethodType(found.__func__, user_class(owner))
         if kind is types.WrapperDescriptorType or hasattr(kind, "__get__"):
-            raise Stop(f"reads a {kind.__name__}")
+            by = "code in C" if package_of(kind) == "builtins" else f"a {kind.__name__}"
+            raise Stop(f"reads .{name} of a {type(owner).__name__}, which {by} computes")
         return found if found is MISSING else self.taken(found)
 
     def _class_attribute(self, cls: type, name: str) -> Any:
@@ -142,8 +165,8 @@ class Attributes(Recorder):
             raise Stop(f"reads .{name} of the class {cls.__name__}")
         found = self.lookup(cls.__mro__, name)
         if isinstance(found, classmethod | staticmethod):
-            return self._bound(found, cls)
-        if isinstance(found, types.FunctionType | types.MethodDescriptorType | type):
+            return self._bound(found, cls, name)
+        if isinstance(found, _FUNCTIONS | type):
             return found
         if found is MISSING or hasattr(type(found), "__get__"):
             raise Stop(f"reads .{name} of the class {cls.__name__}")
@@ -193,6 +216,8 @@ FIXED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 """What a name is taken to stand for, once and for all."""
 
 
+_FUNCTIONS = types.FunctionType | types.MethodDescriptorType | types.WrapperDescriptorType
+
 _MAY_CHANGE = 1 << 9  # a class that was made by a class statement
 
 
@@ -205,10 +230,10 @@ _FIELD: Any = type(collections.namedtuple("_Example", ["field"]).field)  # type:
 """What named tuples have for their fields."""
 
 _CONSTANT = (
-    *(torch.device, torch.dtype, torch.finfo, torch.iinfo),
+    *(torch.device, torch.dtype, torch.finfo, torch.iinfo, types.CodeType),
     *(*OPERATOR_NAMESPACES, OpOverloadPacket),
 )
-"""Types of objects of torch's whose attributes don't change."""
+"""Types of objects whose attributes don't change."""
 
 _USUAL = (object.__getattribute__, types.SimpleNamespace.__getattribute__)
 

@@ -22,7 +22,7 @@ from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, is_known_class
-from fxtie.tracing.stops import Stop
+from fxtie.tracing.stops import Absent, Stop
 from fxtie.tracing.traced import Traced, is_traced
 
 Handler = Callable[..., Any]
@@ -185,6 +185,16 @@ def _callable(e: Operations, value: Any) -> bool:
     return type(value) is not Traced and callable(value)
 
 
+def _looked_up(read: str) -> Handler:
+    def call(e: Operations, owner: Any, name: Any) -> Any:
+        found = getattr(e, read)(owner, e.plain(name))
+        if found is MISSING:
+            raise Absent(f"reads .{name}, which a {type(owner).__name__} has not")
+        return found
+
+    return call
+
+
 def _children(e: Operations, module: nn.Module) -> Any:
     children = e.iterate(e.call_method(e.attribute(module, "_modules"), "values", (), {}))
     return e.fresh(iter(dict.fromkeys(child for child in children if child is not None)))
@@ -223,6 +233,8 @@ CALLABLES: dict[Any, Handler] = {
         itertools.repeat(value, *map(e.plain, times))
     ),
     nn.Module.children: _children,
+    object.__getattribute__: _looked_up("own_attribute"),
+    nn.Module.__getattr__: _looked_up("registered_attribute"),
     list: _collected(list),
     tuple: _collected(tuple),
     set: _collected(set),

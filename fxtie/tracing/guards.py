@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import getitem, is_
-from types import CellType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeAlias
 
 import torch
@@ -106,13 +106,10 @@ class Guards:
     # -- facts ----------------------------------------------------------------------------------
 
     def entry(self, holder: Any, mapping: str, key: Any, value: Any, label: str) -> None:
-        """`getattr(holder, mapping)[key]` is `value`, or is not there if that is `MISSING`.
-
-        A report calls the holder `label`.
-        """
+        """`holder.mapping[key]`, in reports `label.key`, is `value`; `MISSING`: is not there."""
         key_of_check = (id(holder), mapping, key, value is MISSING)
         name = f"{label}.{key}" if label else key
-        self._check(key_of_check, _entry, (holder, mapping, key), value, name)
+        self._check(key_of_check, entry_of, (holder, mapping, key), value, name)
 
     def variable(self, namespace: Namespace, key: str, value: Any) -> None:
         """A variable of a Python module is `value`."""
@@ -273,8 +270,9 @@ def _body(checks: Iterable[_Check]) -> tuple[str, list[Any]]:
     return "".join(f"\n   {line}" for line in lines), values
 
 
-def _entry(holder: Any, mapping: str, key: Any) -> Any:
-    return getattr(holder, mapping)[key]
+def entry_of(holder: Any, mapping: str, key: Any) -> Any:
+    """An entry of a dict that an object has; past code of the user's that computes attributes."""
+    return object.__getattribute__(holder, mapping).get(key, MISSING)
 
 
 class _Check:
@@ -306,7 +304,8 @@ class _Check:
             The mapping of the object that the code reads, if any, and the code. A mapping other
             than its `__dict__` is `m` there.
         """
-        if self.read is _entry:
+        getter = type(self.about).__getattribute__
+        if self.read is entry_of and not isinstance(getter, FunctionType):
             _, mapping, key = self.args
             entries = "d" if mapping == "__dict__" else "m"
             if self.value is MISSING:
@@ -342,7 +341,7 @@ class _Check:
 
     def is_wrapped(self) -> bool:
         """Whether torch's wrappers now stand where modules were: activation checkpointing, say."""
-        if self.read is _entry:
+        if self.read is entry_of:
             return _is_or_wraps(self._now(), self.value)
         are_as_many = self.read is items_of and len(now := self._now()) == len(self.value)
         return are_as_many and all(map(_is_or_wraps, now, self.value))

@@ -122,6 +122,10 @@ class Recorder:
         """An attribute of a module; `MISSING` if there is none."""
         raise Stop(f"reads .{name} of a module")
 
+    def registered_attribute(self, module: nn.Module, name: str) -> Any:
+        """A parameter, a buffer or a child of a module; `MISSING` if there is none."""
+        raise Stop(f"reads .{name} of a module")
+
     def call_module(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call a module."""
         raise Stop("calls a module")

@@ -18,6 +18,10 @@ class Stop(Exception):
     line: int = 0
 
 
+class Absent(Stop):
+    """An attribute is not there, as far as the code knows that computes attributes."""
+
+
 @functools.lru_cache(maxsize=4096)
 def location(file: str, line: int, function: str) -> str:
     """A line of code, as tracebacks show it."""

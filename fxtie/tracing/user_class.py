@@ -10,7 +10,8 @@ from torch import nn
 
 def user_class(value: Any) -> Any:
     """The class of a value, or a class; of what is made in `tied/path_copy.py`, the user's."""
-    cls = value if isinstance(value, type) else type(value)
+    kind = type(value)
+    cls = value if issubclass(kind, type) else kind
     made = getattr(cls, "_fxtie_made", None)
     return cls if made is None else made.user
 

@@ -9,6 +9,7 @@ import collections
 import itertools
 import linecache
 import types
+import typing
 
 import torch
 from torch import nn
@@ -100,6 +101,10 @@ graph | x = x + torch.randn_like(x)
 graph | x = x(1) if callable(x) else x * 2
 graph | x = x + torch.as_tensor(self.table)[0]
 kept  | x = x * max([x.shape[0]], self.table)[0]
+graph | x = x * self.settings.doubled
+graph | x = x * self.settings.alias + self.settings.other
+graph | x = x * getattr(self.settings, "absent", 2)
+graph | x = self.inner.fc2(x)
 graph | self.buffer.add_(1); x = x + self.buffer
 kept  | self.buffer = self.buffer + 1
 graph | x = x + self.buffer
@@ -218,6 +223,9 @@ model.named.move_to_end("tanh")
 model.names.append("c")
 model.members.add(5)
 model.key.number = 0
+model.settings.number = 3
+model.settings.names["alias"] = "other"
+model.settings.absent = 5
 """.strip().splitlines()
 
 
@@ -228,6 +236,9 @@ class Inner(nn.Module):
         super().__init__()
         self.fc = nn.Linear(4, 4)
         self.count = 0
+
+    def __getattr__(self, name):
+        return super().__getattr__("fc" if name == "fc2" else name)
 
     def inside(self, x):
         return self.fc(x) + self.count
@@ -245,6 +256,24 @@ class Straight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class Settings:
+    """As configurations that have several names for one number, and compute others."""
+
+    names: typing.ClassVar = {}
+
+    def __init__(self):
+        self.number, self.other, self.names = 2, 4, {"alias": "number"}
+
+    @property
+    def doubled(self):
+        return self.number * 2
+
+    def __getattribute__(self, name):
+        if name != "names" and name in super().__getattribute__("names"):
+            name = super().__getattribute__("names")[name]
+        return super().__getattribute__(name)
 
 
 class Key:
@@ -283,6 +312,7 @@ class Parts(nn.Module):
         self.config, self.members = types.SimpleNamespace(width=4), {0}
         self.seen, self.options, self.axes = collections.Counter(), {"n": 2}, [0]
         self.names, self.key = ["a", "b"], Key(1)
+        self.settings = Settings()
         tanh, soft = nn.Tanh(), nn.Softplus()
         self.order, self.named = [tanh, soft], collections.OrderedDict(tanh=tanh, soft=soft)
         self.activations = nn.ModuleList(self.order)

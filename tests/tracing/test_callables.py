@@ -76,6 +76,8 @@ CALLABLES = {
     sorted: "x = x * sorted(self.table)[0]",
     repr: "x = x * 2 if repr(self.scale) == '2' else x",
     issubclass: "x = x * 2 if issubclass(nn.Linear, nn.Module) else x",
+    object.__getattribute__: "x = x * self.settings.doubled",
+    nn.Module.__getattr__: "x = self.inner.fc2(x)",
     torch.device: "x = x + torch.ones(4, device=torch.device('cpu'))",
     operator.index: "x = x * operator.index(self.scale)",
 }

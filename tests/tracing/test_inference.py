@@ -2,6 +2,7 @@
 
 import operator
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from elsewhere import Two
 from torch import fx, nn
 
 from fxtie.tracing.inference import Aliases, is_tensor
+
+import fxtie
 
 
 class Sequence(Two):
@@ -152,3 +155,51 @@ def test_what_may_share_storage():
     aliases = Aliases(LAYERS)
     assert [*map(len, (aliases.of([view]), aliases.of([view, w]), aliases.of([])))] == [1, 2, 0]
     assert [aliases.of([node]) for node in (total, made, same)] == [set(), set(), {x}]
+
+
+@torch.fx.wrap
+def positive(x):
+    return x
+
+
+def gets_it_from_a_function(self, x):
+    weight = positive(self.b.weight.detach())
+    weight.mul_(3)
+    return F.linear(x, weight) + F.linear(x, self.b.weight)
+
+
+def gets_a_view_of_it(self, x):
+    weight = einops.repeat(self.b.weight.detach(), "i j -> 1 i j")
+    weight.mul_(3)
+    return F.linear(x, weight[0]) + F.linear(x, self.b.weight)
+
+
+def gets_it_from_a_list(self, x):
+    weights = self.b.weight.detach().chunk(2) + self.a.weight.detach().chunk(2)
+    weights[0].mul_(3)
+    return F.linear(x, weights[0]).sum() + F.linear(x, self.b.weight)
+
+
+def gets_it_as_the_greater(self, x):
+    bias = max(self.b.bias.detach()[:1], torch.full((1,), -9.0))
+    bias.mul_(3)
+    return x * bias + F.linear(x, self.b.weight, self.b.bias)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [gets_it_from_a_function, gets_a_view_of_it, gets_it_from_a_list, gets_it_as_the_greater],
+)
+def test_a_derived_tensor_that_a_function_gives_back(forward):
+    rule = fxtie.Rule("b", "a", weight=torch.square, bias=torch.neg)
+    check(model(forward), "kept", rule=rule)
+
+
+def adds_in_place(self, x):
+    y = self.a(x) + self.b.bias
+    y += 1
+    return self.b(y)
+
+
+def test_what_is_computed_of_a_derived_tensor_may_change():
+    check(model(adds_in_place), "graph", rule=fxtie.Rule("b", "a", bias=torch.neg, weight=None))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import weakref
 
-import einops
 import elsewhere
 import numpy as np
 import pytest
@@ -425,54 +424,3 @@ def test_a_weak_proxy_is_of_the_copy():
     tied = fxtie.transform(made, RULE)
     assert tied.part.held[0][0].__repr__.__self__ is tied
     assert made.part.held[0][0].__repr__.__self__ is made
-
-
-# -- functions that are named as an op of torch's, and give something else -----------------------
-
-
-@torch.fx.wrap
-def positive(x):
-    return x
-
-
-def gets_it_from_a_function(self, x):
-    weight = positive(self.b.weight.detach())
-    weight.mul_(3)
-    return F.linear(x, weight) + F.linear(x, self.b.weight)
-
-
-def gets_a_view_of_it(self, x):
-    weight = einops.repeat(self.b.weight.detach(), "i j -> 1 i j")
-    weight.mul_(3)
-    return F.linear(x, weight[0]) + F.linear(x, self.b.weight)
-
-
-def gets_it_from_a_list(self, x):
-    weights = self.b.weight.detach().chunk(2) + self.a.weight.detach().chunk(2)
-    weights[0].mul_(3)
-    return F.linear(x, weights[0]).sum() + F.linear(x, self.b.weight)
-
-
-def gets_it_as_the_greater(self, x):
-    bias = max(self.b.bias.detach()[:1], torch.full((1,), -9.0))
-    bias.mul_(3)
-    return x * bias + F.linear(x, self.b.weight, self.b.bias)
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [gets_it_from_a_function, gets_a_view_of_it, gets_it_from_a_list, gets_it_as_the_greater],
-)
-def test_a_derived_tensor_that_a_function_gives_back(forward):
-    rule = fxtie.Rule("b", "a", weight=torch.square, bias=torch.neg)
-    check(model(forward), "kept", rule=rule)
-
-
-def adds_in_place(self, x):
-    y = self.a(x) + self.b.bias
-    y += 1
-    return self.b(y)
-
-
-def test_what_is_computed_of_a_derived_tensor_may_change():
-    check(model(adds_in_place), "graph", rule=fxtie.Rule("b", "a", bias=torch.neg, weight=None))
