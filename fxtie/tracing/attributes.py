@@ -27,6 +27,17 @@ from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
 
 
+class Members:
+    """The `__dict__` of an object of the user's, of which code asks for members by name."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """For the gate to call."""
+        raise NotImplementedError
+
+
 class Attributes(Recorder):
     """Attribute reads."""
 
@@ -63,6 +74,8 @@ class Attributes(Recorder):
             return self.taken(getattr(owner, name), owner)
         if kind is types.FunctionType:
             return self._function_attribute(owner, name)
+        if kind is Members and name == "get":
+            return types.MethodType(Members.get, owner)
         return self._object_attribute(owner, name)
 
     def class_of(self, value: Any, label: str = "") -> Any:
@@ -112,15 +125,20 @@ class Attributes(Recorder):
         found = self.lookup(cls.__mro__, name)
         if not type(owner).__dictoffset__:
             raise Stop(f"reads .{name} of a {cls.__name__}, which has no __dict__")
-        if not is_data_descriptor(found):
-            value = entry_of(owner, "__dict__", name)
-            if not is_frozen(owner):
-                self.may_have_changed(owner)
-            if not (is_frozen(owner) or self.is_fresh(owner)):
-                self.guard("entry", owner, "__dict__", name, value, cls.__name__)
-            if value is not MISSING:
-                return self.taken(value, owner)
-        return self._bound(found, owner, name)
+        if name == "__dict__" and type(found) is types.GetSetDescriptorType:
+            return Members(owner)
+        # A data descriptor comes first.
+        value = MISSING if is_data_descriptor(found) else self.member(owner, name)
+        return self._bound(found, owner, name) if value is MISSING else value
+
+    def member(self, owner: Any, name: str) -> Any:
+        """What an object of the user's has itself under a name; `MISSING` if it has nothing."""
+        value = entry_of(owner, "__dict__", name)
+        if not is_frozen(owner):
+            self.may_have_changed(owner)
+        if not (is_frozen(owner) or self.is_fresh(owner)):
+            self.guard("entry", owner, "__dict__", name, value, user_class(owner).__name__)
+        return value if value is MISSING else self.taken(value, owner)
 
     def _computed(self, method: str, owner: Any, name: str) -> Any:
         """What a method of the user's gives for an attribute; `MISSING` if that finds none."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtie.tracing.attributes import Members
 from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
@@ -185,6 +186,11 @@ def _callable(e: Operations, value: Any) -> bool:
     return type(value) is not Traced and callable(value)
 
 
+def _member(e: Operations, members: Members, name: Any, default: Any = None) -> Any:
+    found = e.own(members, name)
+    return default if found is MISSING else found
+
+
 def _looked_up(read: str) -> Handler:
     def call(e: Operations, owner: Any, name: Any) -> Any:
         found = getattr(e, read)(owner, e.plain(name))
@@ -235,6 +241,7 @@ CALLABLES: dict[Any, Handler] = {
     nn.Module.children: _children,
     object.__getattribute__: _looked_up("own_attribute"),
     nn.Module.__getattr__: _looked_up("registered_attribute"),
+    Members.get: _member,
     list: _collected(list),
     tuple: _collected(tuple),
     set: _collected(set),

@@ -18,7 +18,16 @@ from torch.overrides import is_tensor_method_or_property
 
 from fxtie.tracing.attributes import is_frozen
 from fxtie.tracing.callables import CALLABLES
-from fxtie.tracing.gate import MATH, METHODS, QUESTIONS, is_in, is_opaque, is_recorded
+from fxtie.tracing.gate import (
+    MATH,
+    METHODS,
+    QUESTIONS,
+    SIZED,
+    SIZED_METHODS,
+    is_in,
+    is_opaque,
+    is_recorded,
+)
 from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.recorder import CONTAINERS, is_known_class, is_named_tuple
@@ -74,6 +83,19 @@ class Calls(Operations):
         if is_opaque(function):
             self.escape(*(v for v in (*args, *kwargs.values()) if self.is_fresh(v)))
         return result
+
+    def call_with(self, function: Any, args: Traced, kwargs: dict[str, Any]) -> Any:
+        """Call torch with sizes in a tuple, where it takes as many arguments as well."""
+        if is_in(function, SIZED):
+            return self.record("call_function", function, (args,), kwargs)
+        if (
+            type(function) is Method
+            and function.name in SIZED_METHODS
+            and not kwargs
+            and self.is_tensor(function.receiver, assume=True)
+        ):
+            return self.record("call_method", function.name, (function.receiver, args))
+        raise Stop("passes on arguments of which the number is known only when it runs")
 
     def call_partial(
         self, partial: functools.partial[Any], args: Sequence[Any], kwargs: dict[str, Any]

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from fxtie.tracing.attributes import Members
 from fxtie.tracing.calls import Calls
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operators import unpack
@@ -121,6 +122,38 @@ class Evaluator(Calls):
         """`function(*args, **kwargs)`."""
         return self.call(function, args, kwargs)
 
+    def invoke_with(self, function: Any, args: Any, /, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`, where the number of arguments may be traced."""
+        return (
+            self.call_with(function, args, kwargs)
+            if type(args) is Traced
+            else self.call(function, args, kwargs)
+        )
+
+    def starred(self, value: Any) -> Any:
+        """The items of `*value`."""
+        if type(value) is Traced:
+            return self.record("call_function", tuple, (value,))
+        return tuple(self.iterate(value))
+
+    def joined(self, *parts: Any) -> Any:
+        """The tuple that has the items of several, which may be traced."""
+        whole, *others = parts
+        for part in others:
+            if Traced in (type(whole), type(part)):
+                self.escape(whole, part)
+                whole = self.record("call_function", operator.add, (whole, part))
+            else:
+                whole += part
+        return whole
+
+    def joined_list(self, *parts: Any) -> Any:
+        """The list that has the items of several tuples."""
+        whole = self.joined(*parts)
+        if type(whole) is Traced:
+            return self.record("call_function", list, (whole,))
+        return self.fresh([*whole])
+
     def method(self, owner: Any, name: str) -> Any:
         """`owner.name`, to be called."""
         return Method(owner, name) if type(owner) is Traced else self.attribute(owner, name)
@@ -133,6 +166,8 @@ class Evaluator(Calls):
             return self.call(self.attribute(container, "__getitem__"), (key,))
         if type(container) is enum.EnumMeta:
             return container[self.plain(key)]
+        if type(container) is Members and (found := self.own(container, key)) is not MISSING:
+            return found
         return self.item(container, key, label)
 
     def store_item(self, value: Any, container: Any, key: Any) -> None:
@@ -152,9 +187,8 @@ class Evaluator(Calls):
     def unpack(self, value: Any, count: int, star: int | None = None) -> Sequence[Any]:
         """The items of a value, for so many names, of which one may be starred."""
         if type(value) is Traced:
-            if star is not None:
-                raise Stop("unpacks a traced value into a starred name")
-            whole = self.record("call_function", unpack, (value, count))
+            stars = () if star is None else (star,)
+            whole = self.record("call_function", unpack, (value, count, *stars))
             return [
                 self.record("call_function", operator.getitem, (whole, i)) for i in range(count)
             ]

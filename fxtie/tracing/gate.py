@@ -42,6 +42,12 @@ FACTORIES = frozenset(
 Schemas do not tell: `torch.tensor` has none, and `torch.from_file` has one of the same form.
 """
 
+SIZED = frozenset({torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros})
+"""Functions to which a tuple of sizes is the same as several arguments."""
+
+SIZED_METHODS = frozenset({"expand", "flip", "permute", "repeat", "reshape", "tile", "view"})
+"""Methods of tensors to which it is."""
+
 MATH = frozenset(
     value for name, value in vars(math).items() if callable(value) and not name.startswith("_")
 )

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxtie._torch import OpOverload
@@ -67,7 +68,9 @@ def is_tensor(
             return known(node.args[0])
         return user_class(module) in LAYERS
     if node.op == "call_method":
-        return known(node.args[0]) and _gives_tensor(overloads_of(node))
+        # `x.float()` is no operator of its own.
+        is_cast = isinstance(getattr(torch, str(node.target), None), torch.dtype)
+        return known(node.args[0]) and (is_cast or _gives_tensor(overloads_of(node)))
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
             # `x += y` gives x, whatever y is.

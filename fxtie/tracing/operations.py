@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtie.tracing.attributes import Attributes
+from fxtie.tracing.attributes import Attributes, Members
 from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import (
@@ -36,6 +36,10 @@ class Operations(Attributes):
     """Python's operations but for calls."""
 
     call_method: Callable[..., Any]
+
+    def own(self, members: Members, name: Any) -> Any:
+        """An item of the `__dict__` of an object of the user's; `MISSING` if there is none."""
+        return self.member(members.owner, self.plain(name))
 
     # -- questions about values -----------------------------------------------------------------
 
@@ -143,7 +147,9 @@ class Operations(Attributes):
             if op is ast.In:
                 return recorded
             return self.record("call_function", operator.not_, (recorded,))
-        if isinstance(container, nn.Module):
+        if type(container) is Members:
+            found = self.own(container, item) is not MISSING
+        elif isinstance(container, nn.Module):
             found = self.truth(self.call(self.attribute(container, "__contains__"), (item,)))
         else:
             holder = holder_of(container) if isinstance(container, KEYS) else container

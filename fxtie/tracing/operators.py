@@ -43,9 +43,12 @@ COMPARISONS: dict[type[ast.cmpop], Callable[..., Any]] = {
 }
 
 
-def unpack(value: Any, count: int) -> tuple[Any, ...]:
-    """The items of a value that code unpacks into `count` names."""
+def unpack(value: Any, count: int, star: int | None = None) -> tuple[Any, ...]:
+    """The items of a value that code unpacks into `count` names, of which one may be starred."""
     items = tuple(value)
+    if star is not None and len(items) >= count - 1:
+        end = len(items) - (count - star - 1)
+        items = (*items[:star], [*items[star:end]], *items[end:])
     if len(items) != count:
         raise ValueError(f"expected {count} values to unpack, got {len(items)}")
     return items

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
@@ -89,7 +90,7 @@ class Rewriter(ast.NodeTransformer):
     # -- what Python does by itself, with operations inside of it -------------------------------
 
     visit_Pass = visit_Break = visit_Continue = visit_Expr = visit_Return = _rewriting(lambda s: s)
-    visit_Constant = visit_Name = visit_Tuple = visit_JoinedStr = _rewriting(lambda e: e)
+    visit_Constant = visit_Name = visit_JoinedStr = _rewriting(lambda e: e)
     visit_NamedExpr = _rewriting(lambda e: e)
 
     # -- functions ------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ class Rewriter(ast.NodeTransformer):
     visit_BinOp = _rewriting(
         lambda e: _gate("binary", _operator(BINARY[type(e.op)]), e.left, e.right)
     )
-    visit_List = visit_ListComp = visit_GeneratorExp = _rewriting(lambda e: _gate("fresh", e))
+    visit_ListComp = visit_GeneratorExp = _rewriting(lambda e: _gate("fresh", e))
     visit_Set = _rewriting(lambda e: _gate("new_set", ast.Tuple(e.elts, ast.Load())))
     visit_SetComp = _rewriting(lambda e: _gate("new_set", ast.ListComp(e.elt, e.generators)))
     visit_DictComp = _rewriting(
@@ -256,6 +257,25 @@ class Rewriter(ast.NodeTransformer):
     visit_FormattedValue = _rewriting(
         lambda e: ast.FormattedValue(_gate("plain", e.value), e.conversion, e.format_spec)
     )
+
+    def visit_Tuple(self, e: ast.Tuple) -> Any:
+        return (
+            _gate("joined", *self.parts(e.elts)) if _is_starred(e.elts) else self.generic_visit(e)
+        )
+
+    def visit_List(self, e: ast.List) -> Any:
+        if _is_starred(e.elts):
+            return _gate("joined_list", *self.parts(e.elts))
+        return _gate("fresh", self.generic_visit(e))
+
+    def parts(self, items: list[ast.expr]) -> Iterator[ast.expr]:
+        """Expressions for tuples, from items of which some are starred."""
+        for _, group in itertools.groupby(items, lambda e: isinstance(e, ast.Starred)):
+            found = [*group]
+            stars = [e.value for e in found if isinstance(e, ast.Starred)]
+            yield from (_gate("starred", self.visit(value)) for value in stars)
+            if not stars:
+                yield ast.Tuple([*map(self.visit, found)], ast.Load())
 
     def visit_Dict(self, e: ast.Dict) -> Any:
         self.generic_visit(e)
@@ -280,7 +300,10 @@ class Rewriter(ast.NodeTransformer):
             checks = ast.Tuple([*self.checks(_copied(e.args[0]), True)], ast.Load())
             args = ast.Tuple([*map(self.visit, e.args)], ast.Load())
             return _gate("asserted", function, _later(checks), _later(args))
-        call = _gate("invoke", function, *map(self.visit, e.args))
+        if _is_starred(e.args):
+            call = _gate("invoke_with", function, _gate("joined", *self.parts(e.args)))
+        else:
+            call = _gate("invoke", function, *map(self.visit, e.args))
         for keyword in e.keywords:
             value = self.visit(keyword.value)
             given = value if keyword.arg else _gate("mapping", value)
@@ -303,6 +326,10 @@ class Rewriter(ast.NodeTransformer):
         if len(ops) == 1:
             return _gate("compare", *ops, left, *others)
         return _gate("comparisons", ast.Tuple(ops, ast.Load()), left, *map(_later, others))
+
+
+def _is_starred(items: list[ast.expr]) -> bool:
+    return any(isinstance(item, ast.Starred) for item in items)
 
 
 def _name(name: str) -> ast.Name:

@@ -101,6 +101,15 @@ graph | x = x + torch.randn_like(x)
 graph | x = x(1) if callable(x) else x * 2
 graph | x = x + torch.as_tensor(self.table)[0]
 kept  | x = x * max([x.shape[0]], self.table)[0]
+graph | x = x.reshape(*x.shape[:-1], -1, 2).flatten(1)
+graph | y = (*x.shape, 1); x = x.view(y).view(*x.shape)
+graph | n, *rest = x.shape; x = x.view(n, *rest).expand(*[n, *rest])
+graph | x = x + torch.ones(*x.shape) + torch.zeros(*x.shape, dtype=torch.float32)
+graph | *first, last = x; x = x + last + first[0]
+kept  | x = (lambda *sizes: x * len(sizes))(*x.shape)
+graph | x = x * self.settings.__dict__.get("number", 2) * self.settings.__dict__.get("absent", 3)
+graph | x = x * self.settings.__dict__["number"] * (2 if "absent" in self.settings.__dict__ else 3)
+kept  | x = x * len(self.settings.__dict__)
 graph | x = x * self.settings.doubled
 graph | x = x * self.settings.alias + self.settings.other
 graph | x = x * getattr(self.settings, "absent", 2)

@@ -11,7 +11,7 @@ import torch
 from gate_rows import root_is_kept, title
 from torch import nn
 
-from fxtie.tracing import callables, operators
+from fxtie.tracing import attributes, callables, operators
 
 IN_PLACE = {"iadd", "isub", "imul", "itruediv", "imatmul", "ipow", "imod", "ifloordiv"}
 
@@ -78,6 +78,7 @@ CALLABLES = {
     issubclass: "x = x * 2 if issubclass(nn.Linear, nn.Module) else x",
     object.__getattribute__: "x = x * self.settings.doubled",
     nn.Module.__getattr__: "x = self.inner.fc2(x)",
+    attributes.Members.get: "x = x * self.settings.__dict__.get('number', 2)",
     torch.device: "x = x + torch.ones(4, device=torch.device('cpu'))",
     operator.index: "x = x * operator.index(self.scale)",
 }

@@ -35,6 +35,40 @@ def test_questions(monkeypatch, row):
     assert root_is_kept(QUESTIONS[row])
 
 
+SIZED = {
+    torch.empty: "x = x + torch.empty(*x.shape).fill_(1)",
+    torch.ones: "x = x + torch.ones(*x.shape, dtype=x.dtype)",
+    torch.rand: "x = x + torch.rand(*x.shape)",
+    torch.randn: "x = x + torch.randn(2, *x.shape)[0]",
+    torch.zeros: "x = x + torch.zeros(*x.shape)",
+}
+
+
+@pytest.mark.parametrize("row", sorted(gate.SIZED, key=title), ids=title)
+def test_functions_of_as_many_sizes_as_there_are(monkeypatch, row):
+    assert not root_is_kept(SIZED[row])
+    monkeypatch.setattr(calls, "SIZED", gate.SIZED - {row})
+    assert "the number is known only" in root_is_kept(SIZED[row])[0]
+
+
+SIZED_METHODS = {
+    "expand": "x = x.expand(*x.shape)",
+    "flip": "x = x.flip(*x.new_zeros(1, dtype=torch.long).tolist())",
+    "permute": "x = x.permute(*torch.arange(2).tolist())",
+    "repeat": "x = x.repeat(*torch.ones(2, dtype=torch.long).tolist())",
+    "reshape": "x = x.reshape(*x.shape[:1], -1)",
+    "tile": "x = x.tile(*torch.ones(2, dtype=torch.long).tolist())",
+    "view": "x = x.float().view(*x.shape)",
+}
+
+
+@pytest.mark.parametrize("row", sorted(gate.SIZED_METHODS))
+def test_methods_of_as_many_sizes_as_there_are(monkeypatch, row):
+    assert not root_is_kept(SIZED_METHODS[row])
+    monkeypatch.setattr(calls, "SIZED_METHODS", gate.SIZED_METHODS - {row})
+    assert "the number is known only" in root_is_kept(SIZED_METHODS[row])[0]
+
+
 def takes_a_number(function):
     try:
         function(0 if function is math.atanh else 1)

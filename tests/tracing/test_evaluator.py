@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from compared import RULE, check, model
+from compared import RULE, check, model, x
 from test_source_code import defined
 
 import fxtie
@@ -73,11 +73,60 @@ def test_code_that_raises_when_it_is_tied(name):
     check(model(FAULTY[name], items=list), "kept", change=fill, raises=True)
 
 
-def unpacks_to_a_star(self, x):
-    first, *_ = self.b(self.a(x)).chunk(2, -1)
-    return first
+def joins_a_list_to_sizes(self, x):
+    values = [1]
+    sizes = (values, *x.shape)
+    values.append(2)
+    return self.b(self.a(x)) * len(sizes[0])
 
 
-def test_a_starred_name_takes_no_traced_value():
-    (kept,) = check(model(unpacks_to_a_star), "kept").kept
-    assert kept.reason == "unpacks a traced value into a starred name"
+def joins_a_list_of_the_users(self, x):
+    sizes = [self.table, *x.shape]
+    return self.b(self.a(x)) * len(sizes[0])
+
+
+class Shaped:
+    """A value with a method of that name, and another meaning."""
+
+    def reshape(self, *sizes):
+        return len(sizes)
+
+
+def calls_a_method_of_that_name(self, x, other):
+    return self.b(self.a(x)) * other.reshape(*x.shape)
+
+
+def unpacks_the_rest(self, x):
+    *first, last = x.shape
+    return self.b(self.a(x)).reshape(*first, last, 1).sum(-1) * len(first)
+
+
+def unpacks_at_least_three(self, x):
+    first, *_, width, depth = x.shape
+    return self.b(self.a(x)).reshape(-1, width * depth) * first
+
+
+CALLS = {
+    joins_a_list_to_sizes: ("kept", [lambda: ((x(),), {})]),
+    joins_a_list_of_the_users: ("kept", [lambda: ((x(),), {})]),
+    calls_a_method_of_that_name: (
+        "graph",
+        [lambda: ((x(), torch.ones(12)), {}), lambda: ((x(), Shaped()), {})],
+    ),
+    unpacks_the_rest: (
+        "graph",
+        [lambda: ((x(),), {}), lambda: ((torch.randn(2, 3, 4),), {}), lambda: ((x()[0],), {})],
+    ),
+    unpacks_at_least_three: (
+        "graph",
+        [lambda: ((torch.randn(2, 3, 4),), {}), lambda: ((x(),), {})],
+    ),
+}
+
+
+@pytest.mark.parametrize("forward", CALLS)
+def test_items_of_which_the_number_is_not_known(forward):
+    """Of sizes, lists, and objects that have a method as tensors have."""
+    expected, calls = CALLS[forward]
+    raises = forward is unpacks_at_least_three
+    check(model(forward, table=lambda: [1]), expected, *calls, raises=raises)
