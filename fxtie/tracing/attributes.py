@@ -6,6 +6,7 @@ is not known to be safe stops the trace.
 
 from __future__ import annotations
 
+import builtins
 import collections
 import enum
 import types
@@ -199,7 +200,7 @@ class Attributes(Recorder):
         if not isinstance(value, types.ModuleType) and not (
             module.partition(".")[0] == "torch" and (value is MISSING or isinstance(value, FIXED))
         ):
-            if not isinstance(value, FIXED):
+            if not isinstance(getattr(builtins, name, None) if value is MISSING else value, FIXED):
                 self.may_have_changed(namespace)
             known = self._namespaces.setdefault(id(namespace), Namespace(namespace, module))
             self.guard("variable", known, name, value)

@@ -23,7 +23,7 @@ from fxtie.tracing.guards import ATOMS, MISSING
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, is_known_class
-from fxtie.tracing.stops import Absent, Stop
+from fxtie.tracing.stops import UNKNOWN, Absent, Stop
 from fxtie.tracing.traced import Traced, is_traced
 
 Handler = Callable[..., Any]
@@ -38,7 +38,7 @@ def _isinstance(e: Operations, value: Any, kinds: Any) -> bool:
             return True
         if all(kind in _NO_TENSORS for kind in wanted):
             return False
-    raise Stop(f"tests the type of a traced value ({value.node.name})")
+    raise Stop(f"tests the type of {UNKNOWN}")
 
 
 def _issubclass(e: Operations, cls: Any, kinds: Any) -> bool:
@@ -67,7 +67,7 @@ _NO_TENSORS = (bool, int, float, complex, str, bytes, list, tuple, dict, set, ty
 def _getattr(e: Operations, owner: Any, name: str, default: Any = MISSING) -> Any:
     e.plain(name)
     if type(owner) is Traced and default is not MISSING:
-        raise Stop(f"asks whether a traced value has .{name}")
+        raise Stop(f"asks whether {UNKNOWN} has .{name}")
     found = e.attribute(owner, name, default)
     if type(found) is Traced and default is not MISSING:
         e.is_none(found)  # a stored tensor, which may be gone later
@@ -176,13 +176,13 @@ def _reduce(e: Operations, function: Any, values: Any, *initial: Any) -> Any:
 
 def _type(e: Operations, value: Any) -> Any:
     if type(value) is Traced:
-        raise Stop(f"tests the type of a traced value ({value.node.name})")
+        raise Stop(f"tests the type of {UNKNOWN}")
     return e.attribute(value, "__class__")
 
 
 def _callable(e: Operations, value: Any) -> bool:
     if type(value) is Traced and not e.is_tensor(value, assume=True):  # tensors are not
-        raise Stop("asks whether a traced value can be called")
+        raise Stop(f"asks whether {UNKNOWN} can be called")
     return type(value) is not Traced and callable(value)
 
 

@@ -31,7 +31,7 @@ from fxtie.tracing.gate import (
 from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.recorder import CONTAINERS, is_known_class, is_named_tuple
-from fxtie.tracing.stops import Stop
+from fxtie.tracing.stops import UNKNOWN, Stop
 from fxtie.tracing.traced import Method, Traced, is_traced
 
 
@@ -110,7 +110,7 @@ class Calls(Operations):
         return self.call(method.__func__, (method.__self__, *args), kwargs)
 
     def call_value(self, value: Traced, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        raise Stop("calls a traced value")
+        raise Stop(f"calls {UNKNOWN}")
 
     def construct(self, cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An object of a class whose making is known to do nothing else."""

@@ -25,7 +25,7 @@ from fxtie.tracing.attributes import Members
 from fxtie.tracing.calls import Calls
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.operators import unpack
-from fxtie.tracing.recorder import CONTAINERS
+from fxtie.tracing.recorder import CONTAINERS, is_annotation
 from fxtie.tracing.rewriting import rewritten
 from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.source_code import package_of
@@ -166,6 +166,8 @@ class Evaluator(Calls):
             return self.call(self.attribute(container, "__getitem__"), (key,))
         if type(container) is enum.EnumMeta:
             return container[self.plain(key)]
+        if is_annotation(container):  # `List[Tensor]`
+            return container[key if is_annotation(key) else self.plain(key)]
         if type(container) is Members and (found := self.own(container, key)) is not MISSING:
             return found
         return self.item(container, key, label)
@@ -192,6 +194,8 @@ class Evaluator(Calls):
             return [
                 self.record("call_function", operator.getitem, (whole, i)) for i in range(count)
             ]
+        if value is None:
+            raise Stop("unpacks None (optional arguments are traced with their defaults)")
         items = list(self.iterate(value))
         if star is not None:
             end = len(items) - (count - star - 1)

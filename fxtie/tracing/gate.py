@@ -25,6 +25,7 @@ from collections.abc import Container
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fxtie import _torch
 from fxtie.tracing.source_code import package_of
@@ -41,6 +42,9 @@ FACTORIES = frozenset(
 
 Schemas do not tell: `torch.tensor` has none, and `torch.from_file` has one of the same form.
 """
+
+UNLISTED = frozenset({F.elu_, F.hardsigmoid, F.hardswish, F.hardtanh_, F.leaky_relu_})
+"""Functions that `torch.overrides` does not list, though they only compute."""
 
 SIZED = frozenset({torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros})
 """Functions to which a tuple of sizes is the same as several arguments."""
@@ -89,7 +93,8 @@ def is_recorded(function: Any) -> bool:
     """Whether a trace records a call of this as one node."""
     if isinstance(function, _torch.OpOverload | _torch.OpOverloadPacket):
         return True
-    return is_in(function, FACTORIES) or is_in(function, _operators()) or is_opaque(function)
+    tables = (FACTORIES, UNLISTED, _operators())
+    return any(is_in(function, table) for table in tables) or is_opaque(function)
 
 
 def is_in(function: Any, functions: Container[Any]) -> bool:

@@ -61,10 +61,10 @@ def is_tensor(
     if node.op == "call_module":
         name = str(node.target)
         module = layer(name)
-        while type(module) is nn.Sequential and len(module):
+        while user_class(module) is nn.Sequential and module._modules:
             name = f"{name}.{next(reversed(module._modules))}"
             module = layer(name)
-        if type(module) is nn.Identity:
+        if user_class(module) is nn.Identity:
             return known(node.args[0])
         return user_class(module) in LAYERS
     if node.op == "call_method":

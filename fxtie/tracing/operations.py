@@ -28,7 +28,7 @@ from fxtie.tracing.recorder import (
     is_immutable,
     is_known_class,
 )
-from fxtie.tracing.stops import Stop
+from fxtie.tracing.stops import UNKNOWN, Stop
 from fxtie.tracing.traced import Traced, is_traced
 
 
@@ -56,14 +56,14 @@ class Operations(Attributes):
                 self.plain(item)
             return value
         if kind is Traced:
-            raise Stop(f"uses a traced value where its value must be known ({value.node.name})")
-        raise Stop(f"uses a {kind.__name__} as a constant")
+            raise Stop(f"needs the number or the text of {UNKNOWN}")
+        raise Stop(f"uses an object of {kind.__name__} as a constant")
 
     def truth(self, value: Any) -> bool:
         """`bool(value)`."""
         kind = type(value)
         if kind is Traced:
-            raise Stop("branches on a traced value")
+            raise Stop(f"branches on {UNKNOWN}")
         if kind in CONTAINERS or is_immutable(value):
             self.look(value, f"a {kind.__name__}")
             return bool(value)
@@ -96,7 +96,7 @@ class Operations(Attributes):
         """`iter(value)`, or `reversed(value)`."""
         kind = type(value)
         if kind is Traced:
-            raise Stop("iterates over a traced value")
+            raise Stop(f"iterates over {UNKNOWN}")
         if isinstance(value, nn.Module):
             return self.iterate(self.call(self.attribute(value, "__iter__")))
         if id(value) in self._fresh and isinstance(value, Iterator) and order is iter:
@@ -122,7 +122,9 @@ class Operations(Attributes):
             if type(value) is Traced:
                 if other is None and (answer := self.is_none(value)) is not None:
                     return answer
-                raise Stop("tests the identity of a traced value")
+                raise Stop(
+                    f"asks whether {UNKNOWN} is {'None' if other is None else 'another object'}"
+                )
         if not any(map(_is_one_of_its_kind, (a, b))):
             raise Stop(f"tests the identity of a {type(a).__name__}")
         return a is b
@@ -167,7 +169,7 @@ class Operations(Attributes):
         is_written = function in IN_PLACE.values() and type(a) in CONTAINERS
         if Traced in kinds:
             if is_written:
-                raise Stop("extends a container by a traced value")
+                raise Stop(f"extends a container by {UNKNOWN}")
             if type(a) in ATOMS and function in IN_PLACE.values():  # which it can't change
                 function = _AFRESH[function]
             recorded = self.record("call_function", function, (a, b))

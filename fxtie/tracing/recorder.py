@@ -26,7 +26,7 @@ from fxtie.tracing.guards import ATOMS, Fact, items_of
 from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.scope import Scope, user_place
 from fxtie.tracing.source_code import package_of
-from fxtie.tracing.stops import Stop, location
+from fxtie.tracing.stops import UNKNOWN, Stop, location
 from fxtie.tracing.traced import Traced, is_traced
 
 CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
@@ -73,6 +73,11 @@ KNOWN_METACLASSES = (type, ABCMeta, enum.EnumMeta, type(torch.Tensor), type(nn.P
 def is_known_class(value: Any) -> bool:
     """Whether a value is a class on which no operator is code of the user's."""
     return isinstance(value, type) and type(value) in KNOWN_METACLASSES
+
+
+def is_annotation(value: Any) -> bool:
+    """Whether a value is made to annotate: `List`, `list[int]`."""
+    return value is list or value is dict or value is tuple or type(value).__module__ == "typing"
 
 
 def is_known_key(value: Any) -> bool:
@@ -242,7 +247,7 @@ class Recorder:
             names = (field.name for field in dataclasses.fields(value))
             fields = {name: self.argument(getattr(value, name)) for name in names}
             return self.create_node("call_function", kind, (), fields)
-        raise Stop(f"passes on a {kind.__name__}")
+        raise Stop(f"passes on an object of {kind.__name__}")
 
     def _make(self, kind: type, *args: Any) -> fx.Node:
         return self.create_node("call_function", kind, tuple(map(self.argument, args)))
@@ -292,7 +297,7 @@ class Recorder:
         if id(container) in self._fresh or is_immutable(container):
             return
         if type(container) not in CONTAINERS:
-            raise Stop(f"looks into a {type(container).__name__}")
+            raise Stop(f"looks into an object of {type(container).__name__}")
         self.may_look_up(container)
         self.guard(
             "contents", container, items_of(container), self.labels.get(id(container), label)
@@ -304,7 +309,7 @@ class Recorder:
         kind = type(container)
         is_fixed = is_immutable(container) or kind in (str, bytes)
         if not (is_fixed or kind in CONTAINERS):
-            raise Stop(f"looks into a {kind.__name__}")
+            raise Stop(f"looks into an object of {kind.__name__}")
         self.may_look_up(container, key)
         try:
             result = container[key]
@@ -322,7 +327,7 @@ class Recorder:
     def may_look_up(self, container: Any, *keys: Any) -> None:
         """Stop if code of the user's runs where a container is searched, for these keys if any."""
         if is_traced(keys):
-            raise Stop("looks up a traced value")
+            raise Stop(f"looks up {UNKNOWN}")
         present = container if isinstance(container, dict | set | frozenset) else ()
         for key in (*keys, *present):
             if not is_known_key(key):

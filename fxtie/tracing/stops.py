@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import linecache
 
+UNKNOWN = "a value that is known only when it runs"
+"""What reasons call a traced value."""
+
 
 class Stop(Exception):
     """Ends a trace: a graph can't hold what the code does next.

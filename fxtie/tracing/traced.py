@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx
 
-from fxtie.tracing.stops import Stop
+from fxtie.tracing.stops import UNKNOWN, Stop
 
 
 class Traced:
@@ -30,7 +30,7 @@ class Traced:
 
 
 def _refuse(value: Traced, *_: Any) -> NoReturn:
-    raise Stop(f"uses a traced value where its value must be known ({value.node.name})")
+    raise Stop(f"needs the number or the text of {UNKNOWN}")
 
 
 # The gate records operations that a graph can hold. Python itself runs into these.

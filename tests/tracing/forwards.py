@@ -110,6 +110,8 @@ kept  | x = (lambda *sizes: x * len(sizes))(*x.shape)
 graph | x = x * self.settings.__dict__.get("number", 2) * self.settings.__dict__.get("absent", 3)
 graph | x = x * self.settings.__dict__["number"] * (2 if "absent" in self.settings.__dict__ else 3)
 kept  | x = x * len(self.settings.__dict__)
+graph | y = torch.jit.annotate(typing.List[torch.Tensor], []); y.append(x); x = y[0]
+graph | x = x if isinstance(x, torch.Tensor) else typing.cast(list[torch.Tensor], x)[0]
 graph | x = x * self.settings.doubled
 graph | x = x * self.settings.alias + self.settings.other
 graph | x = x * getattr(self.settings, "absent", 2)
@@ -338,7 +340,7 @@ class Parts(nn.Module):
 
 
 HEADER = """
-import collections, functools, math, random, types
+import collections, functools, math, random, types, typing
 from math import sqrt
 import numpy, torch
 import torch.nn.functional as F

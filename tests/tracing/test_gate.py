@@ -6,6 +6,7 @@ import collections
 import einops  # noqa: F401  # programs may import only what is imported
 import pytest
 import torch
+import torch.nn.functional as F
 from gate_rows import root_is_kept, title
 
 from fxtie.tracing import gate
@@ -132,6 +133,22 @@ FACTORIES = {
     torch.finfo: "x = x + torch.finfo(x.dtype).eps",
     torch.iinfo: "x = x + torch.iinfo(torch.int8).max",
 }
+
+
+UNLISTED = {
+    F.elu_: "x = F.elu_(x * 1)",
+    F.hardsigmoid: "x = F.hardsigmoid(x)",
+    F.hardswish: "x = F.hardswish(x)",
+    F.hardtanh_: "x = F.hardtanh_(x * 1)",
+    F.leaky_relu_: "x = F.leaky_relu_(x * 1)",
+}
+
+
+@pytest.mark.parametrize("row", sorted(gate.UNLISTED, key=title), ids=title)
+def test_unlisted_functions(monkeypatch, row):
+    assert not root_is_kept(UNLISTED[row])
+    monkeypatch.setattr(gate, "UNLISTED", gate.UNLISTED - {row})
+    assert root_is_kept(UNLISTED[row])
 
 
 def constructs(base):

@@ -203,3 +203,34 @@ def adds_in_place(self, x):
 
 def test_what_is_computed_of_a_derived_tensor_may_change():
     check(model(adds_in_place), "graph", rule=fxtie.Rule("b", "a", bias=torch.neg, weight=None))
+
+
+class Projecting(Two):
+    """Its projection owns a source, so that the tied model has a copy of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+
+    def forward(self, x):
+        shortcut = self.project(x)
+        if shortcut is None:
+            shortcut = x
+        return self.b(self.a(x)) + shortcut.float().view(*x.shape)
+
+
+def gives_none(model):
+    model.project = nn.Sequential(Nothing())
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return None
+
+
+@pytest.mark.parametrize("change", [None, gives_none])
+def test_what_a_copied_sequence_gives(change):
+    rule = fxtie.Rule("b", "project.1", weight=torch.square)
+    if change is not None:
+        rule = fxtie.Rule("b", "a", weight=torch.square)
+    check(Projecting, "graph", change=change, rule=rule)

@@ -153,3 +153,14 @@ def test_a_source_that_a_layer_changes():
     with torch.no_grad():
         expected = type(tied)._fxtie_made.user.forward(twin, given)  # reads the attributes
         assert torch.equal(tied(given), expected)
+
+
+class Counted(Apart):
+    """Uses builtins after a part that may do anything."""
+
+    def forward(self, x):
+        return self.b(self.part(self.a(x))) * len((1, 2)) * max(2, int(2.5))
+
+
+def test_builtins_after_what_a_part_may_do():
+    check(lambda: Counted(numpy.ones(1)), "graph")
