@@ -10,9 +10,8 @@ from compared import check, model
 from elsewhere import Two
 from torch import fx, nn
 
-from fxtie.tracing.inference import Aliases, is_tensor
-
 import fxtie
+from fxtie.tracing.inference import Aliases, is_tensor
 
 
 class Sequence(Two):
