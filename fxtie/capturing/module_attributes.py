@@ -44,7 +44,6 @@ class ModuleAttributes(Evaluator):
     borrowed: dict[str, Any]
     _placed: dict[nn.Module, None]  # modules whose place is guarded
     _seen: dict[nn.Module, tuple[str, Any, Mapping[str, Any]]]  # those whose attributes were read
-    _tensors: dict[int, tuple[nn.Module, str, str]]  # owner, kind and name by id
 
     # -- attributes of modules ------------------------------------------------------------------
 
@@ -117,7 +116,7 @@ class ModuleAttributes(Evaluator):
             raise Stop(f"reads .{name}")
         if self.is_fresh(module):
             return self.fresh(value) if name == "_modules" else self.taken(value)
-        if isinstance(value, torch.Tensor) and id(value) not in self._tensors:
+        if isinstance(value, torch.Tensor) and id(value) not in self.reads.stored:
             self.guard("is_tensor", module, "__dict__", name, label)
             return self.reads.read(module, name, join(self.paths[module], name), value, label)
         if name != "_modules":
@@ -157,8 +156,8 @@ class ModuleAttributes(Evaluator):
     # -- tensors --------------------------------------------------------------------------------
 
     def tensor(self, tensor: torch.Tensor) -> Traced:
-        if id(tensor) in self._tensors:  # found in a list of the user's, say
-            owner, mapping, attr = self._tensors[id(tensor)]
+        if id(tensor) in self.reads.stored:  # found in a list of the user's, say
+            owner, mapping, attr = self.reads.stored[id(tensor)]
             self._guard_entry(owner, mapping, attr, tensor)
             label = join(self.paths[owner], attr)
             return self.reads.read(owner, attr, label, tensor, label)

@@ -76,15 +76,6 @@ class ModuleTracer(ModuleAttributes):
         self.borrowed = borrowed
         self.paths = {module: name for name, module in root.named_modules()}
         self.reads = TensorReads(self, self.paths, borrowed)
-        self._tensors = {}
-        for kind in ("_parameters", "_buffers"):
-            for owner in self.paths:
-                for attr, tensor in getattr(owner, kind).items():
-                    if tensor is None:
-                        continue
-                    first, *_ = self._tensors.setdefault(id(tensor), (owner, kind, attr))
-                    if first is not owner:
-                        self.reads.sharing |= {first, owner}
         self._defaults: dict[str, Any] = {}
         self._assumed: dict[str, type] = {}
         self._by_position = False
@@ -253,7 +244,6 @@ class ModuleTracer(ModuleAttributes):
 
     def _runs_unseen(self, number: int, module: nn.Module | None, args: Any, kwargs: Any) -> None:
         self._opaque[number] = module, args, kwargs
-        self.looked_up = {}  # which it may change
         self.reads.forget(self._reach.reached(number, self._by_id), buffers_only=False)
 
     @contextlib.contextmanager
@@ -338,10 +328,13 @@ class ModuleTracer(ModuleAttributes):
         for origin in self._aliases.of(changed):
             if "tie" in origin.meta:
                 raise Stop("changes a derived tensor in place")
-            # An argument may be a stored tensor, from which others are derived.
-            self.reads.forget(self.paths.keys(), buffers_only=False)
-            if not self.reads.is_buffer(origin):
+            owner = self.reads.owner_of_buffer(origin)
+            if owner is None:  # an argument, say, which may be a stored tensor
                 self._effects.append(node)
+            if owner is None or self.borrowed:
+                self.reads.derive_anew(self.paths.keys(), buffers_only=False)
+            else:
+                self.reads.derive_anew({owner}, buffers_only=True)
 
     def may_fail(self) -> None:
         if self._effects or self._changer([*self._opaque]):

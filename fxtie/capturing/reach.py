@@ -137,7 +137,7 @@ class Reach:
                 modules[i] for i in (modules if root.ids is None else root.ids & modules.keys())
             )
             if root.shares:
-                found.update(m for i, m in modules.items() if i in self._shared.ids)
+                found.update(modules[i] for i in self._shared.ids & modules.keys())
         return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtie import _torch
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
 from fxtie.tied.derived import Derived, Source
@@ -37,7 +38,8 @@ class TensorReads:
 
     Attributes:
         used: the derived tensors that were read, by id.
-        sharing: the modules that have a tensor of another one.
+        stored: owner, mapping and name of the tensors of the region, by id.
+        sharing: the modules that have a tensor that shares memory with that of another one.
     """
 
     def __init__(
@@ -46,13 +48,26 @@ class TensorReads:
         self.tracer, self.paths = tracer, paths
         self.borrowed = borrowed
         self.used: set[int] = set()
+        self.stored: dict[int, tuple[nn.Module, str, str]] = {}
         self.sharing: set[nn.Module] = set()
+        holders: dict[int, nn.Module] = {}
+        for kind in ("_parameters", "_buffers"):
+            for owner in paths:
+                for attr, tensor in getattr(owner, kind).items():
+                    if tensor is None:
+                        continue
+                    self.stored.setdefault(id(tensor), (owner, kind, attr))
+                    if (first := holders.setdefault(_memory(tensor), owner)) is not owner:
+                        self.sharing |= {first, owner}
         self._parameters: dict[Any, Traced] = {}
         self._others: dict[Any, Traced] = {}  # buffers and modules, which may be replaced
         self._derived: dict[Any, Traced] = {}
         self._runs: dict[Any, list[fx.Node]] = {}  # of transforms that return several tensors
         self._origins: dict[fx.Node, _Stored | Derived] = {}
         self._owners: set[nn.Module] = set()  # of the stored tensors that were read
+        # From what each of `_derived` is derived, and the owners of those that are buffers.
+        self._slots: dict[Any, tuple[tuple[nn.Module, str], ...]] = {}
+        self._owners_of_buffers: set[nn.Module] = set()
 
     def read(
         self, owner: nn.Module, attr: str, target: str, value: torch.Tensor | None, name: str
@@ -96,6 +111,8 @@ class TensorReads:
                 node.meta["shape"] = derived.shape
                 self._origins[node] = derived
             self._derived[key] = Traced(node, derived.shape)
+            self._slots[key] = slots = tuple(_sources(derived))
+            self._owners_of_buffers |= {o for o, attr in slots if attr not in o._parameters}
         return self._derived[key]
 
     # -- what is known of them ------------------------------------------------------------------
@@ -126,48 +143,47 @@ class TensorReads:
         for run in [run for run, nodes in self._runs.items() if not erased.isdisjoint(nodes)]:
             del self._runs[run]
 
-    def is_buffer(self, node: fx.Node) -> bool:
-        """Whether a node reads a buffer of the region."""
+    def owner_of_buffer(self, node: fx.Node) -> nn.Module | None:
+        """The module that has what a node reads, if that is a buffer of the region."""
         origin = self._origins.get(node)
-        return (
-            isinstance(origin, _Stored)
-            and origin.owner in self.paths
-            and origin.attr in origin.owner._buffers
-        )
+        if isinstance(origin, _Stored) and origin.owner in self.paths:
+            return origin.owner if origin.attr in origin.owner._buffers else None
+        return None
 
     def any_in(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether one of these nodes reads or derives a tensor."""
         return any(node in self._origins for node in nodes)
 
     def forget(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
-        """Read the tensors of these modules anew from here on: they may have changed.
+        """Read the tensors of these modules anew from here on: others may be in their places.
 
         Args:
             owners: the modules.
             buffers_only: whether it can have been their buffers only, as by torch's own layers.
         """
-        if not owners.isdisjoint(self.sharing):
-            owners = owners | self.sharing
-        if owners.isdisjoint(self._owners):
+        if owners.isdisjoint(self._owners) and owners.isdisjoint(self.sharing):
             return
-        # nn.Embedding
-        renormalizes = any(getattr(owner, "max_norm", None) is not None for owner in owners)
-
-        def may_differ(owner: nn.Module, attr: str) -> bool:
-            may_be_it = not buffers_only or renormalizes or attr not in owner._parameters
-            return may_be_it and owner in owners
-
-        # torch's own layers put no other Parameters there.
+        # Torch's own layers put no other Parameters there.
         for reads in (self._others,) if buffers_only else (self._others, self._parameters):
             for key, read in list(reads.items()):
                 origin = self._origins[read.node]
-                assert isinstance(origin, _Stored)
-                if may_differ(origin.owner, origin.attr):
+                if isinstance(origin, _Stored) and origin.owner in owners:
                     del reads[key]
-        for key, read in list(self._derived.items()):
-            made = self._origins.get(read.node)
-            slots = _sources(made) if isinstance(made, Derived) else ()
-            if any(may_differ(*slot) for slot in slots):
+        self.derive_anew(owners, buffers_only=buffers_only)
+
+    def derive_anew(self, owners: Set[nn.Module], *, buffers_only: bool) -> None:
+        """Derive anew from here on what depends on tensors of these modules: they have changed."""
+        if not owners.isdisjoint(self.sharing):
+            owners = owners | self.sharing
+        if buffers_only and any(vars(o).get("max_norm") is not None for o in owners):
+            buffers_only = False  # an nn.Embedding
+        if buffers_only and owners.isdisjoint(self._owners_of_buffers):
+            return
+        for key in list(self._derived):
+            if any(
+                owner in owners and not (buffers_only and attr in owner._parameters)
+                for owner, attr in self._slots[key]
+            ):
                 del self._derived[key]
                 self._runs.pop(key[:-1], None)
 
@@ -258,6 +274,12 @@ class TensorReads:
                 copied.meta["tie"] = derived.name
                 env[node] = copied
         return [env[result] for result in results]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The same for tensors that share memory."""
+    has_memory = type(tensor) in (torch.Tensor, nn.Parameter) and _torch.has_storage(tensor)
+    return _torch.storage_id(tensor) if has_memory else id(tensor)
 
 
 @dataclass(frozen=True, eq=False)

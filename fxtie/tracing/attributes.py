@@ -224,8 +224,9 @@ class Attributes(Recorder):
                 if base.__flags__ & _MAY_CHANGE and not isinstance(
                     found, (*FIXED, property, staticmethod, classmethod)
                 ):
-                    self.may_have_changed(base)
+                    self.may_have_changed(base)  # by what is called before the next look, too
                     self.found_outside(found)
+                    return found
                 break
         self.looked_up[classes, name] = found
         return found

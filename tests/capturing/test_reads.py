@@ -34,6 +34,20 @@ def test_a_module_called_twice_derives_once():
     assert len(tied.graph.find_nodes(op="call_function", target=torch.neg)) == 1
 
 
+def test_statistics_that_change_in_between_leave_other_tensors_as_they_are():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(6, 6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.b(self.norm(self.a(self.b(x))))
+
+    rules = [Rule("b", "a", torch.neg), fxtie.Tie("norm.bias", "a.bias", torch.sin)]
+    tied = check(Net(), rules, torch.randn(4, 6)).train()
+    assert len(tied.graph.find_nodes(op="call_function", target=torch.neg)) == 1
+
+
 def test_an_opaque_transform_is_called():
     def branching(w):
         return w if w.sum() > 0 else -w
