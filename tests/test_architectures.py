@@ -18,7 +18,12 @@ def vit():
     return models.VisionTransformer(**size, hidden_dim=64, mlp_dim=256)
 
 
-MODELS = [models.resnet18, models.mobilenet_v3_small, models.densenet121, vit]
+def densenet():
+    """DenseNet-121, a third as deep."""
+    return models.DenseNet(block_config=(3, 4, 6, 6))
+
+
+MODELS = [models.resnet18, models.mobilenet_v3_small, densenet, vit]
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)

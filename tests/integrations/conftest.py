@@ -1,7 +1,16 @@
 """Each kind of model of `pretrained.py`, and each set of rules for it."""
 
+import types
+
+import accelerate.utils.memory
 import pytest
 from pretrained import KINDS, tie
+
+
+@pytest.fixture(autouse=True)
+def _no_collections(monkeypatch):
+    """To collect garbage, as Trainer does before it trains, takes longer than these trainings."""
+    monkeypatch.setattr(accelerate.utils.memory, "gc", types.SimpleNamespace(collect=int))
 
 
 @pytest.fixture(params=KINDS)
