@@ -22,6 +22,7 @@ from torch.export.graph_signature import (
 
 from fxtie._torch import FakeTensor, FakeTensorMode, pytree, storage_id
 from fxtie.planning.spec import fake_like, fake_mode
+from fxtie.tracing.graphs import changed_in_place
 from fxtie.words import free_name
 
 
@@ -172,6 +173,9 @@ def _home(spec: InputSpec, state_dict: dict[str, Any], constants: dict[str, Any]
 def updated(program: ExportedProgram) -> set[str]:
     """The parameters and buffers that a program writes to, by all of their names."""
     if program.dialect == "TRAINING":  # writes in place; the functional form tells what it writes
+        graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+        if not any(changed_in_place(node) for graph in graphs for node in graph.nodes):
+            return set()
         program = program.run_decompositions({})
     kinds = ("BUFFER_MUTATION", "PARAMETER_MUTATION")  # by name: older torch has the first only
     outputs = program.graph_signature.output_specs

@@ -182,9 +182,18 @@ def _statistics(
     return [running_mean, running_var]
 
 
-def _running(input: Any, weight: Any = None, bias: Any = None, *others: Any, **named: Any) -> Any:
-    """The statistics that a norm of torch's in C updates."""
-    return _statistics(input, *others, **named)
+def _running(
+    input: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    training: Any = True,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    """The statistics that a norm of torch's in C updates, unless it is told to use them."""
+    return None if training is False else [running_mean, running_var]
 
 
 def _renormalized(

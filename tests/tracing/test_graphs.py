@@ -11,7 +11,7 @@ from two_linears import Two
 import fxtie
 from fxtie import Rule
 from fxtie.tied.recompute import Remember
-from fxtie.tracing.graphs import repeats
+from fxtie.tracing.graphs import changed_in_place, repeats
 
 RANDOM = {
     "F.dropout": lambda w: F.dropout(w, 0.5, True),
@@ -138,3 +138,12 @@ def test_pickling_a_graph_with_functions_that_another_made():
     x = torch.randn(3, 4)
     assert torch.equal(again(x), tied(x))
     assert not fxtie.report(again).missed, "the graph is used"
+
+
+@pytest.mark.parametrize("norm", [torch.batch_norm, torch.ops.aten.batch_norm.default])
+def test_a_norm_updates_its_statistics_in_training(norm):
+    graph = fx.Graph()
+    x, mean, var, flag = map(graph.placeholder, ("x", "mean", "var", "flag"))
+    for training, expected in ((True, [mean, var]), (flag, [mean, var]), (False, [])):
+        node = graph.call_function(norm, (x, None, None, mean, var, training, 0.1, 1e-5, False))
+        assert changed_in_place(node) == expected
