@@ -36,10 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import gpu_tests  # noqa: E402
 import torch  # noqa: E402
+from figures import Figure  # noqa: E402
 from gpu_cases import SECTIONS, Case, Setting, cases  # noqa: E402
 from gpu_device import Device  # noqa: E402
 from gpu_results import BAD, CUT_OFF, DONE, FAILED, append, append_figure, read  # noqa: E402
-from measure import Figure  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "gpu.jsonl"  # of GPUs; the page is written from it
 TRIED_OUT = ROOT / "out" / "gpu.jsonl"

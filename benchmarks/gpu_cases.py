@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from figures import Figure, Ratio
 from gpu_derivations import TOGETHER, pairs, together
 from gpu_device import Device
-from measure import Figure, Ratio, Times, interleave, stored_bytes
+from measure import Times, interleave, stored_bytes
 from speed_figures import compare_outputs
 from speed_models import Workload, chain, decoder, resnet50, vit_b_16
 from speed_peers import Contender, TrainStep, contenders, tied

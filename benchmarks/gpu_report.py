@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from figures import Figure
 from gpu_cases import (
     COMPILED,
     DEPTH,
@@ -35,7 +36,6 @@ from gpu_cases import (
     cases,
 )
 from gpu_results import BAD, DONE, Attempt, Results
-from measure import Figure
 from speed_report import number, plot, pyplot_of_files, spread, table
 from tabulate import tabulate
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measure import Figure, Ratio
+from figures import Figure, Ratio
 
 DONE, FAILED, CUT_OFF = "done", "failed", "cut off"  # cases
 BAD = ("failed", "not collected")  # tests

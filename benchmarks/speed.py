@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import instructions  # noqa: E402
 import torch  # noqa: E402
-from measure import Figure, Ratio  # noqa: E402
+from figures import Figure, Ratio  # noqa: E402
 from speed_figures import compiled, inference, memory, micro_batches, train  # noqa: E402
 from speed_jax import equinox  # noqa: E402
 from speed_models import Options  # noqa: E402

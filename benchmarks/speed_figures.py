@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measure import Figure, Ratio, Times, interleave, peak_bytes, stored_bytes
+from figures import Figure, Ratio
+from measure import Times, interleave, peak_bytes, stored_bytes
 from speed_models import WORKLOADS, Options, sixteen_blocks
 from speed_peers import Contender, TrainStep, contenders, derivations, hand_linked, tied
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -9,7 +9,8 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from measure import Figure, interleave
+from figures import Figure
+from measure import interleave
 from speed_models import Options
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from figures import Figure, Ratio
 from grouping import tie_groups
-from measure import Figure, Ratio, cpu_seconds, interleave
+from measure import cpu_seconds, interleave
 from speed_models import WORKLOADS, Options
 from speed_peers import tied
 from torch import fx, nn

@@ -13,7 +13,7 @@ from typing import Any
 
 import instructions
 import torch
-from measure import Figure
+from figures import Figure
 from speed_pass import BY_SIZE
 from speed_ways import WAY
 from tabulate import tabulate

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measure import Figure, Ratio, interleave, peak_bytes
+from figures import Figure, Ratio
+from measure import interleave, peak_bytes
 from speed_models import Options, Workload, resnet50, sixteen_blocks
 from speed_peers import Contender, Functional, TrainStep, tied
 from torch import fx, nn

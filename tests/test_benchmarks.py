@@ -3,7 +3,8 @@
 import pytest
 import speed
 import torch
-from measure import Figure, Ratio, instructions, interleave, peak_bytes, stored_bytes
+from figures import Figure, Ratio
+from measure import instructions, interleave, peak_bytes, stored_bytes
 from speed_figures import compare_outputs, memory, micro_batches
 from speed_models import WORKLOADS, Options
 from speed_peers import TrainStep, contenders

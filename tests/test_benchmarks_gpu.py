@@ -12,6 +12,7 @@ import gpu
 import gpu_tests
 import pytest
 import torch
+from figures import Figure, Ratio
 from gpu_cases import GOALS, LARGE, MODES, SECTIONS, Setting, cases, figure, largest, longest
 from gpu_derivations import Squares, foreach, pairs, together
 from gpu_device import Device
@@ -27,7 +28,6 @@ from gpu_results import (
     append_figure,
     read,
 )
-from measure import Figure, Ratio
 from speed_models import decoder
 from speed_peers import Contender, TrainStep, tied
 from torch import fx, nn
