@@ -285,3 +285,13 @@ def root_of(transform: Callable[..., Tensor], arity: int) -> nn.Module:
             return self.f(a, b, c)
 
     return (Root1, Root2, Root3)[arity - 1]()
+
+
+def layers(kind: str, count: int) -> nn.Sequential:
+    """Layers of a kind, alike."""
+    make: Any = {
+        "Linear": lambda: nn.Linear(64, 96),
+        "Conv2d": lambda: nn.Conv2d(24, 48, 3),
+        "ConvTranspose2d": lambda: nn.ConvTranspose2d(24, 48, 3),
+    }[kind]
+    return nn.Sequential(*(make() for _ in range(count)))

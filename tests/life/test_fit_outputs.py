@@ -3,18 +3,15 @@
 import pytest
 import torch
 from blocks import Blocks
+from chain_net import chain_net
 from torch import nn
 
 import fxtie
 from fxtie import Rule
 
 
-def layers(n: int = 3, size: int = 6, **options) -> nn.Sequential:
-    return nn.Sequential(*(nn.Linear(size, size, **options) for _ in range(n)))
-
-
 def test_the_output_before_and_after():
-    net = nn.Sequential(*layers(3), nn.Dropout(0.5))
+    net = nn.Sequential(*chain_net(3), nn.Dropout(0.5))
     with torch.no_grad():
         net[2].weight.copy_(net[0].weight + 0.01 * torch.randn(6, 6))
     net[1].eval()

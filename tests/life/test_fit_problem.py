@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from chain_net import chain_net
 from torch import nn
 
 import fxtie
@@ -9,12 +10,8 @@ from fxtie import Rule, transforms
 from fxtie.life.fit_problem import Problem
 
 
-def layers(n: int = 3) -> nn.Sequential:
-    return nn.Sequential(*(nn.Linear(6, 6) for _ in range(n)))
-
-
 def test_frozen_sources_stay_as_they_are():
-    net = layers(3)
+    net = chain_net(3)
     a, b, c = (layer.weight.detach().clone() for layer in net)
     net[0].weight.requires_grad_(False)
     found = fxtie.fit(net, Rule("2", ("0", "1"), torch.add, None))
@@ -24,7 +21,7 @@ def test_frozen_sources_stay_as_they_are():
 
 
 def test_all_sources_are_frozen():
-    net = layers(8).requires_grad_(False)
+    net = chain_net(8).requires_grad_(False)
     before = [p.clone() for p in net.parameters()]
     with pytest.raises(fxtie.FxtieError, match=r"frozen .requires_grad=False.: '0.weight'. Call"):
         fxtie.fit(net, Rule("1", "0", bias=None))
@@ -35,7 +32,7 @@ def test_all_sources_are_frozen():
 
 
 def test_a_learnable_transform_of_a_frozen_source():
-    net = layers(2)
+    net = chain_net(2)
     net[0].requires_grad_(False)
     before = net[0].weight.clone()
     found = fxtie.fit(net, Rule("1", "0", transforms.LowRank(6), None))
@@ -50,19 +47,15 @@ def test_a_learnable_transform_of_a_frozen_source():
     assert again.after["1.weight"] < again.before["1.weight"]
 
 
-def complex_layers(n=3):
-    return nn.Sequential(*(nn.Linear(6, 6, dtype=torch.complex64) for _ in range(n)))
-
-
 def test_complex_parameters():
-    net = complex_layers()
+    net = chain_net(3, dtype=torch.complex64)
     a, b, c = (layer.weight.detach().clone() for layer in net)
     found = fxtie.fit(net, Rule("*", "0", bias=None))
     torch.testing.assert_close(net[0].weight, (a + b + c) / 3, rtol=0, atol=1e-6)
     assert net[0].weight.imag.abs().sum() > 1
     error = (net[0].weight - b).norm() / b.norm()
     assert found.after["1.weight"] == pytest.approx(error.item(), rel=1e-5)
-    net = complex_layers(2)
+    net = chain_net(2, dtype=torch.complex64)
     a, b = (layer.weight.detach().clone() for layer in net)
     fxtie.fit(net, Rule("1", "0", lambda w: 2j * w.mH, None))
     torch.testing.assert_close(net[0].weight, (a + 2j * b.mH) / 5, rtol=0, atol=1e-6)
@@ -92,13 +85,13 @@ class Picks(nn.Module):
 
 def test_buffers():
     """Indices stay what they are, and a transform's buffers take part in double precision."""
-    net = layers(2)
+    net = chain_net(2)
     net.register_buffer("order", torch.tensor([5, 4, 3, 2, 1, 0]))
     a, b = (layer.weight.detach().clone() for layer in net)
     fxtie.fit(net, fxtie.Tie("1.weight", ("0.weight", "order"), lambda w, order: w[order]))
     torch.testing.assert_close(net[0].weight, (a + b.flip(0)) / 2, rtol=0, atol=1e-6)
     assert torch.equal(net.order, torch.tensor([5, 4, 3, 2, 1, 0]))
-    net, picks = layers(2), Picks()
+    net, picks = chain_net(2), Picks()
     a, b = (layer.weight.detach().clone() for layer in net)
     fxtie.fit(net, Rule("1", "0", picks, None))
     torch.testing.assert_close(net[0].weight, (a + b @ picks.turn.T) / 2, rtol=0, atol=1e-6)
@@ -106,7 +99,7 @@ def test_buffers():
 
 
 def test_nothing_to_fit():
-    net = layers(2)
+    net = chain_net(2)
     net.register_buffer("table", torch.randn(6, 6))
     with pytest.raises(fxtie.FxtieError, match="nothing to fit"):
         fxtie.fit(net, Rule("1.weight", "table"))
@@ -117,13 +110,13 @@ def test_ties_that_have_nothing_in_common_are_solved_apart(monkeypatch):
     monkeypatch.setattr(
         "fxtie.life.fit.minimise", lambda problem, rest, steps: iterated.extend(rest)
     )
-    net = layers(4)
+    net = chain_net(4)
     fxtie.fit(net, [Rule("1", "0"), Rule("3", "2", torch.square, None)])
     assert [tie.target for one in iterated for tie in one.ties] == ["3.weight"]
 
 
 def test_what_is_held_is_no_variable():
-    net = layers(3)
+    net = chain_net(3)
     problem = Problem(net, fxtie.plan(net, [Rule("1", "0", bias=None), Rule("2", "1")]))
     weights, biases = problem.components()
     assert [tie.target for tie in weights.ties] == ["1.weight", "2.weight"]

@@ -6,7 +6,6 @@ import copy
 import math
 import operator
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from transform_cases import ShapeTracer, fits, pairs, root_of
+from transform_cases import ShapeTracer, fits, layers, pairs, root_of
 
 import fxtie
 from fxtie import Rule
@@ -153,15 +152,6 @@ def test_learned_transforms_are_traceable(learned: tuple[nn.Module, list[Tensor]
         name for name, _ in root.named_parameters()
     }
     assert torch.equal(traced(*sources), module(*sources))
-
-
-def layers(kind: str, count: int) -> nn.Sequential:
-    make: Any = {
-        "Linear": lambda: nn.Linear(64, 96),
-        "Conv2d": lambda: nn.Conv2d(24, 48, 3),
-        "ConvTranspose2d": lambda: nn.ConvTranspose2d(24, 48, 3),
-    }[kind]
-    return nn.Sequential(*(make() for _ in range(count)))
 
 
 @pytest.mark.parametrize(("kind", "dim"), [("Linear", 0), ("Conv2d", 0), ("ConvTranspose2d", 1)])

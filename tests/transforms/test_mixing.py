@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from transform_cases import layers
 
 import fxtie
 from fxtie import Rule
 from fxtie import transforms as T
-
-
-def layers(kind: str, count: int) -> nn.Sequential:
-    make: Any = {
-        "Linear": lambda: nn.Linear(64, 96),
-        "Conv2d": lambda: nn.Conv2d(24, 48, 3),
-        "ConvTranspose2d": lambda: nn.ConvTranspose2d(24, 48, 3),
-    }[kind]
-    return nn.Sequential(*(make() for _ in range(count)))
-
 
 SHARED = {
     "Mix": lambda shape: Rule("*", fxtie.Bank(4, shape), T.Mix(), None),
