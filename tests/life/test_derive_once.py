@@ -184,9 +184,6 @@ def test_random_derived_tensors_are_drawn_apart(transform):
         assert not torch.equal(tied[1].weight, tied[2].weight)
 
 
-# -- gradients in the block ----------------------------------------------------------------------
-
-
 def test_compiled_models_and_checkpoints():
     """Hooks on sources must not keep compiled code from running."""
     batches = [torch.randn(n, 6) for n in (4, 4, 5)]

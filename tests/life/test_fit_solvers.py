@@ -276,9 +276,6 @@ def test_a_basis_that_inputs_weigh(no_iterations):
     assert np.linalg.norm((derived - stacked) @ root) < np.linalg.norm((plain - stacked) @ root)
 
 
-# -- what it tells --------------------------------------------------------------------------------
-
-
 def test_the_ready_made_basis():
     """As NumPy's SVD of the stacked weights; with inputs, as the class above."""
     net = layers(4, 8)

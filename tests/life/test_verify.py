@@ -1,4 +1,4 @@
-"""`fxtie.verify`: what passes, what is found, what proves nothing."""
+"""`fxtie.verify`: what passes, what is found, what was passed in."""
 
 import copy
 
@@ -182,9 +182,6 @@ def test_a_copied_model_has_lost_its_lambdas():
     assert not fxtie.verify(model, tied, inputs()).skipped
     proof = fxtie.verify(model, copy.deepcopy(tied), inputs())
     assert list(proof.skipped) == ["the graph of 2.weight's transform"]
-
-
-# -- what proves nothing -----------------------------------------------------------------------
 
 
 def test_what_is_no_tied_model():

@@ -1,4 +1,4 @@
-"""Operators and keys of the user's are code that a trace would not see: the forward is kept."""
+"""Operations on values: Python's own are computed and guarded, those of the user's stop a trace."""
 
 import collections
 import dataclasses

@@ -238,7 +238,7 @@ def test_an_argument_that_is_changed_and_passed_twice():
     check(model(changes_its_argument), "graph", lambda: ((x(), x()), {}), twice)
 
 
-# -- identity, strings, conversions ------------------------------------------------------------
+# -- unpacking --------------------------------------------------------------------------------
 
 
 def too_many(self, x):

@@ -1,4 +1,4 @@
-"""Where learnable transforms start, and what they know of their target."""
+"""`Mix` and its like: where they start, and how `Mix` counts its sources."""
 
 from __future__ import annotations
 
