@@ -114,7 +114,7 @@ def test_all_that_was_noted_since_is_gone(tracer):
     attempt = Attempt(tracer)
     for _ in range(2):  # each part of a model is tried once more by itself
         go_on(tracer)
-        sin = next(reversed(tracer.graph.nodes))
+        sin = next(iter(reversed(tracer.graph.nodes)))
         attempt.undo()
         assert [*tracer.graph.nodes] == [x] and tracer.reads.taken_back.pop() == {sin}
         assert (tracer.facts, tracer.inlined, tracer._placed) == (["of a"], {"a": 1}, {"a": None})

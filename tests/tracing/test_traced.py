@@ -57,7 +57,7 @@ def test_what_the_code_would_catch(forward):
 )
 def test_what_python_asks_stops(ask):
     value = Traced(fx.Graph().placeholder("x"))
-    with pytest.raises(Stop, match="known only when it runs"):
+    with pytest.raises(Stop, match="a value that is known only when it runs"):
         ask(value)
 
 
