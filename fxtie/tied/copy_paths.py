@@ -1,7 +1,8 @@
 """A model copied along the paths to some of its modules; all else is shared with the original.
 
 These modules, and every module that leads to one of them, are fresh objects. "Leads to" means by
-registration or by any plain attribute: a list of blocks, a bound method, a back-reference.
+registration or by any plain attribute: a list of blocks, a bound method, a back-reference, an
+object of the user's that has one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +23,7 @@ from torch import nn
 
 from fxtie.tied.derived import Derived, Source
 from fxtie.tied.state import State, state_of
+from fxtie.tracing.source_code import package_of
 from fxtie.tracing.user_class import user_class
 
 
@@ -124,7 +127,7 @@ class _Rewiring:
 
     def rewired(self, value: Any) -> Any:
         """A value that is not known yet, by what it is."""
-        kind = type(value)
+        kind: Any = type(value)
         if issubclass(kind, dict):
             return self.mapping(value)
         if issubclass(kind, tuple):
@@ -136,14 +139,26 @@ class _Rewiring:
             # A state_dict hook that wants its module.
             owner = value.module() if value.with_module else None
             return kind(self(value.hook), owner and self(owner))
-        rewire = self.by_kind.get(kind)
-        return value if rewire is None else rewire(self, value)
+        if (rewire := self.by_kind.get(kind)) is not None:
+            return rewire(self, value)
+        return self.plain_object(value) if _is_plain(kind) else value
+
+    def plain_object(self, value: Any) -> Any:
+        members = {name: self(member) for name, member in vars(value).items()}
+        if all(map(is_, members.values(), vars(value).values())):
+            return value
+        kind: Any = type(value)
+        new = self.done[id(value)] = kind.__new__(kind)
+        vars(new).update(members)
+        return new
 
     def mapping(self, value: Any) -> Any:
-        items = {key: self(item) for key, item in value.items()}
-        if all(item is value[key] for key, item in items.items()):
+        items = {self(key): self(item) for key, item in value.items()}
+        if all(map(is_, (*items, *items.values()), (*value, *value.values()))):
             return value
         new = self.done[id(value)] = _copied(value)
+        for key in [key for key in value if key not in items]:
+            del new[key]
         for key, item in items.items():
             new[key] = item
         return new
@@ -173,16 +188,18 @@ class _Rewiring:
         return weakref.proxy(self(referent)) if isinstance(referent, nn.Module) else value
 
     def function(self, value: types.FunctionType) -> types.FunctionType:
-        """A function that closes over modules, closing over their copies."""
+        """A function that closes over modules, or has them as defaults, with their copies."""
         cells = [cell for cell in value.__closure__ or () if _is_filled(cell)]
         contents = [self(cell.cell_contents) for cell in cells]
-        if all(new is cell.cell_contents for new, cell in zip(contents, cells, strict=True)):
+        defaults, by_name = self(value.__defaults__), self(value.__kwdefaults__)
+        before = *(cell.cell_contents for cell in cells), value.__defaults__, value.__kwdefaults__
+        if all(map(is_, (*contents, defaults, by_name), before)):
             return value
         swapped = {id(cell): types.CellType(new) for cell, new in zip(cells, contents, strict=True)}
         closure = tuple(swapped.get(id(cell), cell) for cell in value.__closure__ or ())
         code, names = value.__code__, value.__globals__
-        new = types.FunctionType(code, names, value.__name__, value.__defaults__, closure)
-        new.__kwdefaults__ = value.__kwdefaults__
+        new = types.FunctionType(code, names, value.__name__, defaults, closure)
+        new.__kwdefaults__ = by_name
         new.__dict__.update(value.__dict__)
         return new
 
@@ -206,6 +223,17 @@ class _Rewiring:
 
 def _copied(value: Any) -> Any:
     return value.copy() if type(value) in _DICTS else copy.copy(value)  # which takes its time
+
+
+@functools.cache
+def _is_plain(cls: type) -> bool:
+    """Whether objects of a class of the user's are no more than their attributes."""
+    makes_no_more: Any = object.__new__
+    is_users = package_of(cls) not in _OTHERS and cls.__new__ is makes_no_more
+    return cls is types.SimpleNamespace or (is_users and cls.__dictoffset__ != 0)
+
+
+_OTHERS = frozenset({"torch", "fxtie", *sys.stdlib_module_names})
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -7,6 +7,7 @@ is given) run the class's own forward on the copy, which reads derived attribute
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import traceback
 import warnings
@@ -21,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from fxtie import _torch
 from fxtie.errors import Outdated
 from fxtie.tied.call_cache import remembering
-from fxtie.tied.path_copy import become, user_forward
+from fxtie.tied.path_copy import become, new_like, user_forward
 from fxtie.tied.recompute import recomputing
 from fxtie.tied.sharded import is_distributed
 from fxtie.tied.state import Reads, RegionState
@@ -102,6 +103,19 @@ class Region(TiedModule, fx.GraphModule):
         """By which the graphs of variants that read derived tensors refer to these."""
         state = self._fxtie
         return state.reads if state.read_once is None else state.read_once()
+
+    def __copy__(self) -> Any:
+        """A shallow copy, as of any module; its graphs are about its own attributes."""
+        if (users := getattr(user_class(self), "__copy__", None)) is not None:
+            return users(self)
+        new, state = new_like(*self._fxtie_made[:3]), copy.copy(self._fxtie)
+        memo = {id(self): new}
+        state.switches = tuple(memo.get(id(module), module) for module in state.switches)
+        for variant in {id(variant): variant for variant in state.variants.values()}.values():
+            variant.guards = copy.deepcopy(variant.guards, memo)
+        vars(new).update({**vars(self), "_fxtie": state})
+        new.recompile()
+        return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         for name in self._fxtie.added:
