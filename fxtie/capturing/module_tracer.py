@@ -10,6 +10,7 @@ that can't be traced is rolled back to such a call, and reported as kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import types
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -21,7 +22,7 @@ from torch import fx, nn
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
 from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import ANYTHING, Reach, Reached
+from fxtie.capturing.reach import ANYTHING, Reach, Reached, changes_only_itself, key_of
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import join
@@ -30,7 +31,6 @@ from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place, changes_shape
 from fxtie.tracing.guards import ATOMS, MISSING, Guards, has_hooks
 from fxtie.tracing.inference import Aliases, is_tensor
-from fxtie.tracing.source_code import package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
@@ -84,7 +84,6 @@ class ModuleTracer(ModuleAttributes):
         self._entered: list[str] = []  # paths of modules, in the order of their calls
         self._placed = {}
         self._seen = {}
-        self._by_id = {id(module): module for module in self.paths}
         self._reach = Reach(shared or Reached())
         # Calls of code that is not looked into, by their numbers in `_reach`.
         self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
@@ -231,7 +230,7 @@ class ModuleTracer(ModuleAttributes):
         if is_read and not self._changes_nothing(module, args, kwargs):
             self._changed(result.node, given)
         modules = {*module.modules()}
-        if isinstance(module, torch.jit.ScriptModule) or all(map(_is_known, modules)):
+        if isinstance(module, torch.jit.ScriptModule) or all(map(changes_only_itself, modules)):
             if any(getattr(m, "inplace", False) for m in modules):
                 self._changed(result.node, given)
             self.reads.forget(modules, buffers_only=True)
@@ -244,7 +243,16 @@ class ModuleTracer(ModuleAttributes):
 
     def _runs_unseen(self, number: int, module: nn.Module | None, args: Any, kwargs: Any) -> None:
         self._opaque[number] = module, args, kwargs
-        self.reads.forget(self._reach.reached(number, self._by_id), buffers_only=False)
+        self.reads.forget(self._reach.reached(number, self._reachable), buffers_only=False)
+
+    @functools.cached_property
+    def _reachable(self) -> dict[int, nn.Module]:
+        """The modules by their ids, and by the keys of their tensors."""
+        found = {id(module): module for module in self.paths}
+        for module in self.paths:
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            found.update((key_of(tensor), module) for tensor in tensors if tensor is not None)
+        return found
 
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:
@@ -293,13 +301,15 @@ class ModuleTracer(ModuleAttributes):
             proved = False
         self.opened, self._opaque = opened, opaque
         facts = self.facts[attempt.lengths["facts"] :] if proved else []
-        assumed = self._assumed
+        effects, assumed = self._effects[attempt.lengths["_effects"] :], self._assumed
         try:
             attempt.undo()
         finally:
             self.graph = graph
         self.facts += facts
-        self._assumed = assumed if proved else self._assumed
+        if proved:
+            self._effects += effects
+            self._assumed = assumed
         return proved
 
     # -- nodes ----------------------------------------------------------------------------------
@@ -337,7 +347,7 @@ class ModuleTracer(ModuleAttributes):
                 self.reads.derive_anew({owner}, buffers_only=True)
 
     def may_fail(self) -> None:
-        if self._effects or self._changer([*self._opaque]):
+        if self._changer([*self._opaque]) or self._effects:
             raise Stop("checks a value after it has changed what outlives the call")
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
@@ -358,36 +368,6 @@ class ModuleTracer(ModuleAttributes):
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules: those inside of a graph would not call them."""
     return _torch.has_global_hooks()
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether a call of a module, but for its children, runs nothing but code of torch's layers.
-
-    Such code changes nothing but the module.
-    """
-    return (
-        _is_of_torch(user_class(module))
-        and not has_hooks(module)
-        and all(package_of(v) in _KNOWN for v in vars(module).values() if callable(v))
-    )
-
-
-def _is_of_torch(cls: type) -> bool:
-    """Whether a class is a layer of torch's, or one that only adds to it."""
-    layers = [base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.", "einops."))]
-    return bool(layers) and all(
-        name.startswith(("__init", "__annotate"))
-        or type(value) in _DATA
-        # Torch's code calls no method that it does not know. A property may hide what it reads.
-        or (type(value) in _METHODS and name[0] != "_" and not hasattr(layers[0], name))
-        for base in {*cls.__mro__} - {*layers, object}
-        for name, value in vars(base).items()
-    )
-
-
-_DATA = ATOMS | {dict, list, tuple}
-_METHODS = (types.FunctionType, staticmethod, classmethod)
-_KNOWN = ("torch", "einops")
 
 
 def _is_constant(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which objects the code of a module can reach, and so may change."""
+"""What the code of a module can reach, and so may change; layers that change only themselves."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtie._torch import has_storage, storage_id
 from fxtie.tied.state import State
-from fxtie.tracing.guards import ATOMS
+from fxtie.tracing.guards import ATOMS, has_hooks
 from fxtie.tracing.source_code import names_in, package_of
 from fxtie.tracing.traced import Traced
+from fxtie.tracing.user_class import user_class
 
 
 class Reached:
     """What some objects refer to, directly or not.
 
     Attributes:
-        ids: the ids of all of these objects.
+        ids: the ids of all of these objects, and the keys of tensors.
         is_bounded: whether that is all: some may refer to anything.
     """
 
@@ -45,6 +47,8 @@ class Reached:
         while pending:
             value = pending.pop()
             kind = type(value)
+            if isinstance(value, torch.Tensor):
+                ids.add(key_of(value))
             if kind in ATOMS or id(value) in ids or issubclass(kind, _WITHOUT_PARTS):
                 continue
             if issubclass(kind, _SHARED):
@@ -130,7 +134,7 @@ class Reach:
         return [number for root in roots for number in root.calls]
 
     def reached(self, number: int, modules: Mapping[int, nn.Module]) -> set[nn.Module]:
-        """Those of some modules, by their ids, that a call can reach."""
+        """Those modules that a call can reach, of some by their ids and their tensors' keys."""
         found: set[nn.Module] = set()
         for root in self._roots[number]:
             found.update(
@@ -139,6 +143,11 @@ class Reach:
             if root.shares:
                 found.update(modules[i] for i in self._shared.ids & modules.keys())
         return found
+
+
+def key_of(tensor: torch.Tensor) -> int:
+    """The same for tensors that share memory, and no object's id."""
+    return -storage_id(tensor) if has_storage(tensor) else -id(tensor)
 
 
 ANYTHING = object()
@@ -191,3 +200,33 @@ def _variables(function: types.FunctionType) -> list[Any]:
             elif not _is_known(value):
                 spaces += [] if any(vars(value) is known for known in spaces) else [vars(value)]
     return found
+
+
+def changes_only_itself(module: nn.Module) -> bool:
+    """Whether a call of a module, but for its children, runs nothing but code of torch's layers.
+
+    Such code changes nothing but the module.
+    """
+    return (
+        _is_of_torch(user_class(module))
+        and not has_hooks(module)
+        and all(package_of(v) in _LAYERS for v in vars(module).values() if callable(v))
+    )
+
+
+def _is_of_torch(cls: type) -> bool:
+    """Whether a class is a layer of torch's, or one that only adds to it."""
+    layers = [base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.", "einops."))]
+    return bool(layers) and all(
+        name.startswith(("__init", "__annotate"))
+        or type(value) in _DATA
+        # Torch's code calls no method that it does not know. A property may hide what it reads.
+        or (type(value) in _METHODS and name[0] != "_" and not hasattr(layers[0], name))
+        for base in {*cls.__mro__} - {*layers, object}
+        for name, value in vars(base).items()
+    )
+
+
+_DATA = ATOMS | {dict, list, tuple}
+_METHODS = (types.FunctionType, staticmethod, classmethod)
+_LAYERS = ("torch", "einops")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie import _torch
+from fxtie.capturing.reach import key_of
 from fxtie.planning.lowering import Lowered
 from fxtie.planning.names import join
 from fxtie.tied.derived import Derived, Source
@@ -57,7 +57,7 @@ class TensorReads:
                     if tensor is None:
                         continue
                     self.stored.setdefault(id(tensor), (owner, kind, attr))
-                    if (first := holders.setdefault(_memory(tensor), owner)) is not owner:
+                    if (first := holders.setdefault(key_of(tensor), owner)) is not owner:
                         self.sharing |= {first, owner}
         self._parameters: dict[Any, Traced] = {}
         self._others: dict[Any, Traced] = {}  # buffers and modules, which may be replaced
@@ -274,12 +274,6 @@ class TensorReads:
                 copied.meta["tie"] = derived.name
                 env[node] = copied
         return [env[result] for result in results]
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    """The same for tensors that share memory."""
-    has_memory = type(tensor) in (torch.Tensor, nn.Parameter) and _torch.has_storage(tensor)
-    return _torch.storage_id(tensor) if has_memory else id(tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,6 +150,45 @@ def test_a_source_that_two_layers_have(make, rule):
     check(make, "graph", rule=rule)
 
 
+class Shrinks(nn.Module):
+    """Changes tensors that other modules have."""
+
+    def __init__(self, *tensors):
+        super().__init__()
+        self.tensors = tensors
+
+    def forward(self, x):
+        for tensor in self.tensors:
+            tensor.detach().mul_(0.9)
+        return x
+
+
+class Descends(Shrinks):
+    def forward(self, x):
+        for tensor in self.tensors:
+            tensor.grad = torch.ones_like(tensor)
+        torch.optim.SGD(self.tensors, lr=0.1).step()
+        return x
+
+
+class WithShrinking(nn.Module):
+    def __init__(self, shrinks, hold):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.shrinks = shrinks(hold(self.a.weight.requires_grad_(False)))
+
+    def forward(self, x):
+        before = self.b(x)
+        x = self.shrinks(x)
+        return before + self.b(x)
+
+
+@pytest.mark.parametrize("shrinks", [Shrinks, Descends])
+@pytest.mark.parametrize("hold", [lambda weight: weight, lambda weight: weight.view(2, 8)])
+def test_a_part_that_has_a_source_of_its_owner(shrinks, hold):
+    check(lambda: WithShrinking(shrinks, hold), "graph")
+
+
 # -- a check that fails runs the forward again ----------------------------------------------------
 
 
@@ -198,12 +237,25 @@ class Counts(nn.Module):
         return x * self.calls
 
 
+class CountsInABuffer(nn.Module):
+    """As known code does, which only changes a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return x * self.calls
+
+
 CHECKS = {
     "an argument": (changes_its_argument, nn.Identity, "kept"),
     "a buffer": (changes_its_buffer, nn.Identity, "kept"),
     "statistics": (updates_its_statistics, lambda: nn.BatchNorm1d(4), "graph"),
     "statistics, by the code": (counts_its_calls, lambda: nn.BatchNorm1d(4), "graph"),
     "a counter": (updates_its_statistics, Counts, "kept"),
+    "a buffer of a part": (updates_its_statistics, CountsInABuffer, "graph"),
     "nothing": (updates_its_statistics, nn.Tanh, "graph"),
     "nothing before": (checks_first, lambda: nn.BatchNorm1d(4), "graph"),
 }
