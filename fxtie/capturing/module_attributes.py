@@ -62,7 +62,6 @@ class ModuleAttributes(Evaluator):
             return self._member(module, name, members[name], label)
         self._guard_entry(module, "__dict__", name, MISSING)
         if found is not MISSING:
-            self.may_have_changed(module)
             return self._bound(found, module, name)
         if name in GRAPH_MODULE_NAMES:
             raise Stop(f"asks for .{name}, which it would have as a torch.fx.GraphModule")
