@@ -37,7 +37,7 @@ from fxtie.tracing.user_class import user_class
 
 
 class ModuleTracer(ModuleAttributes):
-    """The trace of the forward of one region in one mode.
+    """The trace of the forward of one region in one mode. Raises `Stop` if that has none.
 
     Args:
         root: the root of the region.
@@ -46,9 +46,6 @@ class ModuleTracer(ModuleAttributes):
         borrowed: filled with what the graph reads from outside of the region, modules and
             tensors, by the attribute of the root under which it refers to them.
         shared: see `Reach`; the same for all traces of a model.
-
-    Raises:
-        Stop: with the reason, if it can't be traced.
 
     Attributes:
         switches: modules whose `training` flag was asked for.
