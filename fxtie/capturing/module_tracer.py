@@ -146,7 +146,7 @@ class ModuleTracer(ModuleAttributes):
         if value.node.op == "placeholder":
             self._assumed.setdefault(str(value.node.target), object)
             return False
-        return False if self.is_tensor(value) else None
+        return False if self.is_tensor(value, assume=True) else None
 
     def is_tensor(self, value: Traced, *, assume: bool = False) -> bool:
         def assumed(argument: fx.Node) -> bool:

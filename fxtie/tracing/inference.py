@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxtie._torch import OpOverload
-from fxtie.tracing.graphs import overloads_of
+from fxtie.tracing.graphs import name_of_op, overloads_of
 from fxtie.tracing.guards import has_hooks
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY
 from fxtie.tracing.source_code import package_of
@@ -70,14 +70,20 @@ def is_tensor(
     if node.op == "call_method":
         # `x.float()` is no operator of its own.
         is_cast = isinstance(getattr(torch, str(node.target), None), torch.dtype)
-        return known(node.args[0]) and (is_cast or _gives_tensor(overloads_of(node)))
+        return (is_cast or _gives_tensor(overloads_of(node))) and known(node.args[0])
     if node.op == "call_function":
         if node.target in _ARITHMETIC:
             # `x += y` gives x, whatever y is.
             return any(map(known, node.args[: 1 if node.target in _AUGMENTED else None]))
+        if package_of(node.target) == "einops":  # what it gives is of the type of what it gets
+            return name_of_op(node) in _OF_EINOPS and known(node.args[0])
         is_of_torch = package_of(node.target) in ("torch", "")
         return is_of_torch and _gives_tensor(overloads_of(node))
     return False
+
+
+_OF_EINOPS = frozenset({"rearrange", "reduce", "repeat", "einsum"})
+"""Those that give one tensor."""
 
 
 @functools.lru_cache(maxsize=1024)

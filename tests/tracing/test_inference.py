@@ -132,6 +132,10 @@ def calls(kind, target, *more):
         (calls("method", "relu"), True),
         (calls("method", "chunk", 2), False),
         (calls("function", torch.relu), True),
+        (calls("method", "float"), True),
+        (calls("function", einops.rearrange, "a b -> b a"), True),
+        (lambda graph, x: graph.call_function(einops.rearrange, ([x], "a b c -> b a c")), False),
+        (calls("function", einops.pack, "* b"), False),
         (calls("function", torch.max), False),
         (calls("function", operator.add, 1), True),
         (calls("function", operator.mod, 1), False),
@@ -233,3 +237,43 @@ def test_what_a_copied_sequence_gives(change):
     if change is not None:
         rule = fxtie.Rule("b", "a", weight=torch.square)
     check(Projecting, "graph", change=change, rule=rule)
+
+
+class Odd:
+    """A value that gives nothing when it is computed with."""
+
+    def __mul__(self, other):
+        return None
+
+    def float(self):
+        return None
+
+
+def asks_whether_a_product_is_none(self, x, scale):
+    scale = scale * 2
+    return self.b(self.a(x)) * (3 if scale is None else scale)
+
+
+def asks_whether_a_method_gives_none(self, x, scale):
+    scale = scale.float()
+    return self.b(self.a(x)) * (3 if scale is None else scale)
+
+
+def asks_whether_a_rearranged_value_is_none(self, x, scale):
+    scale = einops.rearrange(scale, "... -> ...")
+    return self.b(self.a(x)) * (3 if scale is None else scale)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        asks_whether_a_product_is_none,
+        asks_whether_a_method_gives_none,
+        asks_whether_a_rearranged_value_is_none,
+    ],
+)
+def test_whether_what_is_computed_of_an_argument_is_none(forward):
+    calls = [lambda: ((torch.randn(3, 4), torch.ones(4)), {})]
+    if forward is not asks_whether_a_rearranged_value_is_none:
+        calls.append(lambda: ((torch.randn(3, 4), Odd()), {}))
+    check(model(forward), "graph", *calls)
