@@ -78,6 +78,7 @@ class ModuleAttributes(Evaluator):
             entries = module.__dict__.get(mapping, {})
             if name in entries:
                 return self._registered(module, mapping, name, entries[name], label)
+        self.may_have_changed(module)
         for mapping in kinds:
             self._guard_entry(module, mapping, name, MISSING)
         return MISSING

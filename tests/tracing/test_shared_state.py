@@ -75,6 +75,42 @@ class Given(Two):
         return x if self.extra is None else x * 2
 
 
+class Noting(nn.Module):
+    """Leaves a loss behind, where it had none."""
+
+    def forward(self, x):
+        self.loss = x.square().mean()
+        return x
+
+
+class Noted(Two):
+    """A part of it sets what it has not had, and what its class has."""
+
+    def __init__(self):
+        super().__init__()
+        self.noting = Noting()
+
+    def forward(self, x):
+        x = self.b(self.noting(self.a(x)))
+        return x + (self.noting.loss if hasattr(self.noting, "loss") else 0)
+
+
+class NotedByDefault(Noted):
+    def forward(self, x):
+        x = self.b(self.noting(self.a(x)))
+        return x + getattr(self.noting, "loss", 0)
+
+
+class NotedInPlace(Noted):
+    def __init__(self):
+        super().__init__()
+        self.noting = type("Noting", (Noting,), {"loss": None})()
+
+    def forward(self, x):
+        x = self.b(self.noting(self.a(x)))
+        return x if self.noting.loss is None else x + self.noting.loss
+
+
 class Asking(nn.Module):
     def __init__(self, state):
         super().__init__()
@@ -94,7 +130,11 @@ class Asked(Told):
 
 @pytest.mark.parametrize(
     ("make", "expected"),
-    [(Collecting, "kept"), (Told, "kept"), (Given, "kept"), (Asked, "graph")],
+    [
+        *((made, "kept") for made in (Collecting, Told, Given)),
+        *((made, "kept") for made in (Noted, NotedByDefault, NotedInPlace)),
+        (Asked, "graph"),
+    ],
 )
 def test_state_that_a_part_shares(make, expected):
     check(make, expected)
