@@ -185,6 +185,14 @@ kept  | x = x * sum(self.members)
 kept  | x = x * {0: 2, 1: 3}.get(self.key, 4)
 kept  | x = x * [2, 3, 4][self.key]
 kept  | x = x * next(n for n in self.table)
+kept  | self.frame.t_(); x = x * self.frame.shape[0]
+graph | w = self.limit(self.b.weight.detach()); x = F.linear(x, w) + self.b(x)
+graph | x = self.noting(x) + self.b(x)
+kept  | x = self.noting(x) + getattr(self.noting, "loss", 0)
+graph | x = x * 2 if self.checked else x
+graph | x = self.engine(x)
+kept  | y = Pair(x, self.table); y.second.append(1); x = x * len(y.second)
+kept  | x = x if getattr(self, "meta", None) is None else -x
 """.strip().splitlines()
 OUTCOMES = {
     statement.replace("\\n", "\n"): outcome.strip()
@@ -237,6 +245,9 @@ model.key.number = 0
 model.settings.number = 3
 model.settings.names["alias"] = "other"
 model.settings.absent = 5
+model.limit.inplace = True
+model.checked = 1
+model.engine.model = nn.Tanh()
 """.strip().splitlines()
 
 
@@ -303,11 +314,43 @@ class Key:
         return self.number
 
 
+class Noting(nn.Module):
+    """Leaves something behind where it had nothing."""
+
+    def forward(self, x):
+        self.loss = x.detach().mean()
+        return x
+
+
+class NotNegative:
+    """A descriptor that is not asked when what it has set is read."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __set__(self, instance, value):
+        if value < 0:
+            raise ValueError(self.name)
+        instance.__dict__[self.name] = value
+
+
+class Engine:
+    """A helper that refers to its model."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return self.model.b(x) if hasattr(self.model, "b") else self.model(x)
+
+
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 class Parts(nn.Module):
     """What the statements use."""
+
+    checked = NotNegative()
 
     def __init__(self):
         super().__init__()
@@ -323,7 +366,9 @@ class Parts(nn.Module):
         self.config, self.members = types.SimpleNamespace(width=4), {0}
         self.seen, self.options, self.axes = collections.Counter(), {"n": 2}, [0]
         self.names, self.key = ["a", "b"], Key(1)
-        self.settings = Settings()
+        self.settings, self.engine, self.checked = Settings(), Engine(self), 0
+        self.limit, self.noting = nn.Hardtanh(-0.01, 0.01), Noting()
+        self.frame = torch.ones(2, 4)
         tanh, soft = nn.Tanh(), nn.Softplus()
         self.order, self.named = [tanh, soft], collections.OrderedDict(tanh=tanh, soft=soft)
         self.activations = nn.ModuleList(self.order)
