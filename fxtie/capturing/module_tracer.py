@@ -13,7 +13,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ class ModuleTracer(ModuleAttributes):
         self._reach = Reach(shared or Reached())
         # Calls of code that is not looked into, by their numbers in `_reach`.
         self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
+        self._unseen: dict[fx.Node, tuple[nn.Module, Any, Any]] = {}  # by what they give
         self._effects: list[fx.Node] = []  # nodes that change more than buffers
         self._is_reshaped = False
         self._aliases = Aliases(root)
@@ -166,11 +167,13 @@ class ModuleTracer(ModuleAttributes):
             self.guard("no_hooks", module, name)
             self._guard_entry(module, "__dict__", "forward", MISSING)
             self.class_of(module, name)
+            if "return_indices" in module.__dict__:  # of a pooling
+                self._guard_entry(module, "__dict__", "return_indices", module.return_indices)
             if module._modules:
                 self.look(module._modules, name)
             return module
 
-        return is_tensor(value.node, layer, assumed)
+        return is_tensor(value.node, layer, assumed, lambda n: self._gives_tensor(n, assume))
 
     def shape(self, value: Traced) -> torch.Size:
         if self._is_reshaped:
@@ -233,6 +236,7 @@ class ModuleTracer(ModuleAttributes):
             self.reads.forget(modules, buffers_only=True)
             return result
         self._runs_unseen(self._reach.add(module, args, kwargs), module, args, kwargs)
+        self._unseen[result.node] = module, args, kwargs
         return result
 
     def runs_unseen(self) -> None:
@@ -285,18 +289,41 @@ class ModuleTracer(ModuleAttributes):
 
     def _changes_nothing(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
         """Whether the forward of a module that stays a call only does what a trace may do."""
+        # What else may change what the module reads may also change what the module can reach.
+        return self._look_into(module, args, kwargs, {}, lambda result: True)
+
+    def _gives_tensor(self, node: fx.Node, assume: bool) -> bool:
+        """Whether a module that stays a call surely gives one tensor."""
+        module, args, kwargs = self._unseen.get(node, (None, (), {}))
+        if module is None:
+            return False
+        others = {n: call for n, call in self._opaque.items() if call[0] is not module}
+
+        def is_one(result: Any) -> bool:
+            return type(result) is Traced and self.is_tensor(result, assume=assume)
+
+        return self._look_into(module, args, kwargs, others, is_one)
+
+    def _look_into(
+        self, module: nn.Module, args: Any, kwargs: Any, opaque: Any, test: Callable[[Any], bool]
+    ) -> bool:
+        """Whether a module that stays a call only does what a trace may do, and passes a test.
+
+        The test is of what it gives. `opaque` are the calls that may have changed what it reads.
+        """
         if self.paths[module] in self.kept:
             return False
         graph, self.graph = self.graph, fx.Graph()  # whose names are its own
         attempt, opened = Attempt(self), self.opened
-        self._opaque, opaque = {}, self._opaque
+        self._opaque, before = {**opaque}, self._opaque
         self.opened = set(module.modules())
         try:
-            self._inline(module, args, kwargs)
-            proved = not self._opaque and self.kept == attempt.copies["kept"]
+            proved = test(self._inline(module, args, kwargs))
+            proved &= self._opaque.keys() <= opaque.keys()
+            proved &= self.kept == attempt.copies["kept"]
         except Stop:
             proved = False
-        self.opened, self._opaque = opened, opaque
+        self.opened, self._opaque = opened, before
         facts = self.facts[attempt.lengths["facts"] :] if proved else []
         effects, assumed = self._effects[attempt.lengths["_effects"] :], self._assumed
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtie._torch import OpOverload
+from fxtie._torch import OpOverload, OpOverloadPacket
 from fxtie.tracing.graphs import name_of_op, overloads_of
 from fxtie.tracing.guards import has_hooks
 from fxtie.tracing.operators import BINARY, IN_PLACE, UNARY
@@ -34,6 +34,7 @@ _MAKING = _layers_of(
 # Layers that give one tensor for whatever they accept. Their subclasses may not.
 LAYERS = _MAKING | _layers_of(
     *(nn.modules.activation, nn.modules.dropout, nn.modules.flatten, nn.modules.padding),
+    nn.modules.pooling,
     *(nn.modules.pixelshuffle, nn.modules.upsampling),
 )
 
@@ -42,7 +43,10 @@ _ARITHMETIC = _AUGMENTED.union(BINARY.values(), UNARY.values()) - {operator.mod}
 
 
 def is_tensor(
-    node: fx.Node, layer: Callable[[str], nn.Module], assume: Callable[[fx.Node], bool]
+    node: fx.Node,
+    layer: Callable[[str], nn.Module],
+    assume: Callable[[fx.Node], bool],
+    look: Callable[[fx.Node], bool] = lambda node: False,
 ) -> bool:
     """Whether the value of `node` is surely one tensor, whatever the inputs are.
 
@@ -51,10 +55,11 @@ def is_tensor(
         layer: gives the module of a name.
         assume: says of an argument of the graph, or of what it reads, whether to take it for a
             tensor.
+        look: says of a call of a module of the user's whether that gives a tensor.
     """
 
     def known(value: object) -> bool:
-        return isinstance(value, fx.Node) and is_tensor(value, layer, assume)
+        return isinstance(value, fx.Node) and is_tensor(value, layer, assume, look)
 
     if node.op in ("placeholder", "get_attr"):
         return not str(node.target).startswith("*") and assume(node)
@@ -66,7 +71,8 @@ def is_tensor(
             module = layer(name)
         if user_class(module) is nn.Identity:
             return known(node.args[0])
-        return user_class(module) in LAYERS
+        gives_more = getattr(module, "return_indices", False)
+        return (user_class(module) in LAYERS and not gives_more) or look(node)
     if node.op == "call_method":
         # `x.float()` is no operator of its own.
         is_cast = isinstance(getattr(torch, str(node.target), None), torch.dtype)
@@ -77,8 +83,10 @@ def is_tensor(
             return any(map(known, node.args[: 1 if node.target in _AUGMENTED else None]))
         if package_of(node.target) == "einops":  # what it gives is of the type of what it gets
             return name_of_op(node) in _OF_EINOPS and known(node.args[0])
-        is_of_torch = package_of(node.target) in ("torch", "")
-        return is_of_torch and _gives_tensor(overloads_of(node))
+        ops = overloads_of(node)
+        if isinstance(node.target, OpOverloadPacket) and not all(map(takes_tensor, ops)):
+            return False  # it can be called with numbers
+        return package_of(node.target) in ("torch", "") and _gives_tensor(ops)
     return False
 
 
@@ -86,10 +94,18 @@ _OF_EINOPS = frozenset({"rearrange", "reduce", "repeat", "einsum"})
 """Those that give one tensor."""
 
 
+def takes_tensor(op: OpOverload[..., Any]) -> bool:
+    """Whether one of the arguments of an op is a tensor, or a list of some."""
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+
+
 @functools.lru_cache(maxsize=1024)
 def _gives_tensor(ops: tuple[OpOverload[..., Any], ...]) -> bool:
-    """Whether every overload of an operator returns one tensor."""
-    returns = [op._schema.returns for op in ops]
+    """Whether every overload of an operator that takes a tensor returns one.
+
+    Python's functions call no others: `aten::tanh.float` is TorchScript's.
+    """
+    returns = [op._schema.returns for op in ops if takes_tensor(op)]
     return bool(returns) and all([str(value.type) for value in r] == ["Tensor"] for r in returns)
 
 

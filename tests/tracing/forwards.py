@@ -112,6 +112,8 @@ graph | x = x * self.settings.__dict__["number"] * (2 if "absent" in self.settin
 kept  | x = x * len(self.settings.__dict__)
 graph | y = torch.jit.annotate(typing.List[torch.Tensor], []); y.append(x); x = y[0]
 graph | x = x if isinstance(x, torch.Tensor) else typing.cast(list[torch.Tensor], x)[0]
+graph | y = self.part(x); x = y[0] if isinstance(y, tuple) else y
+graph | y = self.part(x); x = x if y is None else y[:, :4] if self.flag else x
 graph | x = x * self.settings.doubled
 graph | x = x * self.settings.alias + self.settings.other
 graph | x = x * getattr(self.settings, "absent", 2)
@@ -243,6 +245,7 @@ model.names.append("c")
 model.members.add(5)
 model.key.number = 0
 model.settings.number = 3
+model.part.pair = True
 model.settings.names["alias"] = "other"
 model.settings.absent = 5
 model.limit.inplace = True
@@ -278,6 +281,15 @@ class Straight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class Part(nn.Module):
+    """A module that gives one tensor, or two."""
+
+    pair = False
+
+    def forward(self, x):
+        return (x.tanh(), x) if self.pair else x.tanh()
 
 
 class Settings:
@@ -368,7 +380,7 @@ class Parts(nn.Module):
         self.names, self.key = ["a", "b"], Key(1)
         self.settings, self.engine, self.checked = Settings(), Engine(self), 0
         self.limit, self.noting = nn.Hardtanh(-0.01, 0.01), Noting()
-        self.frame = torch.ones(2, 4)
+        self.frame, self.part = torch.ones(2, 4), Part()
         tanh, soft = nn.Tanh(), nn.Softplus()
         self.order, self.named = [tanh, soft], collections.OrderedDict(tanh=tanh, soft=soft)
         self.activations = nn.ModuleList(self.order)

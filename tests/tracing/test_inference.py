@@ -132,6 +132,9 @@ def calls(kind, target, *more):
         (calls("method", "relu"), True),
         (calls("method", "chunk", 2), False),
         (calls("function", torch.relu), True),
+        (calls("function", torch.tanh), True),
+        (calls("function", torch.ops.aten.tanh), False),
+        (calls("function", torch.ops.aten.relu), True),
         (calls("method", "float"), True),
         (calls("function", einops.rearrange, "a b -> b a"), True),
         (lambda graph, x: graph.call_function(einops.rearrange, ([x], "a b c -> b a c")), False),
@@ -277,3 +280,123 @@ def test_whether_what_is_computed_of_an_argument_is_none(forward):
     if forward is not asks_whether_a_rearranged_value_is_none:
         calls.append(lambda: ((torch.randn(3, 4), Odd()), {}))
     check(model(forward), "graph", *calls)
+
+
+class Part(nn.Module):
+    """What it gives depends on what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = False
+
+    def forward(self, x):
+        return (x.tanh(), x) if self.pair else torch.tanh(x)
+
+
+class PartOfParts(Part):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Tanh()
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y * 2 if self.pair else y
+
+
+class PartOfMode(Part):
+    def forward(self, x):
+        return (x, x) if self.training else x.tanh()
+
+
+class PartThatTries(Part):
+    def forward(self, x):
+        try:
+            return super().forward(x)
+        except TypeError:
+            return x, x
+
+
+class PartOfArgument(Part):
+    def forward(self, x):
+        return x
+
+
+def asks_what_a_part_gives(self, x):
+    y = self.part(self.b(self.a(x)))
+    return y[0] * 3 if isinstance(y, tuple) else y
+
+
+def gives_a_pair(model):
+    model.part.pair = True
+
+
+def gives_a_pair_inside(model):
+    model.part.inner = Several()
+
+
+def hook_that_gives_a_pair(model):
+    model.part.register_forward_hook(lambda module, args, output: (output, output))
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        (Part, gives_a_pair),
+        (PartOfParts, gives_a_pair_inside),
+        (Part, hook_that_gives_a_pair),
+        (PartOfParts, hook_that_gives_a_pair),
+    ],
+)
+def test_what_a_part_gives(part, change):
+    check(model(asks_what_a_part_gives, part=part), "graph", change=change)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"), [(PartOfMode, "kept"), (PartThatTries, "kept"), (PartOfArgument, "graph")]
+)
+def test_parts_that_may_give_something_else(part, expected):
+    check(model(asks_what_a_part_gives, part=part), expected)
+
+
+class Turns(nn.Module):
+    """Changes what another part gives."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.held = [part]
+
+    def forward(self, x):
+        self.held[0].pair = not self.held[0].pair
+        return x
+
+
+class Turned(Two):
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+        self.turns = Turns(self.part)
+
+    def forward(self, x):
+        return asks_what_a_part_gives(self, self.turns(x))
+
+
+def test_a_part_that_another_part_changes():
+    check(Turned, "kept")
+
+
+class Pooled(Two):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool1d(1)
+
+    def forward(self, x):
+        y = self.pool(self.b(self.a(x))[None])
+        return y[0] * 3 if isinstance(y, tuple) else y
+
+
+def gives_indices(model):
+    model.pool.return_indices = True
+
+
+def test_a_pooling_that_gives_indices():
+    check(Pooled, "graph", change=gives_indices)
