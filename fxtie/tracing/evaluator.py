@@ -46,7 +46,7 @@ class Evaluator(Calls):
         if function.__code__.co_flags & _GENERATOR:
             raise Stop(f"runs the generator {function.__name__}")
         if not isinstance(function.__globals__, Scope):
-            if package_of(function) != "torch":
+            if package_of(function) not in ("torch", "fxtie"):
                 for name in ("__code__", "__defaults__", "__kwdefaults__"):
                     self.guard("own", function, name, getattr(function, name), function.__name__)
             function = rewritten(function, self)
