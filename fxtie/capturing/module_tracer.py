@@ -22,7 +22,7 @@ from torch import fx, nn
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
 from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import ANYTHING, Reach, Reached, changes_only_itself, key_of
+from fxtie.capturing.reach import ANYTHING, Reach, Reached, changes_only_itself
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.planning.names import join
@@ -249,11 +249,7 @@ class ModuleTracer(ModuleAttributes):
     @functools.cached_property
     def _reachable(self) -> dict[int, nn.Module]:
         """The modules by their ids, and by the keys of their tensors."""
-        found = {id(module): module for module in self.paths}
-        for module in self.paths:
-            tensors = (*module._parameters.values(), *module._buffers.values())
-            found.update((key_of(tensor), module) for tensor in tensors if tensor is not None)
-        return found
+        return {id(module): module for module in self.paths} | self.reads.holders
 
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:

@@ -39,6 +39,7 @@ class TensorReads:
     Attributes:
         used: the derived tensors that were read, by id.
         stored: owner, mapping and name of the tensors of the region, by id.
+        holders: the module that has a tensor, by what `key_of` gives.
         sharing: the modules that have a tensor that shares memory with that of another one.
     """
 
@@ -50,14 +51,14 @@ class TensorReads:
         self.used: set[int] = set()
         self.stored: dict[int, tuple[nn.Module, str, str]] = {}
         self.sharing: set[nn.Module] = set()
-        holders: dict[int, nn.Module] = {}
+        self.holders: dict[int, nn.Module] = {}
         for kind in ("_parameters", "_buffers"):
             for owner in paths:
                 for attr, tensor in getattr(owner, kind).items():
                     if tensor is None:
                         continue
                     self.stored.setdefault(id(tensor), (owner, kind, attr))
-                    if (first := holders.setdefault(key_of(tensor), owner)) is not owner:
+                    if (first := self.holders.setdefault(key_of(tensor), owner)) is not owner:
                         self.sharing |= {first, owner}
         self._parameters: dict[Any, Traced] = {}
         self._others: dict[Any, Traced] = {}  # buffers and modules, which may be replaced
