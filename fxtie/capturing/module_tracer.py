@@ -367,8 +367,9 @@ class ModuleTracer(ModuleAttributes):
                 self.reads.derive_anew({owner}, buffers_only=True)
 
     def may_fail(self) -> None:
-        if self._changer([*self._opaque]) or self._effects:
-            raise Stop("checks a value after it has changed what outlives the call")
+        changer = self._changer([*self._opaque]) or ("it" if self._effects else None)
+        if changer is not None:
+            raise Stop(f"checks a value after {changer} may have changed what outlives the call")
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
         """As usual, but without rank checks of torch's layers: torch's functions check as well."""
