@@ -19,7 +19,7 @@ from fxtie._torch import FakeTensorMode
 from fxtie.planning.spec import fake_like
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.graphs import changed_in_place, graph_from_records, graph_to_records, repeats
-from fxtie.tracing.guards import Guards
+from fxtie.tracing.guards import Guards, has_name
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.transforms import Transform
@@ -75,14 +75,18 @@ class Lowered:
         return self.name
 
     def __reduce__(self) -> Any:
-        return _lowered_from_records, (graph_to_records(self.graph), self.name)
+        records = graph_to_records(self.graph), self.name
+        depends = self.shapes is not None or self.guards.depends_on_values
+        if depends and self.function is not None and has_name(self.function):
+            return _lowered_from_records, (*records, self.guards, self.function, self.shapes)
+        return _lowered_from_records, records
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lowered:
         return self  # immutable
 
 
-def _lowered_from_records(records: Any, name: str) -> Lowered:
-    return Lowered(graph_from_records(records), name)
+def _lowered_from_records(records: Any, name: str, *guarded: Any) -> Lowered:
+    return Lowered(graph_from_records(records), name, *guarded)
 
 
 class Opaque:

@@ -79,6 +79,11 @@ class Guards:
     def __len__(self) -> int:
         return len(self.facts)
 
+    @property
+    def depends_on_values(self) -> bool:
+        """Whether a fact is about more than code."""
+        return any(name != "own" for name, _ in self.facts)
+
     def _arrange(self) -> None:
         """Arrange the facts for a fast check."""
         if self._memo is not None:
@@ -98,7 +103,7 @@ class Guards:
     def __getstate__(self) -> Any:
         if self._memo is not None:
             self._arrange()
-        return [_portable(fact) for fact in self.facts if not _is_left_out(fact)]
+        return [_portable(fact) for fact in self.facts if fact[0] != "own"]
 
     def __setstate__(self, facts: list[Fact]) -> None:
         self.__init__(facts)  # type: ignore[misc]
@@ -193,26 +198,21 @@ def _copied(fact: Fact, memo: dict[int, Any]) -> Fact:
 def _portable(fact: Fact) -> Fact:
     """A fact that can be pickled: about what is pickled with it, or what is found by its name."""
     name, args = fact
-    if name in ("outside", "cell") or (name == "answer" and not _has_name(args[1])):
+    if name in ("outside", "cell") or (name == "answer" and not has_name(args[1])):
         return "never", (name,)
     if name in ("variable", "attribute"):
         holder, key, value = args
-        if not (_has_name(holder) and _has_name(value)):
+        if not (has_name(holder) and has_name(value)):
             return "never", (f"{getattr(holder, '__name__', holder.__class__.__name__)}.{key}",)
     return fact
 
 
-def _is_left_out(fact: Fact) -> bool:
-    """Whether a fact is about code: a function that is found by its name is taken for the same."""
-    return fact[0] == "own"
-
-
-def _has_name(value: Any) -> bool:
+def has_name(value: Any) -> bool:
     """Whether pickle writes a constant, or the name under which a module has an object."""
     if type(value) in ATOMS or value is MISSING or isinstance(value, Namespace):
         return True
     if isinstance(value, tuple):
-        return all(map(_has_name, value))
+        return all(map(has_name, value))
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in getattr(value, "__qualname__", "").split("."):
         found = getattr(found, part, None)

@@ -1,6 +1,7 @@
 """Transforms, tried out and traced when they are planned."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -73,3 +74,33 @@ def test_a_transform_that_cannot_be_copied():
     check(Two(), rule=Rule("b", "a", weight=Halved()))
     tied = copy.deepcopy(fxtie.transform(Two(), Rule("b", "a", weight=Halved())))
     assert torch.equal(tied.b.weight, tied.a.weight / 2)
+
+
+FACTOR = 2
+
+
+def scaled(weight):
+    return weight * FACTOR
+
+
+def with_gradients_only(weight):
+    return weight * 2 if torch.is_grad_enabled() else weight
+
+
+def as_wide(weight):
+    return weight / weight.shape[0]
+
+
+@pytest.mark.filterwarnings("ignore::fxtie.Outdated")
+@pytest.mark.parametrize("transform", [scaled, with_gradients_only, as_wide])
+def test_what_a_pickled_transform_depends_on(transform, monkeypatch):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied = fxtie.transform(net, fxtie.Rule("1", "0", weight=transform))
+    again = pickle.loads(pickle.dumps(tied))
+    x = torch.randn(2, 4)
+    for factor in (2, 3):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert torch.equal(again(x), tied(x))
+                assert torch.equal(again[1].weight, transform(net[0].weight))
