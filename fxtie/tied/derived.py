@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
 from fxtie.errors import FxtieError
 from fxtie.foreign import loading_of
@@ -61,6 +62,15 @@ class Source:
         return module  # type: ignore[no-any-return]
 
     @property
+    def derived(self) -> Derived | None:
+        """How the tensor is derived itself, if its attribute computes it."""
+        state = self.owner.__dict__.get("_fxtie")
+        if state is None or self.is_own or self.attr in (*state.once, *self.owner.__dict__):
+            return None
+        found: Derived | None = state.derived.get(self.attr)
+        return found
+
+    @property
     def is_there(self) -> bool:
         """Whether the model still has the tensor."""
         try:
@@ -96,7 +106,30 @@ class Derived:
     placement: tuple[Any, tuple[Any, ...]] | None = None
 
     def compute(self) -> torch.Tensor:
+        if is_dynamo_compiling() and not is_distributed():
+            return self._in_order()
         return self.one_of(self.run([*map(self.read, self.sources)]))
+
+    def _in_order(self) -> torch.Tensor:
+        """The same, sources first.
+
+        Dynamo follows calls by calls of its own: in a chain of twenty reads they get too many.
+        """
+        values: dict[str, torch.Tensor] = {}
+        pending = [self]
+        while pending:
+            derived = pending[-1]
+            made_of = [source.derived for source in derived.sources]
+            missing = [d for d in made_of if d is not None and d.name not in values]
+            if missing:
+                pending += missing
+                continue
+            given = []
+            for source, inner in zip(derived.sources, made_of, strict=True):
+                given.append(derived.read(source) if inner is None else values[inner.name])
+            values[derived.name] = derived.one_of(derived.run(given))
+            pending.pop()
+        return values[self.name]
 
     def run(
         self, sources: Sequence[torch.Tensor], gathers: dict[Any, torch.Tensor] | None = None

@@ -46,6 +46,14 @@ def test_one_graph(case, train):
     assert_equals_oracle(case, compiled(case.tied), train=train)
 
 
+def test_long_chain():
+    """Dynamo follows calls by calls of its own, so reads inside of reads soon were too deep."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(21)))
+    rules = [Rule(str(i + 1), str(i), weight=torch.sin) for i in range(20)]
+    case = Case(model, fxtie.transform(model, rules), torch.randn(2, 4))
+    assert_equals_oracle(case, compiled(case.tied), train=True)
+
+
 @pytest.mark.slow
 @compat("torch.compile", "Inductor, fullgraph=True, dynamic=True, in eval and train: the same")
 @pytest.mark.parametrize("case", ["net"], indirect=True)  # resnet: see AOTInductor
