@@ -48,7 +48,7 @@ def test_one_graph(case, train):
 
 def test_long_chain():
     """Dynamo follows calls by calls of its own, so reads inside of reads soon were too deep."""
-    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(21)))
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(21)))
     rules = [Rule(str(i + 1), str(i), weight=torch.sin) for i in range(20)]
     case = Case(model, fxtie.transform(model, rules), torch.randn(2, 4))
     assert_equals_oracle(case, compiled(case.tied), train=True)
