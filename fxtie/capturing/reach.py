@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import sys
+import threading
 import types
 import weakref
 from abc import ABC
@@ -171,13 +173,18 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return () if value.__module__ else (value.__self__,)  # of a method, of a list say
     if issubclass(kind, weakref.ref):
         return (*gc.get_referents(value), weakref.ref.__call__(value))
-    if kind is object or kind.__module__ == "_thread" or kind.__name__ == "_lru_list_elem":
-        return ()  # also locks; and a link of an `lru_cache`, which itself shows what it holds
+    if kind is contextvars.ContextVar:
+        return (value.get(None),)
+    if kind in _EMPTY or (kind.__module__, kind.__name__) in _LINKS:
+        return ()
     # The garbage collector knows, but not of types that it can't see, and not of weak proxies.
     is_seen = kind.__flags__ & _IS_COLLECTED and kind not in weakref.ProxyTypes
     return gc.get_referents(value) if is_seen else None
 
 
+_EMPTY = (object, type(threading.Lock()), type(threading.RLock()))
+# Inside of an `lru_cache` and of a `threading.local`, which themselves show what they hold.
+_LINKS = {("functools", "_lru_list_elem"), ("_thread", "_localdummy")}
 _SHARED = (type, types.ModuleType)
 _IS_COLLECTED = 1 << 14
 _KNOWN = frozenset({"torch", "fxtie", "numpy", *sys.stdlib_module_names})

@@ -1,5 +1,6 @@
 """What a call of a module can reach, by whatever holds it."""
 
+import contextvars
 import functools
 import threading
 import types
@@ -52,7 +53,21 @@ def by_a_python_module(state):
     return [module]
 
 
+def by_a_thread(state):
+    here = threading.local()
+    here.state = state
+    return here
+
+
+def by_a_context(state):
+    variable = contextvars.ContextVar("variable")
+    variable.set(state)
+    return variable
+
+
 HOLDERS = {
+    "what a thread has": by_a_thread,
+    "what a context has": by_a_context,
     "a Python module": by_a_python_module,
     "a dict": lambda state: {"state": state},
     "a key": lambda state: {state: 1},
