@@ -57,7 +57,7 @@ class ModuleAttributes(Evaluator):
         if is_data_descriptor(found):
             return self._bound(found, module, name)
         members = module.__dict__
-        label = f"{path}.{name}" if path else name
+        label = join(path, name)
         if name in members:
             return self._member(module, name, members[name], label)
         self._guard_entry(module, "__dict__", name, MISSING)

@@ -113,7 +113,7 @@ class Derived:
     def _in_order(self) -> torch.Tensor:
         """The same, sources first.
 
-        Dynamo follows calls by calls of its own: in a chain of twenty reads they get too many.
+        Dynamo follows calls by calls of its own: a chain of twenty reads would be too deep.
         """
         values: dict[str, torch.Tensor] = {}
         pending = [self]

@@ -22,7 +22,7 @@ from fxtie.tracing.guards import MISSING, entry_of
 from fxtie.tracing.namespace import Namespace
 from fxtie.tracing.recorder import Recorder, is_known_class
 from fxtie.tracing.scope import Scope
-from fxtie.tracing.source_code import package_of
+from fxtie.tracing.source_code import FIXED_PACKAGES, package_of
 from fxtie.tracing.stops import Absent, Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
@@ -243,7 +243,7 @@ _MAY_CHANGE = 1 << 9  # a class that was made by a class statement
 
 def _may_change(cls: type) -> bool:
     """Whether a class is one that users may patch."""
-    return bool(cls.__flags__ & _MAY_CHANGE) and package_of(cls) not in ("torch", "enum")
+    return bool(cls.__flags__ & _MAY_CHANGE) and package_of(cls) not in FIXED_PACKAGES
 
 
 _FIELD: Any = type(collections.namedtuple("_Example", ["field"]).field)  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from fxtie.tracing.operators import unpack
 from fxtie.tracing.recorder import CONTAINERS, is_annotation
 from fxtie.tracing.rewriting import rewritten
 from fxtie.tracing.scope import Scope, user_place
-from fxtie.tracing.source_code import package_of
+from fxtie.tracing.source_code import FIXED_PACKAGES, package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced
 
@@ -46,9 +46,7 @@ class Evaluator(Calls):
         if function.__code__.co_flags & _GENERATOR:
             raise Stop(f"runs the generator {function.__name__}")
         if not isinstance(function.__globals__, Scope):
-            if package_of(function) not in ("torch", "fxtie"):
-                for name in ("__code__", "__defaults__", "__kwdefaults__"):
-                    self.guard("own", function, name, getattr(function, name), function.__name__)
+            self._guard_code(function)
             function = rewritten(function, self)
         if len(self.running) > 200:
             raise Stop("is nested too deeply")
@@ -74,6 +72,13 @@ class Evaluator(Calls):
             raise stop from None
         finally:
             self.running.pop()
+
+    def _guard_code(self, function: types.FunctionType) -> None:
+        if package_of(function) in FIXED_PACKAGES or (function, "__code__") in self.looked_up:
+            return
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            value = self.looked_up[function, name] = getattr(function, name)
+            self.guard("own", function, name, value, function.__name__)
 
     def stop(self, reason: str) -> NoReturn:
         raise Stop(reason)

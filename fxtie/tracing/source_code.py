@@ -20,6 +20,9 @@ from fxtie.tracing.stops import Stop
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 
+FIXED_PACKAGES = frozenset({"torch", "fxtie", "enum"})
+"""Packages whose functions and classes are taken to stay what they are: they need no guards."""
+
 _FUTURE = 0x1FF0000  # the flags of `from __future__ import ...`
 
 

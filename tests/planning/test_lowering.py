@@ -97,6 +97,8 @@ def test_what_a_pickled_transform_depends_on(transform, monkeypatch):
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied = fxtie.transform(net, fxtie.Rule("1", "0", weight=transform))
     again = pickle.loads(pickle.dumps(tied))
+    lowered = again._fxtie.report.plan.steps[0].lowered
+    assert torch.equal(lowered(torch.ones(8, 4)), transform(torch.ones(8, 4)))
     x = torch.randn(2, 4)
     for factor in (2, 3):
         monkeypatch.setitem(globals(), "FACTOR", factor)

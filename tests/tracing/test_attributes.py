@@ -194,20 +194,6 @@ def test_code_that_computes_attributes_and_does_more():
     check(model(lambda self, x: self.b(self.a(x)) * self.act.scale, act=Counting), "kept")
 
 
-def absent(self, x):
-    return self.b(self.a(x)) * getattr(self, "width", 1)
-
-
-def test_what_a_class_has_not_yet():
-    made = model(absent)()
-    tied, given = fxtie.transform(made, RULE), x()
-    assert not fxtie.report(tied).kept
-    before = tied(given)
-    type(made).width = 3
-    with pytest.warns(fxtie.Outdated, match="width was set"):
-        assert torch.allclose(tied(given), before * 3)
-
-
 class Computing(types.ModuleType):
     """As `torch.backends`: a Python module with attributes that it computes."""
 

@@ -5,19 +5,8 @@ import dataclasses
 import pytest
 from compared import check, model
 from elsewhere import Two
+from forwards import NotNegative
 from test_source_code import defined
-
-
-class NotNegative:
-    """A descriptor that checks what is set, and is not asked when it is read."""
-
-    def __set_name__(self, owner, name):
-        self.name = name
-
-    def __set__(self, instance, value):
-        if value < 0:
-            raise ValueError(self.name)
-        instance.__dict__[self.name] = value
 
 
 class Deletable:
