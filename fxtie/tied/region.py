@@ -255,16 +255,16 @@ def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
         try:
             return variant.forward(self, *args, **kwargs)
         except AssertionError:  # the user's own code raises what it raises
-            with _left_as_it_is(self):
+            with _restored(self):
                 as_written(self, *args, **kwargs)
-            raise  # by other random numbers, it does not
+            raise  # with other random numbers the user's code may not
 
     return forward
 
 
 @contextlib.contextmanager
-def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """A block that leaves buffers, which layers update in training, and random states alone."""
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Restore buffers, which layers update in training, and random states after a block."""
     with torch.no_grad():
         before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -129,11 +129,9 @@ class Evaluator(Calls):
 
     def invoke_with(self, function: Any, args: Any, /, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, where the number of arguments may be traced."""
-        return (
-            self.call_with(function, args, kwargs)
-            if type(args) is Traced
-            else self.call(function, args, kwargs)
-        )
+        if type(args) is Traced:
+            return self.call_with(function, args, kwargs)
+        return self.call(function, args, kwargs)
 
     def starred(self, value: Any) -> Any:
         """The items of `*value`."""
