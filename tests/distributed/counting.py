@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import re
 import weakref
 
@@ -67,9 +68,17 @@ class Memory(TorchDispatchMode):
 
     @property
     def settled(self) -> int:
-        """Bytes that live now, less what waits for the garbage collector."""
+        """Bytes that live once nothing is let go any more.
+
+        That is less what waits for the garbage collector, and for threads of gloo, which may hold
+        a buffer for a moment after the collective is over.
+        """
         gc.collect()
-        return self.held
+        before, held = -1, self.held
+        while held != before:
+            time.sleep(0.05)
+            before, held = held, self.held
+        return held
 
     @property
     def held(self) -> int:
