@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import time
 import re
+import time
 import weakref
 
 import torch
