@@ -40,9 +40,8 @@ class Attempt:
                 grown.popitem() if isinstance(grown, dict) else grown.pop()
         for name, value in self.copies.items():
             setattr(tracer, name, value.copy())
-        tracer.looked_up = {}  # its facts may have been removed
         self.undo_nodes()
 
 
-_GROWING = ("facts", "inlined", "_placed", "_seen", "_entered", "_effects")
+_GROWING = ("facts", "looked_up", "inlined", "_placed", "_seen", "_entered", "_effects")
 _COPIED = ("kept", "_assumed", "_opaque", "_escaped")

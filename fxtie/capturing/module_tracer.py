@@ -10,10 +10,9 @@ that can't be traced is rolled back to such a call, and reported as kept.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from torch import fx, nn
 
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
-from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import ANYTHING, Reach, Reached, changes_only_itself
+from fxtie.capturing.reach import Reach, Reached, changes_only_itself
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
+from fxtie.capturing.unseen_calls import UnseenCalls
 from fxtie.planning.names import join
 from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
@@ -36,7 +35,7 @@ from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
 
 
-class ModuleTracer(ModuleAttributes):
+class ModuleTracer(UnseenCalls):
     """The trace of the forward of one region in one mode. Raises `Stop` if that has none.
 
     Args:
@@ -82,10 +81,9 @@ class ModuleTracer(ModuleAttributes):
         self._placed = {}
         self._seen = {}
         self._reach = Reach(shared or Reached())
-        # Calls of code that is not looked into, by their numbers in `_reach`.
-        self._opaque: dict[int, tuple[nn.Module | None, Any, Any]] = {}
-        self._unseen: dict[fx.Node, tuple[nn.Module, Any, Any]] = {}  # by what they give
-        self._effects: list[fx.Node] = []  # nodes that change more than buffers
+        self._opaque = {}
+        self._unseen = {}
+        self._effects = []
         self._is_reshaped = False
         self._aliases = Aliases(root)
         self._trace()
@@ -239,18 +237,6 @@ class ModuleTracer(ModuleAttributes):
         self._unseen[result.node] = module, args, kwargs
         return result
 
-    def runs_unseen(self) -> None:
-        self._runs_unseen(self._reach.add(ANYTHING), None, (), {})
-
-    def _runs_unseen(self, number: int, module: nn.Module | None, args: Any, kwargs: Any) -> None:
-        self._opaque[number] = module, args, kwargs
-        self.reads.forget(self._reach.reached(number, self._reachable), buffers_only=False)
-
-    @functools.cached_property
-    def _reachable(self) -> dict[int, nn.Module]:
-        """The modules by their ids, and by the keys of their tensors."""
-        return {id(module): module for module in self.paths} | self.reads.holders
-
     @contextlib.contextmanager
     def _inside(self, module: nn.Module) -> Iterator[None]:
         """A block whose nodes belong to a call of `module`."""
@@ -263,74 +249,6 @@ class ModuleTracer(ModuleAttributes):
             yield
         finally:
             self._stack = outer
-
-    def may_be_reached(self, holder: Any) -> None:
-        if not self._opaque:
-            return
-        if (changer := self._changer(self._reach.calls(holder))) is not None:
-            raise Stop(f"reads what {changer}, which it calls, may change")
-
-    def _changer(self, numbers: Iterable[int]) -> str | None:
-        """What may have changed something among some calls that are not looked into."""
-        for number in numbers:
-            if number not in self._opaque:
-                continue
-            module, args, kwargs = self._opaque[number]
-            if module is None:
-                return "a method of an unknown object"
-            if not self._changes_nothing(module, args, kwargs):
-                return f"{self.paths[module]} ({type(module).__name__})"
-            del self._opaque[number]
-        return None
-
-    def _changes_nothing(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
-        """Whether the forward of a module that stays a call only does what a trace may do."""
-        # What else may change what the module reads may also change what the module can reach.
-        return self._look_into(module, args, kwargs, {}, lambda result: True)
-
-    def _gives_tensor(self, node: fx.Node, assume: bool) -> bool:
-        """Whether a module that stays a call surely gives one tensor."""
-        module, args, kwargs = self._unseen.get(node, (None, (), {}))
-        if module is None:
-            return False
-        others = {n: call for n, call in self._opaque.items() if call[0] is not module}
-
-        def is_one(result: Any) -> bool:
-            return type(result) is Traced and self.is_tensor(result, assume=assume)
-
-        return self._look_into(module, args, kwargs, others, is_one)
-
-    def _look_into(
-        self, module: nn.Module, args: Any, kwargs: Any, opaque: Any, test: Callable[[Any], bool]
-    ) -> bool:
-        """Whether a module that stays a call only does what a trace may do, and passes a test.
-
-        The test is of what it gives. `opaque` are the calls that may have changed what it reads.
-        """
-        if self.paths[module] in self.kept:
-            return False
-        graph, self.graph = self.graph, fx.Graph()  # whose names are its own
-        attempt, opened = Attempt(self), self.opened
-        self._opaque, before = {**opaque}, self._opaque
-        self.opened = set(module.modules())
-        try:
-            proved = test(self._inline(module, args, kwargs))
-            proved &= self._opaque.keys() <= opaque.keys()
-            proved &= self.kept == attempt.copies["kept"]
-        except Stop:
-            proved = False
-        self.opened, self._opaque = opened, before
-        facts = self.facts[attempt.lengths["facts"] :] if proved else []
-        effects, assumed = self._effects[attempt.lengths["_effects"] :], self._assumed
-        try:
-            attempt.undo()
-        finally:
-            self.graph = graph
-        self.facts += facts
-        if proved:
-            self._effects += effects
-            self._assumed = assumed
-        return proved
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -365,11 +283,6 @@ class ModuleTracer(ModuleAttributes):
                 self.reads.derive_anew(self.paths.keys(), buffers_only=False)
             else:
                 self.reads.derive_anew({owner}, buffers_only=True)
-
-    def may_fail(self) -> None:
-        changer = self._changer([*self._opaque]) or ("it" if self._effects else None)
-        if changer is not None:
-            raise Stop(f"checks a value after {changer} may have changed what outlives the call")
 
     def check(self, test: Iterator[Any], expected: bool, message: str) -> None:
         """As usual, but without rank checks of torch's layers: torch's functions check as well."""

@@ -113,6 +113,7 @@ class Names:
         # The names of all parameters, buffers and parametrized tensors.
         self.tensors: dict[str, None] = dict.fromkeys(self._slots)
         self._inside: dict[str, list[str]] = {}
+        self._usable: dict[str, Slot] = {}  # those that were found
 
     def _add_slots(self, prefix: str, module: nn.Module) -> None:
         for attr in self.tensors_of(module):
@@ -153,6 +154,8 @@ class Names:
 
     def find(self, name: str) -> Slot | str:
         """The slot of a tensor name, or the end of a sentence that says why there is none."""
+        if name in self._usable:
+            return self._usable[name]
         slot = self._slots.get(name)
         if slot is None:
             return self._why_missing(name)
@@ -168,6 +171,7 @@ class Names:
                 "is offloaded: it is not there until its module is called. Tie the model first, "
                 "and offload the tied one."
             )
+        self._usable[name] = slot
         return slot
 
     def get(self, name: str) -> Slot:

@@ -217,18 +217,26 @@ class Planner:
         """Try a transform on tensors without data."""
         if isinstance(transform, Part):
             return self.examine_part(transform, sources, target)
-        tried = self.try_out(transform, sources)
+        key = (_hashable(transform), len(sources))
+        tried = self.try_again(key, sources) or self.try_out(transform, sources)
         fault = tried.fault
         if tried.is_known:
             fault = fault or _misfit(transform_name(transform), tried.result, sources, target)
         if fault is not None:
             return Opaque(transform, fault), fault
-        key = (_hashable(transform), len(sources))
-        if key in self._general:
-            return self._general[key], None
         if isinstance(tried.lowered, Lowered) and tried.lowered.is_general:
             self._general[key] = tried.lowered
         return tried.lowered, None
+
+    def try_again(self, key: Any, sources: tuple[Spec, ...]) -> _Tried | None:
+        """Try what was lowered for sources of other shapes. None if that is not known to do."""
+        if (lowered := self._general.get(key)) is None:
+            return None
+        try:
+            with _quiet(), self.mode:
+                return _Tried(lowered, lowered(*(s.fake(self.mode) for s in sources)))
+        except Exception:  # which the user's function raises again, from a line of its own
+            return None
 
     def examine_part(self, part: Part, sources: tuple[Spec, ...], target: Spec) -> Examined:
         """Try a transform that returns several tensors, once for all of them."""

@@ -83,18 +83,18 @@ METHODS: dict[type, frozenset[str]] = {
 
 
 @functools.cache
-def _operators() -> frozenset[Any]:
-    """The functions and methods of torch that call `__torch_function__`."""
+def _recorded() -> frozenset[Any]:
+    """The functions of torch that are recorded: all methods that call `__torch_function__`, too."""
     overridable = frozenset(torch.overrides.get_testing_overrides())
-    return (overridable | _torch.in_place_functions()) - torch.overrides.get_ignored_functions()
+    ignored = torch.overrides.get_ignored_functions()
+    return FACTORIES | UNLISTED | ((overridable | _torch.in_place_functions()) - ignored)
 
 
 def is_recorded(function: Any) -> bool:
     """Whether a trace records a call of this as one node."""
     if isinstance(function, _torch.OpOverload | _torch.OpOverloadPacket):
         return True
-    tables = (FACTORIES, UNLISTED, _operators())
-    return any(is_in(function, table) for table in tables) or is_opaque(function)
+    return is_in(function, _recorded()) or is_opaque(function)
 
 
 def is_in(function: Any, functions: Container[Any]) -> bool:

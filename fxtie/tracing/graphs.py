@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from fxtie._torch import TENSOR_METHODS, OpOverload, OpOverloadPacket
+from fxtie.tracing.guards import ATOMS
 from fxtie.tracing.operators import IN_PLACE
 from fxtie.tracing.source_code import names_in
 
@@ -119,6 +120,8 @@ def same_arguments(a: Any, b: Any, same_node: Callable[[fx.Node, fx.Node], bool]
     """Whether arguments of two nodes are equal, up to nodes that correspond by `same_node`."""
 
     def same(a: Any, b: Any) -> bool:
+        if a is b and type(a) in ATOMS:  # most are
+            return True
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
             return isinstance(a, fx.Node) and isinstance(b, fx.Node) and same_node(a, b)
         if isinstance(a, list | tuple) and isinstance(b, list | tuple):  # fx has its own lists
@@ -165,7 +168,12 @@ def changed_in_place(node: fx.Node) -> list[fx.Node]:
 
 def changes_shape(node: fx.Node) -> bool:
     """Whether an op gives a tensor another shape, or another storage, in place."""
-    return any(torch.Tag.inplace_view in op.tags for op in overloads_of(node))
+    return _changes_shape(_operator_of(node))
+
+
+@functools.cache
+def _changes_shape(operator: Any) -> bool:
+    return any(torch.Tag.inplace_view in op.tags for op in overloads(operator))
 
 
 def _written(op: OpOverload[..., Any], node: fx.Node) -> list[Any]:
@@ -259,15 +267,20 @@ def _is_repeatable(function: Any) -> bool:
 
 def overloads_of(node: fx.Node) -> tuple[OpOverload[..., Any], ...]:
     """The ops of which a node may call one; none where torch has none."""
-    if isinstance(node.target, OpOverload):
-        return (node.target,)
-    is_packet = isinstance(node.target, OpOverloadPacket)
-    return overloads(node.target if is_packet else name_of_op(node))
+    return overloads(_operator_of(node))
+
+
+def _operator_of(node: fx.Node) -> Any:
+    """The op or the packet of ops that a node calls, else the name of what it calls."""
+    is_op = isinstance(node.target, OpOverload | OpOverloadPacket)
+    return node.target if is_op else name_of_op(node)
 
 
 @functools.cache
 def overloads(name: Any) -> tuple[OpOverload[..., Any], ...]:
     """The ops of a packet, or the aten ops of a name; none where torch has none."""
+    if isinstance(name, OpOverload):
+        return (name,)
     packet = name if isinstance(name, OpOverloadPacket) else getattr(torch.ops.aten, name, None)
     if not isinstance(packet, OpOverloadPacket):
         return ()

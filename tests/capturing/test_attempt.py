@@ -120,7 +120,7 @@ def test_all_that_was_noted_since_is_gone(tracer):
         assert (tracer.facts, tracer.inlined, tracer._placed) == (["of a"], {"a": 1}, {"a": None})
         assert tracer._entered == ["a"] and +tracer._calls == {"a": 1}
         assert (tracer.kept, tracer._assumed) == (["before"], {"x": torch.Tensor})
-        assert not (tracer._opaque or tracer._escaped or tracer.looked_up)
+        assert tracer.looked_up == {"known": 1} and not (tracer._opaque or tracer._escaped)
 
 
 def test_a_container_that_was_there_before_has_been_written_to(tracer):

@@ -8,6 +8,7 @@ nobody's to use.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import inspect
 import os
@@ -72,7 +73,7 @@ class Ranks:
         where = inspect.getfile(function), function.__name__
         for end in self._ends:
             end.send((where, args))
-        answers = [self._answer(end) for end in self._ends]
+        answers = [*map(self._answer, self._processes, self._ends)]
         faults = [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(answers) if fault]
         if faults:
             self.stop()
@@ -86,11 +87,12 @@ class Ranks:
         self._processes, self._ends = [], []
 
     @staticmethod
-    def _answer(end: Connection) -> tuple[Any, str]:
+    def _answer(process: Any, end: Connection) -> tuple[Any, str]:
         try:
             return end.recv() if end.poll(LIMIT) else (None, f"no answer in {LIMIT} s")
         except EOFError:
-            return None, "the process has died"
+            process.join()
+            return None, f"the process has died with exit code {process.exitcode}"
 
     def _start(self) -> None:
         context = torch.multiprocessing.get_context("forkserver")
@@ -110,6 +112,7 @@ class Ranks:
 def _serve(rank: int, count: int, store: str, end: Connection, prepare: Callable[[], Any]) -> None:
     """What each process does: answer until the other end is closed."""
     prepare()
+    faulthandler.enable()
     warnings.simplefilter("error")
     # torch says so of each Linear that is a unit of its own and gets several dimensions.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

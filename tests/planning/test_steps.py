@@ -1,13 +1,16 @@
 """Steps of a plan: their order, and that no data is touched."""
 
 import sys
+import traceback
 
+import pytest
 import torch
 from chain_net import chain_net
 from torch import nn
 
 import fxtie
 from fxtie import Rule
+from fxtie.planning import lowering, steps
 
 
 def test_order_follows_dependencies():
@@ -36,3 +39,27 @@ def test_planning_touches_no_data():
         net = nn.Sequential(nn.Linear(100_000, 100_000), nn.Linear(100_000, 100_000))
     plan = fxtie.plan(net, Rule("1", "0", weight=torch.square))
     assert plan.parameters_after == 100_000 * 100_001
+
+
+def test_a_transform_is_traced_once_for_all_shapes(monkeypatch):
+    def lower(*args):
+        lowered.append(args)
+        return lowering.lower(*args)
+
+    lowered = []
+    monkeypatch.setattr(steps, "lower", lower)
+    net = nn.Sequential(*(nn.Linear(n, n) for n in (2, 2, 3, 3)))
+    fxtie.plan(net, [Rule("1", "0", torch.exp, None), Rule("3", "2", torch.exp, None)])
+    assert len(lowered) == 1
+
+
+def test_a_transform_that_raises_for_the_second_shape_raises_in_the_code_of_the_users():
+    def times_two_rows(w):
+        return torch.ones(2, 2) @ w
+
+    net = nn.Sequential(*(nn.Linear(n, n) for n in (2, 2, 3, 3)))
+    rules = [Rule("1", "0", weight=times_two_rows), Rule("3", "2", weight=times_two_rows)]
+    with pytest.raises(fxtie.PlanError, match="the transform times_two_rows of '3.weight'") as info:
+        fxtie.plan(net, rules)
+    frames = traceback.extract_tb(info.value.__cause__.__traceback__)
+    assert "times_two_rows" in {frame.name for frame in frames}
