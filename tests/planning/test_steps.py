@@ -59,7 +59,7 @@ def test_a_transform_that_raises_for_the_second_shape_raises_in_the_code_of_the_
 
     net = nn.Sequential(*(nn.Linear(n, n) for n in (2, 2, 3, 3)))
     rules = [Rule("1", "0", weight=times_two_rows), Rule("3", "2", weight=times_two_rows)]
-    with pytest.raises(fxtie.PlanError, match="of '3.weight' raises") as info:
+    with pytest.raises(fxtie.PlanError, match=r"of '3\.weight' raises") as info:
         fxtie.plan(net, rules)
     frames = traceback.extract_tb(info.value.__cause__.__traceback__)
     assert "times_two_rows" in {frame.name for frame in frames}
