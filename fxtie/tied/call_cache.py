@@ -17,10 +17,17 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from fxtie._torch import get_frame_callback, is_jit_tracing, skip_code, surroundings
+from fxtie._torch import (
+    get_frame_callback,
+    has_storage,
+    is_jit_tracing,
+    skip_code,
+    surroundings,
+)
 from fxtie.tied.derived import Derived, Source
 from fxtie.tied.recompute import autocast_dtype, is_recomputing
 from fxtie.tied.sharded import is_distributed
+from fxtie.tracing.source_code import package_of
 from fxtie.transforms.parts import whole_of
 
 
@@ -127,7 +134,8 @@ def _state(transform: Any) -> Iterator[torch.Tensor]:
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     version = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), version, tensor.dtype, tensor.device, tensor.requires_grad
+    place = tensor.data_ptr() if has_storage(tensor) else 0  # `w.data = ...` keeps the version
+    return id(tensor), version, place, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _surroundings() -> tuple[Any, ...]:
@@ -205,8 +213,15 @@ def _is_left_alone(derived: Derived) -> bool:
 _is_left_alone._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
-    """A forward during whose calls derived tensors are remembered; `bound` gives it without."""
+def remembering(
+    bound: Callable[[Any], Callable[..., Any]], written: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A forward during whose calls derived tensors are remembered.
+
+    Args:
+        bound: gives the forward of a module without that.
+        written: the forward as its class has it.
+    """
     _watch_steps()
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -220,7 +235,15 @@ def remembering(bound: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any
             _here.call = outer
             now.close()
 
-    # The compiler is to begin with the forward itself: where that has graph breaks, this would be
-    # one more frame that has them.
-    skip_code(forward)
+    if package_of(written) == "torch":
+        # The compiler begins with no code of torch's own: it takes the call of a model whose
+        # forward is such code as a whole, and tells it by the file.
+        place = {
+            name: getattr(written.__code__, name) for name in ("co_filename", "co_firstlineno")
+        }
+        forward.__code__ = forward.__code__.replace(**place)
+    else:
+        # It is to begin with the forward itself: where that has graph breaks, this would be one
+        # more frame that has them.
+        skip_code(forward)
     return forward

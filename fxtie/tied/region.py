@@ -240,7 +240,7 @@ def _call_graph(region: Region) -> fx.Graph:
 
 def _dispatch(user_cls: type[nn.Module]) -> Callable[..., Any]:
     """A forward that runs the variant captured for the call, else the user's own code."""
-    as_written = remembering(user_forward)
+    as_written = remembering(user_forward, user_cls.forward)
 
     @functools.wraps(user_cls.forward)  # for its signature
     def forward(self: Region, *args: Any, **kwargs: Any) -> Any:

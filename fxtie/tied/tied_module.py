@@ -194,7 +194,7 @@ class KeptModule(TiedModule):
     @classmethod
     def _fxtie_namespace(cls, user: type[nn.Module], contents: Any) -> dict[str, Any]:
         # Wrapped for its signature.
-        return {"forward": functools.wraps(user.forward)(remembering(user_forward))}
+        return {"forward": functools.wraps(user.forward)(remembering(user_forward, user.forward))}
 
 
 class Ties(nn.Module):

@@ -28,7 +28,7 @@ from fxtie.tracing.operators import unpack
 from fxtie.tracing.recorder import CONTAINERS, is_annotation
 from fxtie.tracing.rewriting import rewritten
 from fxtie.tracing.scope import Scope, user_place
-from fxtie.tracing.source_code import FIXED_PACKAGES, package_of
+from fxtie.tracing.source_code import FIXED_PACKAGES, own_of, package_of
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Method, Traced
 
@@ -77,7 +77,7 @@ class Evaluator(Calls):
         if package_of(function) in FIXED_PACKAGES or (function, "__code__") in self.looked_up:
             return
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
-            value = self.looked_up[function, name] = getattr(function, name)
+            value = self.looked_up[function, name] = own_of(function, name)
             self.guard("own", function, name, value, function.__name__)
 
     def stop(self, reason: str) -> NoReturn:

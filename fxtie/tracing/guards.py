@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fxtie.tracing.namespace import Namespace
+from fxtie.tracing.source_code import own_of
 from fxtie.tracing.user_class import user_class
 
 MISSING: Any = type("Missing", (), {"__reduce__": lambda self: "MISSING"})()
@@ -126,7 +127,8 @@ class Guards:
 
     def own(self, holder: Any, key: str, value: Any, label: str) -> None:
         """What a function or a class is made of, its code or its bases, is `value`."""
-        self._check((id(holder), key), getattr, (holder, key), value, f"{label}.{key}")
+        read = own_of if key == "__kwdefaults__" and value else getattr
+        self._check((id(holder), key), read, (holder, key), value, f"{label}.{key}")
 
     def cell(self, cell: CellType, key: str, value: Any) -> None:
         """A variable of an enclosing function is `value`."""

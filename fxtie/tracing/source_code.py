@@ -84,6 +84,12 @@ def names_in(code: CodeType) -> set[str]:
     return {name for part in (code, *_codes(code)) for name in part.co_names}
 
 
+def own_of(holder: Any, key: str) -> Any:
+    """What a function or a class is made of; the items of a dict, which may change by itself."""
+    value = getattr(holder, key)
+    return (*value.items(),) if type(value) is dict else value
+
+
 def package_of(value: Any) -> str:
     """The name of the package that defines a function or a class."""
     if isinstance(value, FunctionType):  # `functools.wraps` gives it the name of another's

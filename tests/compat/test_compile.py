@@ -54,6 +54,14 @@ def test_long_chain():
     assert_equals_oracle(case, compiled(case.tied), train=True)
 
 
+def test_a_root_of_torchs_own_class_without_a_graph():
+    """Dynamo begins with no code of torch's; it compiled each derived attribute by itself."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+    rules = [Rule(str(i), "0", weight=torch.sin) for i in range(1, 12)]
+    case = Case(model, fxtie.transform(model, rules, trace=False), torch.randn(2, 4))
+    assert_equals_oracle(case, compiled(case.tied), train=True)
+
+
 @pytest.mark.slow
 @compat("torch.compile", "Inductor, fullgraph=True, dynamic=True, in eval and train: the same")
 @pytest.mark.parametrize("case", ["net"], indirect=True)  # resnet: see AOTInductor

@@ -42,6 +42,7 @@ CHANGES = {
     "in place": lambda net: net.a.weight.mul_(2),
     "another tensor": lambda net: setattr(net.a, "weight", nn.Parameter(2 * net.a.weight)),
     "dtype": lambda net: net.double(),
+    "data": lambda net: setattr(net.a.weight, "data", net.a.weight.data * 2),
     "fused step": fused_step,
     "buffer of the transform": anneal,
     "mode of the transform": lambda net: net.eval(),
@@ -60,7 +61,7 @@ class Annealed(nn.Module):
         return torch.tanh(weight * self.gain * self.temperature) * (2 if self.training else 1)
 
 
-OF_SOURCES = list(CHANGES)[:4]
+OF_SOURCES = list(CHANGES)[:5]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -42,7 +42,7 @@ def made():
 
     def function(f):
         new = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__)
-        new.__kwdefaults__ = f.__kwdefaults__
+        new.__kwdefaults__ = f.__kwdefaults__ and dict(f.__kwdefaults__)
         return new
 
     class Part(nn.Module):
@@ -90,6 +90,7 @@ PATCHES = {
     "code": lambda model: setattr(model.doubled, "__code__", (lambda x: x * 3).__code__),
     "defaults": lambda model: setattr(model.scaled, "__defaults__", (5,)),
     "keyword defaults": lambda model: setattr(model.scaled, "__kwdefaults__", {"shift": 5}),
+    "a keyword default": lambda model: model.scaled.__kwdefaults__.update(shift=5),
 }
 
 
