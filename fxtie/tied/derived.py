@@ -64,8 +64,9 @@ class Source:
     @property
     def derived(self) -> Derived | None:
         """How the tensor is derived itself, if its attribute computes it."""
-        state = self.owner.__dict__.get("_fxtie")
-        if state is None or self.is_own or self.attr in (*state.once, *self.owner.__dict__):
+        members = self.owner.__dict__
+        state = members.get("_fxtie")
+        if state is None or self.is_own or self.attr in state.once or self.attr in members:
             return None
         found: Derived | None = state.derived.get(self.attr)
         return found
