@@ -263,6 +263,11 @@ def fsdp_parts(param: Any) -> torch.Tensor | None:
     return getattr(param, "_sharded_post_forward_param", None)
 
 
+def fsdp_layout(param: Any) -> tuple[Any, tuple[torch.Size, tuple[int, ...]]]:
+    """The processes over which FSDP2 shards a Parameter, and shape and stride before it did so."""
+    return param.mesh_info.mesh, (param._orig_size, param._contiguous_orig_stride)
+
+
 def fsdp_inner_spec(param: Any) -> Any:
     """How tensor parallelism had placed a Parameter before FSDP2 sharded it; None if it had not."""
     found = getattr(param, "_unsharded_dtensor_spec", None)

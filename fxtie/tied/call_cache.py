@@ -22,6 +22,7 @@ from fxtie._torch import (
     has_storage,
     is_jit_tracing,
     skip_code,
+    storage_id,
     surroundings,
 )
 from fxtie.tied.derived import Derived, Source
@@ -71,7 +72,8 @@ class _Call:
         if derived.is_shared or any(value.requires_grad for value in values):
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
                 key = derived.identity, *_key(transform, sources)
-            alive = sources, transform, *_state(transform)  # so that an id is one tensor's
+            # So that an id is one tensor's, and one storage's.
+            alive = sources, transform, *_state(transform), *map(_storage, sources)
             self._values[key] = result, values, alive, [*map(_identity, values)]
             for value in values:
                 self._known.add(id(value))
@@ -134,8 +136,12 @@ def _state(transform: Any) -> Iterator[torch.Tensor]:
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     version = 0 if tensor.is_inference() else tensor._version
-    place = tensor.data_ptr() if has_storage(tensor) else 0  # `w.data = ...` keeps the version
+    place = storage_id(tensor) if has_storage(tensor) else 0  # `w.data = ...` keeps the version
     return id(tensor), version, place, tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _storage(tensor: torch.Tensor) -> Any:
+    return tensor.untyped_storage() if has_storage(tensor) else None
 
 
 def _surroundings() -> tuple[Any, ...]:

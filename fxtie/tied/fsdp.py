@@ -68,24 +68,28 @@ class Managed:
         dtype = policy.param_dtype if tensor.is_floating_point() else None
         if dtype is not None and policy.reduce_dtype in (None, dtype):
             tensor = tensor.to(dtype)  # before the gather: less to send
-        mesh, layout = tensor.device_mesh, (tensor.shape, tensor.stride())
-        inner = _torch.fsdp_inner_spec(self.param)  # of tensor parallelism, on the last dimensions
-        dims = mesh.ndim if inner is None else mesh.ndim - inner.mesh.ndim
-        kept = tensor.placements[dims:]
-        factor = self.group.gradient_divide_factor
-        reduced = [api.Partial("avg" if factor is None else "sum")] * dims
+        local = tensor.to_local()
         if self.param.offload_to_cpu:
-            local = tensor.to_local().to(self.param.device)
-            tensor = as_dtensor(local, mesh, tensor.placements, *layout)
-        tensor = tensor.redistribute(placements=[*[api.Replicate()] * dims, *kept])
-        whole: torch.Tensor = tensor.to_local(grad_placements=[*reduced, *kept])
+            local = local.to(self.param.device)
+        # On the processes of FSDP2 alone, whose parts are plain shards there: to torch 2.9, those
+        # of a mesh of two dimensions are in another order.
+        mesh, layout = _torch.fsdp_layout(self.param)
+        placements = [
+            p if p.is_replicate() else api.Shard(p.dim) for p in tensor.placements[: mesh.ndim]
+        ]
+        factor = self.group.gradient_divide_factor
+        reduced = [api.Partial("avg" if factor is None else "sum")] * mesh.ndim
+        parts: Any = as_dtensor(local, mesh, placements, *layout)
+        gathered = parts.redistribute(placements=[api.Replicate()] * mesh.ndim)
+        whole: torch.Tensor = gathered.to_local(grad_placements=reduced)
         if factor is not None:
             whole = _DividedGradient.apply(whole, factor)  # type: ignore[no-untyped-call]
         if dtype is not None:
             whole = whole.to(dtype)
+        inner = _torch.fsdp_inner_spec(self.param)  # of tensor parallelism
         if inner is None:
             return whole
-        return as_dtensor(whole, inner.mesh, inner.placements, *layout)
+        return as_dtensor(whole, inner.mesh, inner.placements, tensor.shape, tensor.stride())
 
 
 def policy_of(module: nn.Module) -> Any:

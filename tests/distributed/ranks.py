@@ -4,6 +4,10 @@ Where there is a GPU for each, they compute on these and send by NCCL, else on t
 To import torch takes seconds, so one process does it, and the ranks are its forks. They stay for
 all tests of a session. A failure or a timeout ends them: what a collective has left behind is
 nobody's to use.
+
+Now and then gloo aborts a process: the thread that has received an `allgather` frees the buffer
+(`gloo::transport::tcp::UnboundBuffer`), and the C library finds its memory spoiled, whatever the
+rank does then. So a function is run again, once, if a signal has ended a rank.
 """
 
 from __future__ import annotations
@@ -35,12 +39,27 @@ NOT_BEFORE_2_10 = pytest.mark.xfail(
     reason="torch 2.9's compiler can't make a frozen dataclass anew, as after a graph break",
 )
 
+OTHER_ORDER_IN_2_9 = pytest.mark.xfail(
+    torch.__version__ < "2.10",
+    raises=AssertionError,
+    reason="torch 2.9 adds up gradients that are sharded in two dimensions in another order",
+)
+
+NO_PIPELINES_IN_2_9 = pytest.mark.skipif(
+    torch.__version__ < "2.10",
+    reason="torch 2.9's pipelines send an int64 where gloo is to receive a float32, and abort",
+)
+
 USED = ("checkpoint", "fsdp", "pipelining", "tensor.parallel")
 """What the tests use of torch.distributed, and what takes longest to import."""
 
 
 def _nothing() -> None:
     """What is done first where nothing is needed."""
+
+
+class _Aborted(AssertionError):
+    """A signal has ended a rank."""
 
 
 class Ranks:
@@ -68,6 +87,13 @@ class Ranks:
             AssertionError: with the traceback of each rank on which it failed, or that took too
                 long.
         """
+        try:
+            return self._run(function, args)
+        except _Aborted as error:
+            print(f"{function.__name__} runs again: {error}", file=sys.stderr)
+            return self._run(function, args)
+
+    def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
         if not self._processes:
             self._start()
         where = inspect.getfile(function), function.__name__
@@ -76,8 +102,9 @@ class Ranks:
         answers = [*map(self._answer, self._processes, self._ends)]
         faults = [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(answers) if fault]
         if faults:
+            is_aborted = any((process.exitcode or 0) < 0 for process in self._processes)
             self.stop()
-            raise AssertionError("\n".join(faults))
+            raise (_Aborted if is_aborted else AssertionError)("\n".join(faults))
         return [value for value, _ in answers]
 
     def stop(self) -> None:
@@ -116,6 +143,8 @@ def _serve(rank: int, count: int, store: str, end: Connection, prepare: Callable
     warnings.simplefilter("error")
     # torch says so of each Linear that is a unit of its own and gets several dimensions.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # Of a function that runs again.
+    warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
     for start in (  # what torch 2.9 says of its own code
         "TypedStorage is deprecated",
         "Please specify CheckpointImpl.NO_REENTRANT",

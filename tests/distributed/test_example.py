@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import NO_PIPELINES_IN_2_9
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+pytestmark = NO_PIPELINES_IN_2_9
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed" / "train.py"
 MODES = ["ddp", "fsdp", "tp", "pp"]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from counting import Memory, Sent
 from decoders import KINDS, Block, Net, Reference, batch, loss, made, mesh_of, shard, train
+from ranks import OTHER_ORDER_IN_2_9
 from test_tensor_parallel import STYLES, train_on_all_ranks
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor.parallel import parallelize_module
@@ -53,6 +54,7 @@ def trains_parts(rank, kind):
     train_on_all_ranks(net, Reference(kind))
 
 
+@OTHER_ORDER_IN_2_9
 @pytest.mark.setting("tensor parallel and FSDP2, recompute=True, 4 ranks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed_in_two_dimensions(four_ranks, kind):

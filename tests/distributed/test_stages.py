@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from decoders import KINDS, Reference, batch, close, cut, made
+from ranks import NO_PIPELINES_IN_2_9
 from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -31,6 +32,7 @@ def mean_square(output, target):
     return output.square().mean() + 0 * target.sum()
 
 
+@NO_PIPELINES_IN_2_9
 @pytest.mark.setting("pipeline, {schedule}")
 @pytest.mark.parametrize("kind", ["across", "before", "self", "learned", "bank", "head"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -51,6 +53,7 @@ def trains(rank, kind, schedule):
     train(rank, nets, shared, running, Reference(kind))
 
 
+@NO_PIPELINES_IN_2_9
 @pytest.mark.setting("pipeline, cut by torch")
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_by_torch(two_ranks, kind):

@@ -188,6 +188,8 @@ def test_methods(monkeypatch, row):
 @pytest.mark.parametrize("row", sorted(gate.FACTORIES, key=title), ids=title)
 def test_factories(monkeypatch, row):
     assert not root_is_kept(FACTORIES[row])
+    if row in torch.overrides.get_testing_overrides():
+        pytest.skip("this version of torch lists it itself")
     monkeypatch.setattr(gate, "FACTORIES", gate.FACTORIES - {row})
     monkeypatch.setattr(gate, "_recorded", gate._recorded.__wrapped__)  # not cached
     assert root_is_kept(FACTORIES[row])
