@@ -48,6 +48,8 @@ def test_a_recipe_is_short_and_stands_on_its_page(path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_runs_as_pasted_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    if page.name == "distributed.md" and torch.__version__ < "2.10":
+        pytest.skip("torch 2.9 can't cut a tied model into stages by itself")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples/recipes")
     ran = pages.run(page, tmp_path, capsys)

@@ -20,6 +20,7 @@ from torch import nn
 
 from fxtie.tracing.attributes import Members
 from fxtie.tracing.guards import ATOMS, MISSING
+from fxtie.tracing.module_walks import WALKS
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.operators import BINARY, COMPARISONS, IN_PLACE
 from fxtie.tracing.recorder import CONTAINERS, is_known_class
@@ -144,10 +145,32 @@ def _map(e: Operations, function: Any, *iterables: Any) -> Any:
     return e.fresh(e.call(function, args) for args in values)
 
 
+def _filter(e: Operations, function: Any, values: Any) -> Any:
+    items = e.iterate(values)
+    return e.fresh(
+        item for item in items if e.truth(item if function is None else e.call(function, (item,)))
+    )
+
+
+def _next(e: Operations, items: Any, *default: Any) -> Any:
+    if not (isinstance(items, Iterator) and e.is_fresh(items)):
+        raise Stop("advances an iterator that it has not made")
+    return next(e.iterate(items), *default)
+
+
+def _partial(e: Operations, function: Any, *args: Any, **kwargs: Any) -> Any:
+    made = functools.partial(function, *args, **kwargs)
+    e.fresh(made.keywords)
+    return e.fresh(made)
+
+
 def _reversed(e: Operations, value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        raise Stop("reverses a module")
-    return e.fresh(e.iterate(value, reversed))
+    if not isinstance(value, nn.Module):
+        return e.fresh(e.iterate(value, reversed))
+    if e.lookup(e.class_of(value).__mro__, "__reversed__") is not MISSING:
+        raise Stop("reverses a module of a class that has a way of its own")
+    places, get = reversed(range(e.length(value))), e.attribute(value, "__getitem__")
+    return e.fresh(e.call(get, (place,)) for place in places)
 
 
 def _sum(e: Operations, values: Any, start: Any = 0) -> Any:
@@ -201,11 +224,6 @@ def _looked_up(read: str) -> Handler:
     return call
 
 
-def _children(e: Operations, module: nn.Module) -> Any:
-    children = e.iterate(e.call_method(e.attribute(module, "_modules"), "values", (), {}))
-    return e.fresh(iter(dict.fromkeys(child for child in children if child is not None)))
-
-
 def _operator(function: Callable[..., Any]) -> Handler:
     return lambda e, a, b: e.binary(function, a, b)
 
@@ -235,10 +253,15 @@ CALLABLES: dict[Any, Handler] = {
     functools.reduce: _reduce,
     itertools.chain: _lazily(itertools.chain),
     itertools.product: _lazily(itertools.product),
+    itertools.islice: _lazily(itertools.islice),
+    itertools.zip_longest: _lazily(itertools.zip_longest),
+    next: _next,
+    filter: _filter,
+    functools.partial: _partial,
     itertools.repeat: lambda e, value, *times: e.fresh(
         itertools.repeat(value, *map(e.plain, times))
     ),
-    nn.Module.children: _children,
+    **WALKS,
     object.__getattribute__: _looked_up("own_attribute"),
     nn.Module.__getattr__: _looked_up("registered_attribute"),
     Members.get: _member,

@@ -123,7 +123,7 @@ kept  | self.buffer = self.buffer + 1
 graph | x = x + self.buffer
 graph | x = x * (2 if f"{self.mode}" == "double" else 3)
 graph | x = {"double": x * 2, "plain": x}[self.mode]
-kept  | x = x + sum(p.numel() for p in self.layers[0].parameters())
+graph | x = x + sum(p.numel() for p in self.layers[0].parameters())
 graph | n = 0\nwhile n < 2: x = x + n; n += 1
 graph | x = x[:, [3, 2, 1, 0]]
 graph | x = x.flatten(1).T.T
@@ -186,7 +186,19 @@ graph | x = x * len(self.members)
 kept  | x = x * sum(self.members)
 kept  | x = x * {0: 2, 1: 3}.get(self.key, 4)
 kept  | x = x * [2, 3, 4][self.key]
-kept  | x = x * next(n for n in self.table)
+graph | x = x * next(n for n in self.table)
+graph | x = x.to(next(self.parameters()).dtype)
+graph | for layer in reversed(self.layers): x = layer(x)
+graph | it = iter(self.layers); x = next(it)(x); x = next(it)(x)
+graph | for layer in filter(lambda m: isinstance(m, nn.Linear), self.layers): x = layer(x)
+graph | f = functools.partial(F.leaky_relu, negative_slope=0.2); x = f(x)
+graph | f = functools.partial(self.layers[0]); x = f(x)
+graph | x = x + sum(p.sum() for n, p in self.layers.named_parameters() if n.endswith("bias"))
+graph | for name, child in self.layers.named_children(): x = child(x) if name else x
+graph | for n in itertools.islice(self.table, 1, None): x = x * n
+graph | x = nn.Sequential(self.a, self.b)[0](x)
+graph | x = x * len([m for m in self.layers.modules() if isinstance(m, nn.Linear)])
+kept  | self.stream = iter(self.table); x = x * next(self.stream)
 kept  | self.frame.t_(); x = x * self.frame.shape[0]
 graph | w = self.limit(self.b.weight.detach()); x = F.linear(x, w) + self.b(x)
 graph | x = self.noting(x) + self.b(x)
@@ -397,7 +409,7 @@ class Parts(nn.Module):
 
 
 HEADER = """
-import collections, functools, math, random, types, typing
+import collections, functools, itertools, math, random, types, typing
 from math import sqrt
 import numpy, torch
 import torch.nn.functional as F
