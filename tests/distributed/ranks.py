@@ -145,6 +145,7 @@ def _serve(rank: int, count: int, store: str, end: Connection, prepare: Callable
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Of a function that runs again.
     warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
+    warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0")
     for start in (  # what torch 2.9 says of its own code
         "TypedStorage is deprecated",
         "Please specify CheckpointImpl.NO_REENTRANT",
