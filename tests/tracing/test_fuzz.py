@@ -30,8 +30,17 @@ def series(program, model, change, **kwargs):
     return found
 
 
+def spoils(found):
+    """Whether a call has written to what autograd needs."""
+    return isinstance(found[0], RuntimeError) and "by an inplace operation" in str(found[0])
+
+
 def check(statements, change=None, trace=True):
-    """Tie a program and compare it with its twin. Returns the report."""
+    """Tie a program and compare it with its twin. Returns the report.
+
+    A forward that writes to a weight which autograd needs raises, tied or not. In the twin each
+    read has a value of its own, and it doesn't.
+    """
     program = Program(statements)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxtie.Outdated)
@@ -47,11 +56,13 @@ def check(statements, change=None, trace=True):
             assert_same(found, untied[name], f"{name}, the model itself")
         tied = fxtie.transform(program.make(), plan, trace=trace)
         for name, found in series(program, tied, change).items():
-            assert_same(found, expected[name], name)
+            if not (spoils(found) and spoils(untied[name])):
+                assert_same(found, expected[name], name)
         report = fxtie.report(tied)
         program.make()  # globals as at first
         for name, found in series(program, copied, change).items():
-            assert_same(found, expected[name], f"{name}, copied")
+            if not (spoils(found) and spoils(untied[name])):
+                assert_same(found, expected[name], f"{name}, copied")
     return report
 
 
