@@ -27,7 +27,7 @@ from coverage import Coverage
 from vision import import_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
-CAPTURING = ("attempt", "module_attributes", "module_tracer", "reach", "reads")
+CAPTURING = ("attempt", "module_attributes", "module_tracer", "reach", "reads", "unseen_calls")
 FILES = [
     *sorted((ROOT / "fxtie/tracing").glob("*.py")),
     *(ROOT / f"fxtie/capturing/{name}.py" for name in CAPTURING),
