@@ -248,6 +248,18 @@ def test_a_flag_of_its_own_keeps_a_forward(inner):
     assert [kept.reason for kept in report.kept] == ["has a `training` flag of its own"]
 
 
+def test_a_forward_that_was_replaced_on_the_root():
+    def make(forward):
+        model = Two()
+        model.forward = types.MethodType(forward, model)
+        return model
+
+    model = make(lambda self, x: self.b(self.a(x)) * 3)
+    tied = fxtie.transform(model, RULE)
+    (kept,) = fxtie.report(tied).kept
+    assert kept.reason == "has a forward that was replaced on the instance"
+
+
 def test_items_are_set():
     def forward(self, x):
         x = self.b(self.a(x)) * 1

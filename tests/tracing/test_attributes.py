@@ -226,8 +226,14 @@ def test_a_variable_of_a_module_that_computes_others(monkeypatch):
         assert torch.allclose(tied(given), before * 1.5)
 
 
-def test_what_a_module_computes():
-    check(model(reads_what_it_computes), "kept")
+def reads_what_hides_a_variable(self, x):
+    return self.b(self.a(x)) * COMPUTING.computed
+
+
+@pytest.mark.parametrize("forward", [reads_what_it_computes, reads_what_hides_a_variable])
+def test_what_a_module_computes(forward, monkeypatch):
+    monkeypatch.setitem(vars(COMPUTING), "computed", 5)  # which the property hides
+    check(model(forward), "kept")
 
 
 @pytest.mark.parametrize("kind", [Wrapping, Forwarding])

@@ -142,6 +142,20 @@ def test_parameters_of_the_users():
     check(model(forward, silent=lambda: Silent(4, 4)), "kept")
 
 
+def test_a_reversal_of_the_users():
+    class Backwards(nn.ModuleList):
+        def __reversed__(self):
+            return iter(self)
+
+    def forward(self, x):
+        for layer in reversed(self.list):
+            x = layer(x)
+        return self.b(self.a(x))
+
+    layers = lambda: Backwards([nn.Linear(4, 4), nn.Tanh()])  # noqa: E731
+    check(model(forward, list=layers), "kept")
+
+
 def test_next_of_a_list():
     def forward(self, x):
         return self.b(self.a(x)) * next([1.0])

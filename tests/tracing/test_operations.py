@@ -291,3 +291,21 @@ def test_what_a_container_holds(name):
     expression, held, change = CONTENTS[name]
     function = defined(f"def f(self, x):\n  return self.b(self.a(x)) * {expression}\n")
     check(model(function, held=held), "graph", change=lambda model: change(model.held))
+
+
+@pytest.mark.parametrize("operator", ["in", "not in"])
+def test_whether_a_value_is_in_another(operator):
+    forward = defined(
+        f"def f(self, x):\n  return self.b(self.a(x)) * (2 - (x[0, 0] {operator} x.relu()))\n"
+    )
+    check(model(forward), "graph")
+
+
+def test_a_list_that_is_joined_of_two_is_the_codes_own():
+    def forward(self, x):
+        first = [self.a(x)]
+        found = first + [x]  # noqa: RUF005 (two lists are joined)
+        found.append(x * 2)
+        return self.b(sum(found))
+
+    check(model(forward), "graph")
