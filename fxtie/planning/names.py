@@ -131,6 +131,7 @@ class Names:
 
     def add_module(self, prefix: str, module: nn.Module) -> None:
         """Let the tensors of a module outside of the model be found below `prefix`."""
+        self._usable.clear()
         for name, inner in module.named_modules(remove_duplicate=False):
             self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
 

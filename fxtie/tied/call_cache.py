@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -241,7 +242,7 @@ def remembering(
             _here.call = outer
             now.close()
 
-    if package_of(written) == "torch":
+    if isinstance(written, FunctionType) and package_of(written) == "torch":
         # The compiler begins with no code of torch's own: it takes the call of a model whose
         # forward is such code as a whole, and tells it by the file.
         place = {
