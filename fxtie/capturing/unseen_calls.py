@@ -114,7 +114,7 @@ class UnseenCalls(ModuleAttributes):
         graph, self.graph = self.graph, fx.Graph()  # whose names are its own
         attempt, opened = Attempt(self), self.opened
         self._opaque, before = {**opaque}, self._opaque
-        self.opened = {m for m in module.modules() if m is module or not changes_only_itself(m)}
+        self.opened = {module, *(m for m in module.modules() if not _is_of_torch(m))}
         try:
             proved = test(self._inline(module, args, kwargs))
             proved &= self._opaque.keys() <= opaque.keys()
@@ -138,3 +138,8 @@ class UnseenCalls(ModuleAttributes):
         changer = self._changer([*self._opaque]) or ("it" if self._effects else None)
         if changer is not None:
             raise Stop(f"checks a value after {changer} may have changed what outlives the call")
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Whether all that a module calls is layers of torch's."""
+    return all(map(changes_only_itself, module.modules()))

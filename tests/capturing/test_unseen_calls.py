@@ -58,3 +58,9 @@ class Around(nn.Module):
 def test_a_layer_inside_of_a_part_that_changes_a_source(inplace):
     rule = fxtie.Tie("b.bias", "scale", torch.exp)
     check(lambda: Derivation(Around(nn.Hardtanh(-0.5, 0.5, inplace))), "graph", rule=rule)
+
+
+@pytest.mark.parametrize("layer", [nn.Tanh(), nn.Sequential(Around(nn.Tanh()))])
+def test_layers_inside_of_a_part_that_change_nothing(layer):
+    tied = fxtie.transform(Derivation(Around(layer)), fxtie.Tie("b.bias", "scale", torch.exp))
+    assert tied.code.count("torch.exp(") == 1
