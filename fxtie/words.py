@@ -57,6 +57,11 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [(int(d), "") if d else (-1, w) for w, d in re.findall(r"(\D+)|(\d+)", name)]
 
 
+def join(*parts: str) -> str:
+    """A dotted name; empty parts, such as the root's name, are left out."""
+    return ".".join(filter(None, parts))
+
+
 def free_name(name: str, taken: Container[str]) -> str:
     """`name`, or the first of `name_2`, `name_3`, ... that is not taken."""
     numbered = (f"{name}_{i}" for i in itertools.count(2))

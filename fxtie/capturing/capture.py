@@ -25,7 +25,7 @@ from fxtie.capturing.reach import Reached
 from fxtie.capturing.report import Kept, Report
 from fxtie.errors import FxtieError, PlanError
 from fxtie.foreign import foreign_classes
-from fxtie.planning.names import Names, Slot, join
+from fxtie.planning.names import Names, Slot
 from fxtie.planning.plan import Plan
 from fxtie.planning.steps import Step
 from fxtie.tied.casts import share_casts
@@ -46,7 +46,7 @@ from fxtie.tied.tied_module import (
 from fxtie.tracing.graphs import same_graph
 from fxtie.tracing.stops import Stop
 from fxtie.transforms.parts import Part
-from fxtie.words import count
+from fxtie.words import count, join
 
 _LOG = logging.getLogger("fxtie")
 

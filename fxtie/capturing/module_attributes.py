@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fxtie.capturing.reads import TensorReads
-from fxtie.planning.names import join
 from fxtie.tied.region import GRAPH_MODULE_NAMES, OUTSIDE
 from fxtie.tracing.attributes import is_data_descriptor
 from fxtie.tracing.evaluator import Evaluator
@@ -22,7 +21,7 @@ from fxtie.tracing.recorder import CONTAINERS
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import derived_of, user_class
-from fxtie.words import free_name
+from fxtie.words import free_name, join
 
 
 class ModuleAttributes(Evaluator):

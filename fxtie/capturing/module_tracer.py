@@ -20,11 +20,10 @@ from torch import fx, nn
 
 from fxtie import _torch
 from fxtie.capturing.attempt import Attempt
-from fxtie.capturing.reach import Reach, Reached, changes_only_itself
+from fxtie.capturing.reach import Reach, Reached, runs_only_torch
 from fxtie.capturing.reads import TensorReads
 from fxtie.capturing.report import Kept
 from fxtie.capturing.unseen_calls import UnseenCalls
-from fxtie.planning.names import join
 from fxtie.tied.variant import Variant
 from fxtie.tracing.gate import is_opaque
 from fxtie.tracing.graphs import changed_in_place, changes_shape
@@ -33,6 +32,7 @@ from fxtie.tracing.inference import Aliases, is_tensor
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import user_class
+from fxtie.words import join
 
 
 class ModuleTracer(UnseenCalls):
@@ -227,11 +227,10 @@ class ModuleTracer(UnseenCalls):
         is_read = self.reads.any_in(self._aliases.of(given))
         if is_read and not self._changes_nothing(module, args, kwargs):
             self._changed(result.node, given)
-        modules = {*module.modules()}
-        if isinstance(module, torch.jit.ScriptModule) or all(map(changes_only_itself, modules)):
-            if any(getattr(m, "inplace", False) for m in modules):
+        if isinstance(module, torch.jit.ScriptModule) or runs_only_torch(module):
+            if any(getattr(m, "inplace", False) for m in module.modules()):
                 self._changed(result.node, given)
-            self.reads.forget(modules, buffers_only=True)
+            self.reads.forget({*module.modules()}, buffers_only=True)
             return result
         self._runs_unseen(self._reach.add(module, args, kwargs), module, args, kwargs)
         self._unseen[result.node] = module, args, kwargs

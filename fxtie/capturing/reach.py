@@ -221,6 +221,11 @@ def changes_only_itself(module: nn.Module) -> bool:
     )
 
 
+def runs_only_torch(module: nn.Module) -> bool:
+    """Whether a call of a module runs nothing but code of torch's layers, its children included."""
+    return all(map(changes_only_itself, module.modules()))
+
+
 def _is_of_torch(cls: type) -> bool:
     """Whether a class is a layer of torch's, or one that only adds to it."""
     layers = [base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.", "einops."))]

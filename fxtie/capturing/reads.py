@@ -17,14 +17,13 @@ from torch import fx, nn
 
 from fxtie.capturing.reach import key_of
 from fxtie.planning.lowering import Lowered
-from fxtie.planning.names import join
 from fxtie.tied.derived import Derived, Source
 from fxtie.tracing.evaluator import Evaluator
 from fxtie.tracing.guards import MISSING
 from fxtie.tracing.traced import Traced
 from fxtie.tracing.user_class import derived_of
 from fxtie.transforms.parts import Part
-from fxtie.words import free_name
+from fxtie.words import free_name, join
 
 
 class TensorReads:

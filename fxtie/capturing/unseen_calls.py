@@ -1,7 +1,7 @@
 """Calls in a trace of code that is not looked into: what they may have changed, and what they give.
 
 In: a call that the graph has. Out: whether what the trace reads afterwards is still what it was.
-Whoever asks has the module's forward traced, and the result thrown away.
+To find out, the module's forward is traced, and the graph thrown away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxtie.capturing.attempt import Attempt
 from fxtie.capturing.module_attributes import ModuleAttributes
-from fxtie.capturing.reach import ANYTHING, Reach, changes_only_itself
+from fxtie.capturing.reach import ANYTHING, Reach, runs_only_torch
 from fxtie.capturing.report import Kept
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.traced import Traced
@@ -96,25 +96,25 @@ class UnseenCalls(ModuleAttributes):
         if self.paths[module] in self.kept:
             return False
         had_modes = bool(self.switches)
-        proved = self._looked_into(module, args, kwargs, opaque, test)
+        proved = self._look_once(module, args, kwargs, opaque, test)
         if proved and not had_modes and len(self.switches) == 1:
             # What is true in both modes does not need a graph for each.
             self.training = not self.training
             try:
-                if self._looked_into(module, args, kwargs, opaque, test):
+                if self._look_once(module, args, kwargs, opaque, test):
                     self.switches = {}
             finally:
                 self.training = not self.training
         return proved
 
-    def _looked_into(
+    def _look_once(
         self, module: nn.Module, args: Any, kwargs: Any, opaque: Any, test: Callable[[Any], bool]
     ) -> bool:
-        """The same, in the mode that is traced."""
+        """The same, in the mode that is traced now."""
         graph, self.graph = self.graph, fx.Graph()  # whose names are its own
         attempt, opened = Attempt(self), self.opened
         self._opaque, before = {**opaque}, self._opaque
-        self.opened = {module, *(m for m in module.modules() if not _is_of_torch(m))}
+        self.opened = {module, *(m for m in module.modules() if not runs_only_torch(m))}
         try:
             proved = test(self._inline(module, args, kwargs))
             proved &= self._opaque.keys() <= opaque.keys()
@@ -138,8 +138,3 @@ class UnseenCalls(ModuleAttributes):
         changer = self._changer([*self._opaque]) or ("it" if self._effects else None)
         if changer is not None:
             raise Stop(f"checks a value after {changer} may have changed what outlives the call")
-
-
-def _is_of_torch(module: nn.Module) -> bool:
-    """Whether all that a module calls is layers of torch's."""
-    return all(map(changes_only_itself, module.modules()))

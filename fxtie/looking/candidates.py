@@ -18,11 +18,11 @@ from torch import nn
 
 from fxtie import transforms as T
 from fxtie.looking.grouping import grouped
-from fxtie.planning.names import Names, Slot, join
+from fxtie.planning.names import Names, Slot
 from fxtie.planning.own_ties import known_ties
 from fxtie.tracing.user_class import user_class
+from fxtie.words import join, split_index
 from fxtie.words import role as without_numbers
-from fxtie.words import split_index
 
 _MOST_COPIES = 8  # of a source in a target: more of them leave too little to learn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

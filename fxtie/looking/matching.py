@@ -15,8 +15,8 @@ from typing import Any
 from torch import fx
 
 from fxtie.looking.grouping import grouped
-from fxtie.planning.names import join
 from fxtie.tracing.graphs import same_arguments
+from fxtie.words import join
 
 Nodes = list[fx.Node]
 Gap = tuple[Nodes, Nodes]

@@ -19,10 +19,10 @@ from fxtie.errors import FxtieError, closest
 from fxtie.looking.candidates import Candidate, Layer, Link, find_layers, leading_back
 from fxtie.looking.grouping import grouped
 from fxtie.looking.spelling import Speller
-from fxtie.planning.names import Names, Slot, join
+from fxtie.planning.names import Names, Slot
 from fxtie.tracing.user_class import user_class
 from fxtie.transforms import same
-from fxtie.words import list_names, split_index
+from fxtie.words import join, list_names, split_index
 
 _NAMES = ("repeat", "adjacent", "cycle", "embeddings", "autoencoder")
 _MOST_TOLD = 6

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxtie.planning.names import join
+from fxtie.words import join
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,13 @@ from fxtie.foreign import is_loading
 from fxtie.planning.spec import Spec
 from fxtie.tracing.guards import has_hooks
 from fxtie.tracing.user_class import derived_of
+from fxtie.words import join
 
 
 def is_parametrized(module: nn.Module, attr: str | None = None) -> bool:
     """Whether a tensor of a module is parametrized, or any."""
     # Much faster than torch's function alone, which asks for an attribute that most modules lack.
     return "parametrizations" in module._modules and parametrize.is_parametrized(module, attr)
-
-
-def join(*parts: str) -> str:
-    """A dotted name; empty parts, such as the root's name, are left out."""
-    return ".".join(filter(None, parts))
 
 
 SlotKey: TypeAlias = tuple[int, str]
@@ -117,7 +113,7 @@ class Names:
 
     def _add_slots(self, prefix: str, module: nn.Module) -> None:
         for attr in self.tensors_of(module):
-            name = f"{prefix}.{attr}" if prefix else attr
+            name = join(prefix, attr)
             self._slots[name] = Slot(module, attr, name)
 
     @staticmethod
@@ -133,7 +129,7 @@ class Names:
         """Let the tensors of a module outside of the model be found below `prefix`."""
         self._usable.clear()
         for name, inner in module.named_modules(remove_duplicate=False):
-            self._add_slots(f"{prefix}.{name}" if name else prefix, inner)
+            self._add_slots(join(prefix, name), inner)
 
     def inside(self, name: str) -> Sequence[str]:
         """The tensors of a module and of those inside of it, by their whole names."""

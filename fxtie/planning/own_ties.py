@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from fxtie.foreign import foreign_classes
-from fxtie.planning.names import Names, Slot, join
+from fxtie.planning.names import Names, Slot
 from fxtie.planning.resolve import Resolver
 from fxtie.rules.rule import Tie
+from fxtie.words import join
 
 
 def own_ties(modules: Mapping[str, nn.Module]) -> list[Tie]:

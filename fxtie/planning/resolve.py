@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fxtie.errors import closest
-from fxtie.planning.names import Names, Slot, SlotKey, join
+from fxtie.planning.names import Names, Slot, SlotKey
 from fxtie.planning.rule_faults import deeper, exception, other_structure, regular_expression
 from fxtie.rules.free import Bank, Entry, Free
 from fxtie.rules.patterns import Match, Pattern
@@ -18,7 +18,7 @@ from fxtie.rules.rule import Each, Rule, Tie
 from fxtie.tracing.user_class import derived_of
 from fxtie.transforms import same
 from fxtie.transforms.parts import Part
-from fxtie.words import free_name
+from fxtie.words import free_name, join
 
 
 class Resolved(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fxtie.planning.names import Names, Slot, join
+from fxtie.planning.names import Names, Slot
 from fxtie.rules.patterns import Pattern
 from fxtie.rules.rule import Rule, Tie
 from fxtie.tracing.user_class import derived_of
+from fxtie.words import join
 
 _MOST_ROWS = 12  # of a structure
 _DERIVED = "derived"  # in place of a shape

@@ -74,7 +74,8 @@ class _Call:
             if isinstance(transform, nn.Module):  # which may have changed its own buffers
                 key = derived.identity, *_key(transform, sources)
             # So that an id is one tensor's, and one storage's.
-            alive = sources, transform, *_state(transform), *map(_storage, sources)
+            tensors = (*sources, *_state(transform))
+            alive = transform, tensors, [*map(_storage, tensors)]
             self._values[key] = result, values, alive, [*map(_identity, values)]
             for value in values:
                 self._known.add(id(value))
@@ -243,8 +244,8 @@ def remembering(
             now.close()
 
     if isinstance(written, FunctionType) and package_of(written) == "torch":
-        # The compiler begins with no code of torch's own: it takes the call of a model whose
-        # forward is such code as a whole, and tells it by the file.
+        # Dynamo never begins in a file of torch's: if a model's forward is in one, it compiles the
+        # call as a whole. So this forward says that it is there, too.
         place = {
             name: getattr(written.__code__, name) for name in ("co_filename", "co_firstlineno")
         }

@@ -120,6 +120,9 @@ class Derived:
         pending = [self]
         while pending:
             derived = pending[-1]
+            if derived.name in values:  # several are derived from it
+                pending.pop()
+                continue
             made_of = [source.derived for source in derived.sources]
             missing = [d for d in made_of if d is not None and d.name not in values]
             if missing:

@@ -71,8 +71,8 @@ class Managed:
         local = tensor.to_local()
         if self.param.offload_to_cpu:
             local = local.to(self.param.device)
-        # On the processes of FSDP2 alone, whose parts are plain shards there: to torch 2.9, those
-        # of a mesh of two dimensions are in another order.
+        # Only FSDP2's own dimensions of the mesh: over these, the parts are plain shards. torch 2.9
+        # takes the parts of a mesh of two dimensions in another order.
         mesh, layout = _torch.fsdp_layout(self.param)
         placements = [
             p if p.is_replicate() else api.Shard(p.dim) for p in tensor.placements[: mesh.ndim]

@@ -12,9 +12,9 @@ from torch import nn
 from fxtie import _torch
 from fxtie._torch import TorchDispatchMode, is_dtensor
 from fxtie.planning.lowering import Lowered
-from fxtie.planning.names import join
 from fxtie.tied.fsdp import Managed, policy_of
 from fxtie.tied.recompute import is_recomputing, noted
+from fxtie.words import join
 
 
 def is_distributed() -> bool:

@@ -21,13 +21,13 @@ from torch import nn
 
 from fxtie.errors import FxtieError
 from fxtie.foreign import is_loading
-from fxtie.planning.names import join
 from fxtie.shown import page
 from fxtie.tied import placed
 from fxtie.tied.call_cache import remembering
 from fxtie.tied.derived import Derived, Stored
 from fxtie.tied.path_copy import PathCopy, new_like, user_forward
 from fxtie.tied.state import RegionState, state_of
+from fxtie.words import join
 
 
 class TiedModule(PathCopy):

@@ -84,7 +84,7 @@ METHODS: dict[type, frozenset[str]] = {
 
 @functools.cache
 def _recorded() -> frozenset[Any]:
-    """The functions of torch that are recorded: all methods that call `__torch_function__`, too."""
+    """The functions and methods of torch of which a trace records a call as one node."""
     overridable = frozenset(torch.overrides.get_testing_overrides())
     ignored = torch.overrides.get_ignored_functions()
     return FACTORIES | UNLISTED | ((overridable | _torch.in_place_functions()) - ignored)

@@ -13,6 +13,7 @@ from torch import nn
 from fxtie.tracing.operations import Operations
 from fxtie.tracing.stops import Stop
 from fxtie.tracing.user_class import user_class
+from fxtie.words import join
 
 Handler = Callable[..., Any]
 
@@ -35,7 +36,7 @@ def _named_modules(
     module: nn.Module,
     memo: None = None,
     prefix: str = "",
-    remove_duplicate: Any = True,
+    remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
     if memo is not None:
         raise Stop("looks for modules that are not among some others")
@@ -48,7 +49,7 @@ def _named_modules(
         yield prefix, module
         _is_plain(e, module, "named_modules")
         for name, child in _entries(e, module):
-            yield from below(f"{prefix}.{name}" if prefix else name, child)
+            yield from below(join(prefix, name), child)
 
     return below(prefix, module)
 
@@ -74,7 +75,7 @@ def _named_tensors(mapping: str) -> Handler:
                     continue
                 seen.add(tensor)
                 value = e.registered_attribute(owner, name)
-                yield f"{path}.{name}" if path else name, value
+                yield join(path, name), value
 
     return call
 

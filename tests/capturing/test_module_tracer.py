@@ -249,14 +249,9 @@ def test_a_flag_of_its_own_keeps_a_forward(inner):
 
 
 def test_a_forward_that_was_replaced_on_the_root():
-    def make(forward):
-        model = Two()
-        model.forward = types.MethodType(forward, model)
-        return model
-
-    model = make(lambda self, x: self.b(self.a(x)) * 3)
-    tied = fxtie.transform(model, RULE)
-    (kept,) = fxtie.report(tied).kept
+    model = Two()
+    model.forward = types.MethodType(lambda self, x: self.b(self.a(x)) * 3, model)
+    (kept,) = fxtie.report(fxtie.transform(model, RULE)).kept
     assert kept.reason == "has a forward that was replaced on the instance"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compared import check
-from elsewhere import Two
+from elsewhere import Outer, Two
 from torch import nn
 
 import fxtie
@@ -43,24 +43,13 @@ def test_a_part_that_changes_a_source_in_one_mode(when_training):
     check(lambda: Derivation(Halving(when_training)), "graph", rule=rule)
 
 
-class Around(nn.Module):
-    """Code of the user's around a layer of torch's."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x) + 1
-
-
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_layer_inside_of_a_part_that_changes_a_source(inplace):
     rule = fxtie.Tie("b.bias", "scale", torch.exp)
-    check(lambda: Derivation(Around(nn.Hardtanh(-0.5, 0.5, inplace))), "graph", rule=rule)
+    check(lambda: Derivation(Outer(nn.Hardtanh(-0.5, 0.5, inplace))), "graph", rule=rule)
 
 
-@pytest.mark.parametrize("layer", [nn.Tanh(), nn.Sequential(Around(nn.Tanh()))])
+@pytest.mark.parametrize("layer", [nn.Tanh(), nn.Sequential(Outer(nn.Tanh()))])
 def test_layers_inside_of_a_part_that_change_nothing(layer):
-    tied = fxtie.transform(Derivation(Around(layer)), fxtie.Tie("b.bias", "scale", torch.exp))
+    tied = fxtie.transform(Derivation(Outer(layer)), fxtie.Tie("b.bias", "scale", torch.exp))
     assert tied.code.count("torch.exp(") == 1

@@ -35,12 +35,18 @@ def spoils(found):
     return isinstance(found[0], RuntimeError) and "by an inplace operation" in str(found[0])
 
 
-def check(statements, change=None, trace=True):
-    """Tie a program and compare it with its twin. Returns the report.
+def compare(series, expected, untied, what=""):
+    """Each call, unless it writes to a weight that autograd needs.
 
-    A forward that writes to a weight which autograd needs raises, tied or not. In the twin each
-    read has a value of its own, and it doesn't.
+    That raises, tied or not. In the twin each read has a value of its own, and it doesn't.
     """
+    for name, found in series.items():
+        if not (spoils(found) and spoils(untied[name])):
+            assert_same(found, expected[name], f"{name}{what}")
+
+
+def check(statements, change=None, trace=True):
+    """Tie a program and compare it with its twin. Returns the report."""
     program = Program(statements)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxtie.Outdated)
@@ -55,14 +61,10 @@ def check(statements, change=None, trace=True):
         for name, found in series(program, model, change).items():
             assert_same(found, untied[name], f"{name}, the model itself")
         tied = fxtie.transform(program.make(), plan, trace=trace)
-        for name, found in series(program, tied, change).items():
-            if not (spoils(found) and spoils(untied[name])):
-                assert_same(found, expected[name], name)
+        compare(series(program, tied, change), expected, untied)
         report = fxtie.report(tied)
         program.make()  # globals as at first
-        for name, found in series(program, copied, change).items():
-            if not (spoils(found) and spoils(untied[name])):
-                assert_same(found, expected[name], f"{name}, copied")
+        compare(series(program, copied, change), expected, untied, ", copied")
     return report
 
 

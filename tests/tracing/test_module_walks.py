@@ -26,8 +26,7 @@ def takes_the_device_of_the_first(self, x):
 
 
 def takes_a_default(self, x):
-    nothing = next(nn.ReLU().parameters(), None) if x is None else next(iter(()), None)
-    return self.b(self.a(x)) if nothing is None else x
+    return self.b(self.a(x)) * next(iter(()), 2)
 
 
 def sums_parameters(self, x):

@@ -15,7 +15,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compared import RULE, check, model, x
-from elsewhere import Cache, Two, doubled_with_gradients, scripted, seeded, square, with_scale
+from elsewhere import (
+    Cache,
+    Outer,
+    Two,
+    doubled_with_gradients,
+    scripted,
+    seeded,
+    square,
+    with_scale,
+)
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from twins import seed
@@ -260,15 +269,6 @@ class OwnCall(Two):
 
     def forward(self, x):
         return self.b(self.a(x))
-
-
-class Outer(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x) + 1
 
 
 def test_a_call_of_its_own():

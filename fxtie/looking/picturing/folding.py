@@ -16,8 +16,7 @@ from typing import TypeAlias
 
 from fxtie.looking.picturing.scene import DrawnTie, Scene
 from fxtie.planning.layers import Layer
-from fxtie.planning.names import join
-from fxtie.words import split_index
+from fxtie.words import join, split_index
 
 _LONGEST_UNIT = 16  # blocks
 

@@ -12,8 +12,7 @@ from torch import fx
 
 from fxtie.looking.matching import layer_of
 from fxtie.planning.layers import Layer
-from fxtie.planning.names import join
-from fxtie.words import role
+from fxtie.words import join, role
 
 
 def as_called(

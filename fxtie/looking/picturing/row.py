@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from fxtie.looking.grouping import grouped
 from fxtie.looking.picturing.folding import Block, Column, Item
 from fxtie.looking.picturing.scene import DrawnTie
-from fxtie.planning.names import join
-from fxtie.words import columns, list_names
+from fxtie.words import columns, join, list_names
 
 WIDTH = 1160.0  # of a row, unless it has very many columns
 _CHARACTER = 6.05  # width of one in a label

@@ -10,12 +10,12 @@ from torch import nn
 
 from fxtie.looking.grouping import grouped
 from fxtie.planning.layers import Layer
-from fxtie.planning.names import join
 from fxtie.planning.plan import Plan
 from fxtie.planning.steps import Step
 from fxtie.rules.free import Free
 from fxtie.transforms.parts import module_of
 from fxtie.transforms.protocol import formula
+from fxtie.words import join
 
 SHARED = "shared in the model"
 
