@@ -54,6 +54,25 @@ def test_long_chain():
     assert_equals_oracle(case, compiled(case.tied), train=True)
 
 
+def test_a_source_that_is_read_twice_is_derived_once():
+    class Last(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.linear(x, self._modules["2"].weight)
+
+    model = Last(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+    ties = [
+        fxtie.Tie("1.weight", "0.weight", torch.sin),
+        fxtie.Tie("2.weight", ("1.weight", "1.weight"), torch.add),
+    ]
+    graphs = []
+    tied = fxtie.transform(model, ties, trace=False)
+    x = torch.randn(2, 4)
+    found = torch.compile(tied, backend=lambda graph, _: graphs.append(graph) or graph)(x)
+    (graph,) = graphs
+    assert [node.target for node in graph.graph.nodes].count(torch.sin) == 1
+    assert torch.equal(found, tied(x))
+
+
 def test_a_root_of_torchs_own_class_without_a_graph():
     """Dynamo begins with no code of torch's; it compiled each derived attribute by itself."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
